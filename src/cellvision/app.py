@@ -1,0 +1,247 @@
+"""The one place that knows Hydra: settings in, built parts out, then one call into the library."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra.errors
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from cellvision.data.datamodule import CellDataModule
+    from cellvision.models.base import SegNet
+    from cellvision.training.task import SegmentationTask
+
+ALLOWED_TARGETS = ("cellvision.", "lightning.pytorch.")
+"""A ``_target_`` outside these prefixes is refused: settings beside a checkpoint must not run other code."""
+
+
+def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Run a job; an error that a user can mend is one sentence on stderr and exit status 2."""
+    try:
+        return job(cfg)
+    except CellvisionError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train, score the held-out fields, export a bundle and draw its predictions.
+
+    Returns:
+        The best value of ``cfg.monitor``, which sweepers compare; None where no checkpoint was kept.
+    """
+    check_settings(cfg)
+    folder = _find_run_folder(cfg)
+    from lightning.pytorch import seed_everything
+
+    from cellvision.training.finish import finish_run
+    from cellvision.training.record import write_run_record
+
+    warnings.filterwarnings("ignore", module="lightning.*")
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build_data(cfg.data)
+    data.setup()
+    task = _build_task(cfg, data)
+    trainer = _build_trainer(cfg, folder)
+    write_run_record(folder, settings=_resolve(cfg), data=data, net=task.net)
+    resume = _find_resume(cfg, folder)
+    if cfg.find_lr and resume is None:
+        _find_lr(trainer, task, data)
+    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    best = finish_run(trainer, task, data, folder=folder)
+    if cfg.bundle and best.checkpoint is not None:
+        _bundle_and_predict(cfg, data, best.checkpoint, folder)
+    return best.score
+
+
+def export(cfg: DictConfig) -> None:
+    """Make a bundle of a checkpoint and compare it with the net on real samples."""
+    check_settings(cfg)
+    from cellvision.export.writer import export_checkpoint
+
+    checkpoint = Path(cfg.ckpt)
+    data = build_data(_find_data_settings(cfg, checkpoint))
+    manifest = export_checkpoint(
+        checkpoint,
+        Path(cfg.bundle),
+        samples=data.collect_held_out(cfg.samples),
+        input_dtype=cfg.input_dtype,
+        tolerance=cfg.tolerance,
+        overwrite=cfg.overwrite,
+    )
+    print(f"bundle {cfg.bundle}: largest difference from PyTorch {manifest.parity['max_difference']:.1e}")
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Raise ConfigError listing every mandatory setting without a value, and every target that is not ours to run."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        got = f"no value for {', '.join(missing)}"
+        raise ConfigError(explain(got=got, need="all of them", hint=" ".join(f"{key}=..." for key in missing)))
+    for key, target in _walk_targets(cfg, ""):
+        if not target.startswith(ALLOWED_TARGETS):
+            got = f"{key}={target}"
+            raise ConfigError(explain(got=got, need=f"a name under {' or '.join(ALLOWED_TARGETS)}", hint="write a small class there"))
+
+
+def build(cfg: Any, key: str, **arguments: Any) -> Any:
+    """The object a config node describes; its own errors come out as they were raised.
+
+    Raises:
+        ConfigError: an unknown target or an argument that the target does not have.
+    """
+    try:
+        return instantiate(cfg, _convert_="all", **arguments)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, CellvisionError):
+            raise cause from None
+        if not isinstance(cause, TypeError | ImportError | AttributeError | ValueError | None):
+            raise
+        first = str(cause or error).splitlines()[0]
+        raise ConfigError(explain(got=f"{key}: {first}", need="settings that its class takes", hint=f"see conf/{key}")) from error
+
+
+def build_data(node: DictConfig) -> CellDataModule:
+    """The data module that a data group describes.
+
+    Settings that the module does not take, such as ``data.root``, must be ones that others refer to as ``${data.root}``.
+
+    Raises:
+        ConfigError: a setting that nothing uses, or one that its class does not take.
+    """
+    from cellvision.data.datamodule import CellDataModule
+
+    known = [name for name in inspect.signature(CellDataModule.__init__).parameters if name != "self"]
+    text = OmegaConf.to_yaml(node, resolve=False)
+    variables = [str(key) for key in node if key not in known and key != "_target_"]
+    for key in variables:
+        if f"${{data.{key}}}" not in text:
+            raise ConfigError(unknown_name("setting", f"data.{key}", [f"data.{name}" for name in known]))
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return build({key: value for key, value in plain.items() if key not in variables}, "data")
+
+
+def _resolve(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _walk_targets(node: Any, path: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if isinstance(node, DictConfig):
+        for key in node:
+            value = node._get_node(key)
+            here = f"{path}.{key}".lstrip(".")
+            if key == "_target_":
+                found.append((here, str(node[key])))
+            else:
+                found += _walk_targets(value, here)
+    elif isinstance(node, ListConfig):
+        for at in range(len(node)):
+            found += _walk_targets(node._get_node(at), f"{path}[{at}]")
+    return found
+
+
+def _find_run_folder(cfg: DictConfig) -> Path:
+    """Each job of a sweep has its own folder, which only Hydra knows."""
+    if HydraConfig.initialized():
+        cfg.run_dir = HydraConfig.get().runtime.output_dir
+    return Path(cfg.run_dir)
+
+
+def _build_task(cfg: DictConfig, data: CellDataModule) -> SegmentationTask:
+    from cellvision.training.task import SegmentationTask
+
+    given = {"in_channels": len(data.channels), "classes": data.classes}
+    net: SegNet = build(cfg.model, "model", **given, kind=cfg.model.get("kind") or data.kind)
+    method = cfg.splitting.method or ("distance" if "distance" in net.spec.outputs else "components")
+    return SegmentationTask(
+        net=net,
+        optim=build(cfg.optim, "optim"),
+        splitting=build(cfg.splitting, "splitting", method=method),
+        mixing=build(cfg.mixing, "mixing") if cfg.mixing is not None else None,
+        live_threshold=cfg.live_threshold,
+        monitor=cfg.monitor,
+        monitor_mode=cfg.monitor_mode,
+        seed=cfg.seed,
+    )
+
+
+def _build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+    from cellvision.training.checkpoint import AtomicCheckpointIO
+
+    callbacks = {name: build(node, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node is not None}
+    loggers = {name: build(node, f"logger.{name}") for name, node in cfg.logger.items() if node is not None}
+    return build(
+        cfg.trainer,
+        "trainer",
+        callbacks=list(callbacks.values()),
+        logger=list(loggers.values()),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+
+
+def _find_resume(cfg: DictConfig, folder: Path) -> str | None:
+    from cellvision.training.checkpoint import find_newest_checkpoint
+
+    if cfg.resume is None:
+        return None
+    if cfg.resume != "auto":
+        return str(cfg.resume)
+    newest = find_newest_checkpoint(folder / "checkpoints")
+    print(f"resume: {newest or 'no checkpoint yet, starting from the beginning'}")
+    return None if newest is None else str(newest)
+
+
+def _find_lr(trainer: Trainer, task: SegmentationTask, data: CellDataModule) -> None:
+    from lightning.pytorch.tuner import Tuner
+
+    found = Tuner(trainer).lr_find(task, datamodule=data, attr_name="lr")
+    print(f"learning rate found: {found.suggestion() if found else 'none'}; training with {task.lr:.2e}")
+
+
+def _bundle_and_predict(cfg: DictConfig, data: CellDataModule, checkpoint: Path, folder: Path) -> None:
+    from cellvision.export.showcase import predict_held_out
+    from cellvision.export.writer import export_checkpoint
+
+    manifest = export_checkpoint(checkpoint, folder / "bundle", samples=data.collect_held_out(4), overwrite=True)
+    print(f"bundle    {folder / 'bundle'}  (largest difference from PyTorch {manifest.parity['max_difference']:.1e})")
+    if cfg.predict > 0:
+        out = predict_held_out(folder / "bundle", data.collect_held_out(cfg.predict), folder=folder / "predicted")
+        print(f"pictures  {out}")
+
+
+def _find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:
+    """The data group of the command line, or else the settings of the run that wrote the checkpoint."""
+    if cfg.get("data") is not None:
+        return cfg.data
+    record = checkpoint.parent.parent / "run.json"
+    if not record.is_file():
+        raise ConfigError(
+            explain(got=f"no {record} to learn the data from", need="samples to compare on", hint="data=NAME data.root=...")
+        )
+    settings = OmegaConf.create({"data": json.loads(record.read_text(encoding="utf-8"))["settings"]["data"]})
+    check_settings(settings)
+    return settings.data

@@ -1,0 +1,172 @@
+"""The ``cellvision`` command: verbs on files. Only this door is read at start; each verb imports what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cellvision
+from cellvision.commands.lines import to_line
+from cellvision.errors import CellvisionError
+
+EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code: 0 all done, 1 some images failed, 2 nothing done, 130 interrupted.
+
+    Args:
+        arguments: without the program's name; None for those of the process.
+    """
+    chosen = build_parser().parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except KeyboardInterrupt:
+        print("cellvision: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (CellvisionError, OSError, MemoryError) as error:
+        if chosen.debug:
+            raise
+        print(f"cellvision: {to_line(str(error) or type(error).__name__)}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of all verbs; after parsing, ``run`` is the verb's function."""
+    parser = argparse.ArgumentParser(prog="cellvision", description="Cells from microscopy images, by a bundle.")
+    parser.add_argument("--version", action=_PrintVersion)
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{predict,evaluate,info}")
+    _add_predict(verbs.add_parser("predict", help="find the cells of images", description=_run_predict.__doc__))
+    _add_evaluate(verbs.add_parser("evaluate", help="score a bundle against truth", description=_run_evaluate.__doc__))
+    info = verbs.add_parser("info", help="show what is in a bundle", description=_run_info.__doc__)
+    info.add_argument("bundle", type=Path, help="bundle folder")
+    _add_debug(info, _run_info)
+    return parser
+
+
+class _PrintVersion(argparse.Action):
+    # argparse's own version action wants the text when the parser is built, and finding it takes longer than --help.
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"cellvision {cellvision.__version__}")
+        parser.exit()
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="TIFF, PNG or JPEG, or a folder of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    _add_engine(parser)
+    _add_image_meaning(parser, channels_help="names of the images' channels in order, e.g. hoechst,pi")
+    parser.add_argument("--pixel-size-um", type=float, metavar="F", help="edge of a pixel, instead of the files' own")
+    parser.add_argument("--no-overlay", action="store_true", help="leave out the overlay pictures")
+    _add_debug(parser, _run_predict)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
+    truth = parser.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--labels", type=Path, metavar="DIR", help="label images of the same names")
+    truth.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations")
+    parser.add_argument("--classes", type=Path, metavar="CSV", help="with --labels: table with image, label, class")
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="file for the scores")
+    _add_engine(parser)
+    _add_image_meaning(
+        parser, channels_help="name or name:role of the images' channels in order, e.g. hoechst:nuclear,pi:dead"
+    )
+    _add_debug(parser, _run_evaluate)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="bundle folder")
+    parser.add_argument(
+        "--provider", default="cpu", metavar="NAME", help="cpu (default), cuda ..; there is no fallback"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--memory-mib", type=int, default=1024, metavar="N", help="most working memory (default 1024)")
+    parser.add_argument("--tile-px", type=int, metavar="N", help="tile size (default: the bundle's, or what fits)")
+    parser.add_argument("--overlap-px", type=int, metavar="N", help="margin around tiles (default: the bundle's)")
+
+
+def _add_image_meaning(parser: argparse.ArgumentParser, *, channels_help: str) -> None:
+    parser.add_argument("--channels", type=_split_names, metavar="A,B", help=channels_help)
+    parser.add_argument(
+        "--intensity-scale", type=float, metavar="F", help="factor to the training counts, e.g. 257 from 8 to 16 bits"
+    )
+
+
+def _add_debug(parser: argparse.ArgumentParser, run: object) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run)
+
+
+def _split_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _run_predict(chosen: argparse.Namespace) -> int:
+    """Write for each image a label TIFF and an overlay PNG, and for the run cells.csv and fields.csv."""
+    from cellvision.commands.predict import collect_images, predict_images
+
+    images = collect_images(chosen.images, out_dir=chosen.out)
+    failed = predict_images(
+        _open_predictor(chosen),
+        images,
+        chosen.out,
+        channel_names=chosen.channels,
+        pixel_size_um=chosen.pixel_size_um,
+        intensity_scale=chosen.intensity_scale,
+        overlay=not chosen.no_overlay,
+    )
+    if not failed:
+        return EXIT_OK
+    for error in failed.values():
+        print(f"cellvision: {to_line(str(error))}", file=sys.stderr)
+    if len(images) > 1:
+        print(f"cellvision: {len(failed)} of {len(images)} images failed", file=sys.stderr)
+    if chosen.debug:
+        raise next(iter(failed.values()))
+    return EXIT_ERROR if len(failed) == len(images) else EXIT_SOME_FAILED
+
+
+def _run_evaluate(chosen: argparse.Namespace) -> int:
+    """Score a bundle: pixels, cells, classes, and the viability of each field next to an Otsu baseline."""
+    from cellvision.commands.evaluate import evaluate_bundle, print_scores, write_scores
+    from cellvision.commands.truth import open_truth
+
+    predictor = _open_predictor(chosen)
+    truth = open_truth(
+        predictor.manifest,
+        images=chosen.images,
+        labels=chosen.labels,
+        coco=chosen.coco,
+        table=chosen.classes,
+        channels=chosen.channels,
+    )
+    evaluation = evaluate_bundle(predictor, truth, intensity_scale=chosen.intensity_scale)
+    write_scores(evaluation, chosen.json)
+    print_scores(evaluation)
+    return EXIT_OK
+
+
+def _run_info(chosen: argparse.Namespace) -> int:
+    """Show the manifest of a bundle, after checking the graph's hash."""
+    from cellvision.bundle import load_manifest
+    from cellvision.commands.info import print_manifest
+
+    print_manifest(load_manifest(chosen.bundle))
+    return EXIT_OK
+
+
+def _open_predictor(chosen: argparse.Namespace) -> cellvision.Predictor:
+    return cellvision.Predictor(
+        chosen.bundle,
+        provider=chosen.provider,
+        threads=chosen.threads,
+        memory_mib=chosen.memory_mib,
+        tile_px=chosen.tile_px,
+        overlap_px=chosen.overlap_px,
+    )

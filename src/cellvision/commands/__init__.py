@@ -1,0 +1,1 @@
+"""The verbs of the ``cellvision`` command, one file each; no torch."""

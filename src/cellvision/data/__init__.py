@@ -1,0 +1,1 @@
+"""Images and annotations on disk or generated, splits, augmentation and batches; nothing is imported here."""

@@ -1,0 +1,185 @@
+"""The one Lightning data module: data sets, splits, sampling, workers and the statistics that travel into the net."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from cellvision.bundle import Channel
+from cellvision.data.batching import Crops, Fields, SubsetView, build_collate
+from cellvision.data.dataset import CellDataset
+from cellvision.data.sampler import EpochSampler, compute_class_weights_per_sample
+from cellvision.data.splits import check_leakage, split_by_group
+from cellvision.data.statistics import compute_stats
+from cellvision.data.transforms import Augment, Step
+from cellvision.errors import ConfigError, explain, unknown_name
+from cellvision.types import IGNORE, Batch, DataStats, Sample
+
+SPLITS = ("train", "val", "test")
+
+
+class CellDataModule(LightningDataModule):
+    """Batches for training, validation and test out of any CellDataset.
+
+    Args:
+        datasets: one data set per split ("train", "val", and "test" if there is one), or {"all": data set} that
+            ``fractions`` then divides by group.
+        fractions: share of each split, e.g. {"train": 0.7, "val": 0.3}; only with "all".
+        channels: names of the channels that the net sees, in its order; None takes all.
+        augment: named training steps; None switches one off. The crop that makes sizes equal is one of them.
+        normalization, percentiles: see ``compute_stats``.
+        batch_size: crops per training step on one device; fields are validated one by one, whole.
+        draws_per_epoch: crops per epoch; None draws every training field once.
+        balanced: draw fields with rare cell classes more often.
+        workers: loader processes; 0 loads in the main process.
+        cache_mib: decoded samples kept in memory, per split, in MiB.
+        seed: of sampling, augmentation and splitting.
+
+    Raises:
+        ConfigError: splits or channels that do not exist.
+        DataError: leakage between splits, or unreadable data.
+    """
+
+    def __init__(
+        self,
+        *,
+        datasets: Mapping[str, CellDataset],
+        fractions: Mapping[str, float] | None = None,
+        channels: Sequence[str] | None = None,
+        augment: Mapping[str, Step | None] | None = None,
+        normalization: str = "percentile",
+        percentiles: tuple[float, float] = (1.0, 99.8),
+        batch_size: int = 8,
+        draws_per_epoch: int | None = None,
+        balanced: bool = False,
+        workers: int = 1,
+        cache_mib: float = 1024.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.views = _build_views(datasets, fractions, cache_mib=cache_mib, seed=seed)
+        first = self.views["train"]
+        self.classes: tuple[str, ...] = tuple(first.classes)
+        self.channel_positions = _find_channels(first.channels, channels)
+        self.channels: tuple[Channel, ...] = tuple(first.channels[i] for i in self.channel_positions)
+        self.augment = Augment(augment or {})
+        self.normalization, self.percentiles = normalization, (float(percentiles[0]), float(percentiles[1]))
+        self.batch_size, self.draws_per_epoch = batch_size, draws_per_epoch
+        self.balanced, self.workers, self.seed = balanced, workers, seed
+        self.stats: DataStats | None = None
+        self.image_dtypes: tuple[str, ...] = ()
+        self.pixel_size_um: float | None = None
+        self._weights: np.ndarray | None = None
+
+    @property
+    def kind(self) -> str:
+        """The task that the classes suggest: "viability" for background, live, dead; otherwise "semantic"."""
+        return "viability" if self.classes == ("background", "live", "dead") else "semantic"
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check the splits against leakage and measure the training fields, once."""
+        if self.stats is not None:
+            return
+        check_leakage(dict(self.views))
+        train = self.views["train"]
+        samples = (train.sample(i) for i in range(len(train)))
+        dtypes, pixel_sizes, cells = set(), [], []
+
+        def watch() -> Any:
+            for sample in samples:
+                dtypes.add(sample.image.dtype.name)
+                pixel_sizes.append(sample.pixel_size_um)
+                cells.append(np.bincount(sample.cell_classes, minlength=IGNORE + 1)[1 : len(self.classes)])
+                yield sample
+
+        self.stats = compute_stats(
+            watch(),
+            channels=self.channel_positions,
+            classes=len(self.classes),
+            normalization=self.normalization,
+            percentiles=self.percentiles,
+        )
+        known = [size for size in pixel_sizes if size is not None]
+        self.pixel_size_um = float(np.median(known)) if known else None
+        self.image_dtypes = tuple(sorted(dtypes | {"float32"}))
+        self._weights = compute_class_weights_per_sample(np.stack(cells)) if self.balanced else None
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the data sets and the split: equal for equal training data."""
+        text = "\n".join(f"{split}:{view.fingerprint()}:{','.join(view.names)}" for split, view in self.views.items())
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled, augmented crops; the order and every random number follow from (seed, epoch) alone."""
+        view = self.views["train"]
+        crops = Crops(view, channels=self.channel_positions, augment=self.augment, seed=self.seed)
+        weights = None if self._weights is None else self._weights.tolist()
+        draws = self.draws_per_epoch or len(view)
+        sampler = EpochSampler(length=len(view), draws=draws, seed=self.seed, weights=weights)
+        return self._build_loader(crops, batch_size=self.batch_size, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Whole validation fields, one by one."""
+        return self._build_loader(Fields(self.views["val"], channels=self.channel_positions), batch_size=1)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Whole test fields, one by one; the validation fields where there is no test split."""
+        return self._build_loader(Fields(self.held_out, channels=self.channel_positions), batch_size=1)
+
+    @property
+    def held_out(self) -> SubsetView:
+        """The test split, or the validation split where there is none."""
+        return self.views.get("test", self.views["val"])
+
+    def collect_held_out(self, count: int) -> list[Sample]:
+        """The first ``count`` held-out samples, or as many as there are, with the net's channels only."""
+        samples = [self.held_out.sample(i) for i in range(min(count, len(self.held_out)))]
+        return [replace(sample, image=sample.image[self.channel_positions]) for sample in samples]
+
+    def _build_loader(self, dataset: Any, **options: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            collate_fn=build_collate(with_distance=self.kind == "viability"),
+            **options,
+        )
+
+
+def _build_views(
+    datasets: Mapping[str, CellDataset], fractions: Mapping[str, float] | None, *, cache_mib: float, seed: int
+) -> dict[str, SubsetView]:
+    if set(datasets) == {"all"}:
+        whole = datasets["all"]
+        parts = split_by_group(whole.groups, fractions=dict(fractions or {"train": 0.8, "val": 0.2}), seed=seed)
+        views = {split: SubsetView(whole, part, cache_mib=cache_mib) for split, part in parts.items()}
+    else:
+        views = {s: SubsetView(d, range(len(d)), cache_mib=cache_mib) for s, d in datasets.items() if d is not None}
+    for split in views:
+        if split not in SPLITS:
+            raise ConfigError(unknown_name("data split", split, SPLITS))
+    if missing := {"train", "val"} - views.keys():
+        raise ConfigError(
+            explain(
+                got=f"data splits {sorted(views)}",
+                need=f"also {', '.join(sorted(missing))}",
+                hint="data.datasets.all with data.fractions={train: 0.8, val: 0.2}",
+            )
+        )
+    return views
+
+
+def _find_channels(known: Sequence[Channel], wanted: Sequence[str] | None) -> list[int]:
+    names = [channel.name for channel in known]
+    if wanted is None:
+        return list(range(len(names)))
+    for name in wanted:
+        if name not in names:
+            raise ConfigError(unknown_name("data.channels entry", name, names))
+    return [names.index(name) for name in wanted]

@@ -1,0 +1,79 @@
+"""The order of training samples: a pure function of seed and epoch, so that a resumed run repeats nothing and skips nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch.distributed as dist
+from torch.utils.data import Sampler
+
+Draw = tuple[int, int, int]
+"""(sample index, epoch, position in the epoch): all that augmentation needs to seed itself."""
+
+
+class EpochSampler(Sampler[Draw]):
+    """Draws of one epoch, shuffled by (seed, epoch) alone and dealt out over the ranks of a distributed run.
+
+    Keys instead of bare indices reach the worker processes, so each sample's random augmentation depends on
+    (seed, epoch, position) and on no random state that a killed run would lose.
+
+    Args:
+        length: number of samples in the data set.
+        draws: draws per epoch over all ranks; samples repeat when it exceeds ``length``.
+        seed: of the run.
+        weights: chance of each sample relative to the others, or None for every sample equally often.
+    """
+
+    def __init__(self, *, length: int, draws: int, seed: int, weights: Sequence[float] | None = None) -> None:
+        self.length, self.draws, self.seed, self.epoch = length, draws, seed, 0
+        self.chances = None if weights is None else np.asarray(weights, dtype=np.float64) / np.sum(weights)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        world, _ = _world_and_rank()
+        return -(-self.draws // world)
+
+    def __iter__(self) -> Iterator[Draw]:
+        world, rank = _world_and_rank()
+        total = len(self) * world
+        order = self._order(total)
+        return iter([(int(order[at]), self.epoch, at) for at in range(rank, total, world)])
+
+    def _order(self, total: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.chances is not None:
+            return rng.choice(self.length, size=total, p=self.chances)
+        rounds = -(-total // self.length)
+        return np.concatenate([rng.permutation(self.length) for _ in range(rounds)])[:total]
+
+
+def _world_and_rank() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(), dist.get_rank()
+    return 1, 0
+
+
+def compute_class_weights_per_sample(cell_counts: np.ndarray) -> np.ndarray:
+    """(S,) chance weights that show rare cell classes as often as common ones.
+
+    A sample weighs the mean, over its cells, of 1 / frequency of the cell's class; a sample without cells weighs
+    as much as the lightest one with cells.
+
+    Args:
+        cell_counts: (S, K-1) number of cells of each foreground class in each sample.
+
+    Example:
+        >>> compute_class_weights_per_sample(np.array([[9, 0], [0, 1]])).round(2).tolist()
+        [1.11, 10.0]
+    """
+    totals = cell_counts.sum(axis=0)
+    frequency = totals / max(1, totals.sum())
+    rarity = np.divide(1.0, frequency, out=np.zeros(len(frequency)), where=frequency > 0)
+    cells = cell_counts.sum(axis=1)
+    weights = np.divide(cell_counts @ rarity, cells, out=np.zeros(len(cells)), where=cells > 0)
+    lightest = weights[weights > 0].min() if (weights > 0).any() else 1.0
+    return np.where(weights > 0, weights, lightest)

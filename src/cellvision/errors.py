@@ -1,0 +1,66 @@
+"""Every error a user can cause, each one sentence in three parts: got, need, try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CellvisionError(Exception):
+    """Base of all errors a user, a file or a setting can cause; its text is fit to show without a traceback."""
+
+
+class ConfigError(CellvisionError):
+    """A setting is missing, unknown or out of range."""
+
+
+class DataError(CellvisionError):
+    """A file or an annotation cannot be used as it is."""
+
+
+class ShapeError(CellvisionError):
+    """Two arrays, or an array and a model, do not fit together."""
+
+
+class BundleError(CellvisionError):
+    """A bundle is incomplete, altered, or does not suit the request."""
+
+
+class ExportError(CellvisionError):
+    """An exported graph could not be made or does not agree with the net it came from."""
+
+
+class MissingExtraError(CellvisionError):
+    """An optional package is needed for what was asked."""
+
+    def __init__(self, package: str, *, extra: str) -> None:
+        super().__init__(f'{package} is not installed; it is needed here; try: pip install "cellvision[{extra}]"')
+
+
+def explain(*, got: str, need: str, hint: str) -> str:
+    """One sentence "got; need; try" for an error text.
+
+    Example:
+        >>> explain(got="image.tif is 0x5 px", need="at least 1x1 px", hint="save the image again")
+        'image.tif is 0x5 px; need at least 1x1 px; try: save the image again'
+    """
+    return f"{got}; need {need}; try: {hint}"
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
+    """Error text for a name that is not among the known ones: all of them, sorted, and the closest.
+
+    Example:
+        >>> unknown_name("attention", "gates", ["none", "gate"])
+        "unknown attention 'gates'; need one of: gate, none; try: 'gate'"
+    """
+    names = sorted(known)
+    close = get_close_matches(str(name), names, n=1, cutoff=0.0)
+    hint = repr(close[0]) if close else "install the part that provides it"
+    return explain(got=f"unknown {what} {name!r}", need=f"one of: {', '.join(names) or '(none exist)'}", hint=hint)
+
+
+def check_choice(what: str, value: str, known: Iterable[str]) -> None:
+    """Raise ConfigError, listing what exists, unless ``value`` is one of ``known``."""
+    if value not in (names := list(known)):
+        raise ConfigError(unknown_name(what, value, names))

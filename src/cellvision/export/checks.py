@@ -1,0 +1,88 @@
+"""What must be true before a bundle is made; each check says what to change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cellvision.bundle import FORMAT, MANIFEST_NAME, Channel, Splitting
+from cellvision.errors import ConfigError, ExportError, check_choice, explain
+from cellvision.models.base import SegNet
+from cellvision.types import IMAGE_DTYPES, Sample
+
+GRAPH_NAME = "graph.onnx"
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise ConfigError unless ``folder`` is new, empty, or a bundle that may be replaced."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not _is_bundle(folder):
+        raise ConfigError(
+            explain(got=f"{folder} exists and is not a bundle only", need="a new folder", hint="bundle=ANOTHER_FOLDER")
+        )
+    if not overwrite:
+        raise ConfigError(explain(got=f"{folder} holds a bundle", need="a new folder", hint="overwrite=true"))
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a bundle and nothing else: replacing it deletes it, and any stranger's file with it."""
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {GRAPH_NAME, MANIFEST_NAME}:
+        return False
+    try:
+        record = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("format") == FORMAT
+
+
+def check_fit(
+    net: SegNet, samples: Sequence[Sample], *, channels: Sequence[Channel], splitting: Splitting, live_threshold: float
+) -> None:
+    """Raise ConfigError (or ExportError without samples) unless everything suits the net."""
+    if not samples:
+        raise ExportError(explain(got="no sample", need="at least one real field", hint="samples=4"))
+    number = net.spec.in_channels
+    for what, found in [("the channel list", len(channels)), *((s.name, len(s.image)) for s in samples)]:
+        if found != number:
+            raise ConfigError(
+                explain(
+                    got=f"{what} has {found} channels", need=f"{number} as the net", hint="data.channels as in training"
+                )
+            )
+    if splitting.method == "distance" and "distance" not in net.spec.outputs:
+        raise ConfigError(
+            explain(
+                got=f"splitting.method=distance for a {net.spec.kind} net",
+                need="a net with a distance output",
+                hint="splitting.method=components",
+            )
+        )
+    if not 0.0 < live_threshold < 1.0:
+        raise ConfigError(
+            explain(got=f"live_threshold={live_threshold}", need="a number between 0 and 1", hint="live_threshold=0.5")
+        )
+
+
+def select_dtypes(image_dtypes: Sequence[str], input_dtype: str) -> tuple[str, ...]:
+    """Those image dtypes that ``input_dtype`` holds without loss; ConfigError where there is none.
+
+    Example:
+        >>> select_dtypes(["float32", "uint8"], "uint16")
+        ('uint8',)
+    """
+    for dtype in (*image_dtypes, input_dtype):
+        check_choice("image dtype", dtype, IMAGE_DTYPES)
+    kept = tuple(dtype for dtype in image_dtypes if np.can_cast(dtype, input_dtype, casting="safe"))
+    if not kept:
+        raise ConfigError(
+            explain(
+                got=f"input_dtype={input_dtype} for images of {', '.join(image_dtypes) or 'no dtype'}",
+                need="an input that holds their counts without loss",
+                hint="input_dtype=float32",
+            )
+        )
+    return kept

@@ -1,0 +1,184 @@
+"""Bundles: a net's graph with its manifest, written only when the graph agrees with the net."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cellvision.bundle import Channel, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
+from cellvision.export.checks import GRAPH_NAME, check_fit, check_folder, select_dtypes
+from cellvision.export.latency import measure_latency
+from cellvision.export.onnx import export_onnx
+from cellvision.export.parity import TOLERANCE, compare_with_net, cut, to_dtype
+from cellvision.export.reach import compute_reach
+from cellvision.models.base import SegNet
+from cellvision.training.checkpoint import load_net
+from cellvision.training.record import collect_versions, describe_git
+from cellvision.types import Sample
+
+LATENCY_PX = 256
+TILE_PX = 512
+SMALLEST_OVERLAP_PX = 96  # tiles compare whole cells at their seams: the width of a large one
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    samples: Sequence[Sample],
+    input_dtype: str = "float32",
+    tolerance: float = TOLERANCE,
+    overwrite: bool = False,
+) -> Manifest:
+    """The manifest of a new bundle in ``folder``, made of a checkpoint and its own record; see ``export_bundle``.
+
+    Raises:
+        DataError: the checkpoint cannot be used.
+        ConfigError, ExportError: as for ``export_bundle``.
+    """
+    net, record = load_net(checkpoint)
+    return export_bundle(
+        net,
+        folder,
+        samples=samples,
+        channels=record.channels,
+        image_dtypes=record.image_dtypes,
+        pixel_size_um=record.pixel_size_um,
+        splitting=record.splitting,
+        input_dtype=input_dtype,
+        accuracy=record.accuracy,
+        provenance={
+            "checkpoint_sha256": compute_sha256(checkpoint),
+            "data_fingerprint": record.fingerprint,
+            "net": record.net,
+            "git": describe_git(),
+        },
+        live_threshold=record.live_threshold,
+        recipe=record.recipe,
+        tolerance=tolerance,
+        overwrite=overwrite,
+    )
+
+
+def export_bundle(
+    net: SegNet,
+    folder: Path,
+    *,
+    samples: Sequence[Sample],
+    channels: Sequence[Channel],
+    image_dtypes: Sequence[str],
+    pixel_size_um: float | None,
+    splitting: Splitting,
+    accuracy: dict[str, Any],
+    provenance: dict[str, Any],
+    live_threshold: float = 0.5,
+    input_dtype: str = "float32",
+    recipe: Sequence[dict[str, Any]] = (),
+    tolerance: float = TOLERANCE,
+    overwrite: bool = False,
+) -> Manifest:
+    """The manifest of a new bundle in ``folder``, after the graph was compared with the net on ``samples``.
+
+    The bundle is made beside ``folder`` and renamed at the end: there is a whole bundle or none.
+
+    Args:
+        net: any net; it is left as it is.
+        folder: where the bundle goes; it must not exist, be empty, or hold a bundle that may be replaced.
+        samples: real fields with the net's channels, for the comparison and the times.
+        channels: one per input channel of the net, in order.
+        image_dtypes: dtypes of images whose counts mean what the training counts meant; those that ``input_dtype``
+            cannot hold without loss are left out of the manifest.
+        pixel_size_um: of the training images, or None where unknown.
+        splitting: how the runtime separates cells.
+        accuracy: measured scores, for the manifest.
+        provenance: where the net comes from, for the manifest.
+        recipe: compression records, for the manifest.
+        live_threshold: in (0, 1).
+        input_dtype: of the graph.
+        tolerance: largest difference from the net in any output, 0..1.
+        overwrite: replace an existing bundle.
+
+    Raises:
+        ConfigError: arguments that do not fit the net, or a folder that may not be replaced.
+        ExportError: no graph, or one that disagrees with the net; nothing is left behind.
+    """
+    folder = Path(folder).resolve()
+    check_folder(folder, overwrite=overwrite)
+    check_fit(net, samples, channels=channels, splitting=splitting, live_threshold=live_threshold)
+    draft = _draft(
+        net,
+        provenance,
+        input_dtype=input_dtype,
+        image_dtypes=select_dtypes(image_dtypes, input_dtype),
+        channels=tuple(channels),
+        pixel_size_um=pixel_size_um,
+        splitting=splitting,
+        live_threshold=live_threshold,
+        recipe=tuple(recipe),
+        accuracy=accuracy,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workplace:
+        made = _make(net, draft, Path(workplace) / "bundle", samples=samples, tolerance=tolerance)
+        _put_in_place(made, folder, Path(workplace))
+    return load_manifest(folder)
+
+
+def _draft(net: SegNet, provenance: dict[str, Any], **facts: Any) -> Manifest:
+    """The manifest as far as it is known before there is a graph."""
+    spec = net.spec
+    return Manifest(
+        model=spec.name,
+        kind=spec.kind,
+        classes=spec.classes,
+        outputs=spec.outputs,
+        stride=spec.stride,
+        graph_file=GRAPH_NAME,
+        graph_sha256="",
+        versions=collect_versions(),
+        **_plan_tiles(net, provenance),
+        **facts,
+    )
+
+
+def _make(net: SegNet, draft: Manifest, made: Path, *, samples: Sequence[Sample], tolerance: float) -> Path:
+    """The folder ``made``, now a bundle whose graph agrees with the net."""
+    made.mkdir()
+    graph = export_onnx(net, made / draft.graph_file, input_dtype=draft.input_dtype)
+    manifest = replace(draft, graph_sha256=compute_sha256(graph))
+    write_manifest(manifest, made)
+    images = [sample.image for sample in samples]
+    report = compare_with_net(net, made, images, tolerance=tolerance)
+    image = to_dtype(cut(images[0], LATENCY_PX, LATENCY_PX), manifest.input_dtype)
+    latency = measure_latency(net, graph, image)
+    write_manifest(replace(manifest, parity=report.to_record(), latency=latency), made)
+    return made
+
+
+def _plan_tiles(net: SegNet, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Tile and overlap: the overlap is the net's own reach, so that tiled and untiled results are the same."""
+    stride = net.spec.stride
+    tile_px = -(-TILE_PX // stride) * stride
+    reach_px = compute_reach(net, largest_px=tile_px) if net.spec.tiles else None
+    overlap_px = max(tile_px // 4 if reach_px is None else reach_px, SMALLEST_OVERLAP_PX)
+    return {
+        "tile_px": tile_px,
+        "overlap_px": -(-overlap_px // stride) * stride,
+        # Beyond the overlap, or where a layer sees the whole image, results at tile seams are only approximate.
+        "provenance": {**provenance, "tiling": {"exact": reach_px is not None, "reach_px": reach_px}},
+    }
+
+
+def _put_in_place(made: Path, folder: Path, workplace: Path) -> None:
+    replaced = workplace / "replaced"
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        made.rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise

@@ -1,0 +1,1 @@
+"""Scores: pure functions on numpy arrays, and in `state` the classes that gather them during training."""

@@ -1,0 +1,54 @@
+"""What all loss terms share.
+
+Every class term takes ``logits`` (B, K, H, W) under softmax, or (B, K-1, H, W), the foreground classes, under sigmoid;
+``target`` (B, K, H, W) in 0..1, one-hot or soft; ``valid`` (B, H, W), 1 where a pixel counts and 0 where it is ignored.
+Where no pixel is valid a term is 0 and still has a gradient (of 0), so that such a batch stops nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cellvision.errors import ConfigError, check_choice, explain
+
+ACTIVATIONS = ("softmax", "sigmoid")
+
+TINY = 1e-8
+"""Floor of denominators and of bases of powers: far below one pixel, far above the smallest float32."""
+
+
+class ClassTerm(nn.Module):
+    """One loss on class logits.
+
+    Attributes:
+        name: its key in ``model.loss``.
+        activations: those of ACTIVATIONS that it is defined for.
+    """
+
+    name: ClassVar[str]
+    activations: ClassVar[tuple[str, ...]] = ACTIVATIONS
+
+    def __init__(self, *, activation: str, class_count: int) -> None:
+        """Keep how logits become probabilities, and K with the background."""
+        super().__init__()
+        check_choice(f"model.activation for model.loss.{self.name}", activation, self.activations)
+        self.activation = activation
+        self.class_count = class_count
+
+    def _compute_log_probabilities(self, logits: Tensor) -> Tensor:
+        return F.log_softmax(logits, dim=1) if self.activation == "softmax" else F.logsigmoid(logits)
+
+
+def compute_weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Scalar mean of ``values`` by ``weights`` of the same shape; 0, with a gradient, where all weights are 0."""
+    return (values * weights).sum() / weights.sum().clamp_min(TINY)
+
+
+def check_number(key: str, value: float, *, low: float, example: float) -> None:
+    """Raise ConfigError, naming the key, unless ``value`` is a finite number from ``low`` up."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < math.inf:
+        raise ConfigError(explain(got=f"{key}={value!r}", need=f"a number from {low} up", hint=f"{key}={example}"))

@@ -1,0 +1,1 @@
+"""Bundles run without torch: images in, cells out."""

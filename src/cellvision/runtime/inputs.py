@@ -1,0 +1,149 @@
+"""Whether an image suits a bundle, and how its counts become the graph's input."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cellvision.bundle import Manifest
+from cellvision.errors import BundleError, ConfigError, DataError, explain
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputMatch:
+    """How to turn an image's counts into the graph's input.
+
+    Attributes:
+        order: for each channel of the graph, the image's channel.
+        dtype: of the graph's input.
+        intensity_scale: factor from the image's counts to the training counts, or None for equal units.
+    """
+
+    order: tuple[int, ...]
+    dtype: str
+    intensity_scale: float | None
+
+    def pick_channels(self, image: np.ndarray) -> np.ndarray:
+        """The graph's channels of an image (C, H, W), counts unchanged; a view where nothing moves."""
+        return image if self.order == tuple(range(len(image))) else image[list(self.order)]
+
+    def to_input(self, image: np.ndarray) -> np.ndarray:
+        """What the graph reads, from what `pick_channels` gave.
+
+        Raises:
+            DataError: the image holds NaN or infinity.
+        """
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise DataError(
+                explain(got="an image with NaN or infinite values", need="finite counts", hint="replace them first")
+            )
+        if self.intensity_scale is None:
+            return image.astype(self.dtype, copy=False)
+        scaled = image.astype(np.float32) * np.float32(self.intensity_scale)
+        if np.dtype(self.dtype).kind == "f":
+            return scaled.astype(self.dtype, copy=False)
+        return np.clip(np.rint(scaled), 0, np.iinfo(self.dtype).max).astype(self.dtype)
+
+
+def match_input(
+    manifest: Manifest,
+    *,
+    name: str,
+    dtype: str,
+    channels: int,
+    channel_names: tuple[str, ...] | None = None,
+    intensity_scale: float | None = None,
+) -> InputMatch:
+    """How an image fits a bundle, or an error that says why it does not.
+
+    Args:
+        manifest: of the bundle.
+        name: of the image, for error texts.
+        dtype: of the image, e.g. "uint16".
+        channels: of the image.
+        channel_names: of the image; where given, the bundle's channels are found by name, in any order and among
+            others; None takes the image's channels as they come.
+        intensity_scale: factor from the image's counts to the training counts, e.g. 257 for 8-bit images and a bundle
+            trained on 16-bit ones; None for images whose dtype says that the units are equal.
+
+    Raises:
+        BundleError: the image's dtype, number of channels or channel names do not suit the bundle.
+        ConfigError: intensity_scale is not above 0, or there are not as many names as channels.
+    """
+    if intensity_scale is not None and not 0.0 < intensity_scale < math.inf:
+        raise ConfigError(
+            explain(got=f"intensity_scale={intensity_scale}", need="a number above 0", hint="intensity_scale=257")
+        )
+    _check_dtype(manifest, name, dtype, intensity_scale)
+    order = _order_channels(manifest, name, channels, channel_names)
+    return InputMatch(order=order, dtype=manifest.input_dtype, intensity_scale=intensity_scale)
+
+
+def check_pixel_size(pixel_size_um: float | None) -> None:
+    """Raise ConfigError unless the edge of a pixel is unknown (None) or above 0."""
+    if pixel_size_um is not None and not 0.0 < pixel_size_um < math.inf:
+        raise ConfigError(
+            explain(got=f"pixel_size_um={pixel_size_um}", need="a number above 0", hint="leave it out if unknown")
+        )
+
+
+def _check_dtype(manifest: Manifest, name: str, dtype: str, intensity_scale: float | None) -> None:
+    if dtype not in ("uint8", "uint16", "float32"):
+        raise BundleError(
+            explain(
+                got=f"{name} is {dtype}",
+                need="uint8, uint16 or float32",
+                hint="read it with cellvision.data.images.read_image",
+            )
+        )
+    if intensity_scale is not None:
+        return
+    if dtype not in manifest.image_dtypes:
+        raise BundleError(
+            explain(
+                got=f"{name} is {dtype}, whose counts mean something else than the training counts",
+                need=f"{' or '.join(manifest.image_dtypes)}",
+                hint="--intensity-scale F, the factor to the training counts (257 from 8 to 16 bits)",
+            )
+        )
+    if not np.can_cast(dtype, manifest.input_dtype):
+        raise BundleError(
+            explain(
+                got=f"{name} is {dtype} and the graph reads {manifest.input_dtype}",
+                need="counts that fit it without loss",
+                hint="--intensity-scale 1 to round them, or export with input_dtype=float32",
+            )
+        )
+
+
+def _order_channels(manifest: Manifest, name: str, channels: int, names: tuple[str, ...] | None) -> tuple[int, ...]:
+    wanted = [channel.name for channel in manifest.channels]
+    if names is None:
+        if channels != len(wanted):
+            raise BundleError(
+                explain(
+                    got=f"{name} has {channels} channels",
+                    need=f"{len(wanted)}: {', '.join(wanted)}",
+                    hint="--channels with the names of the image's channels in order",
+                )
+            )
+        return tuple(range(channels))
+    if len(names) != channels:
+        raise ConfigError(
+            explain(
+                got=f"{len(names)} channel names ({', '.join(names)}) for {name} of {channels} channels",
+                need="one name per channel",
+                hint="--channels with the names of the image's channels in order",
+            )
+        )
+    if missing := [channel for channel in wanted if names.count(channel) != 1]:
+        raise BundleError(
+            explain(
+                got=f"{name} has the channels {', '.join(names)}",
+                need=f"{', '.join(missing)} once among them",
+                hint="--channels with the names of the image's channels in order",
+            )
+        )
+    return tuple(names.index(channel) for channel in wanted)

@@ -1,0 +1,120 @@
+"""Where an image is cut into tiles, and how large a tile may be within a stated memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cellvision.errors import ConfigError, explain
+
+SMALLEST_TILE_PX = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Along one axis: the core a tile answers for, and the window it looks at; half-open pixel ranges."""
+
+    start: int
+    stop: int
+    window_start: int
+    window_stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One piece of the grid: its core rows and columns with their windows."""
+
+    rows: Span
+    columns: Span
+
+
+def plan_spans(length: int, *, tile_px: int, overlap_px: int) -> list[Span]:
+    """Spans that cover ``length`` pixels: cores side by side without gaps, windows with ``overlap_px`` on both sides.
+
+    All windows begin at multiples of ``tile_px``, and only the last can be shorter than tile_px + 2 * overlap_px:
+    the first and last core reach to the image's edge and are larger by the margin they do not need. A length up to
+    one window is one span.
+
+    Args:
+        length: pixels along the axis, >= 1.
+        tile_px: distance between tiles, a multiple of the net's stride.
+        overlap_px: margin on each side, a multiple of the net's stride.
+
+    Example:
+        >>> [(s.start, s.stop, s.window_start, s.window_stop) for s in plan_spans(100, tile_px=32, overlap_px=8)]
+        [(0, 40, 0, 48), (40, 72, 32, 80), (72, 100, 64, 100)]
+    """
+    count = max(1, -(-(length - 2 * overlap_px) // tile_px))
+    return [
+        Span(
+            start=i * tile_px + overlap_px if i > 0 else 0,
+            stop=(i + 1) * tile_px + overlap_px if i < count - 1 else length,
+            window_start=i * tile_px,
+            window_stop=min(length, (i + 1) * tile_px + 2 * overlap_px),
+        )
+        for i in range(count)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Memory that predicting one image takes, in bytes, beside what is already in use.
+
+    Attributes:
+        per_window_px: for each pixel of a tile's window: the net, and splitting.
+        per_band_px: for each pixel of the full-width rows of one tile row, image and labels.
+        fixed: independent of the tile size, e.g. a picture that can only be decoded whole.
+    """
+
+    per_window_px: float
+    per_band_px: float
+    fixed: float
+
+    def compute_total(self, shape: tuple[int, int], *, tile_px: int, overlap_px: int) -> float:
+        """Bytes for an image of ``shape`` (H, W) at this tile size."""
+        rows, columns = (min(length, tile_px + 2 * overlap_px) for length in shape)
+        return self.fixed + rows * columns * self.per_window_px + rows * shape[1] * self.per_band_px
+
+
+def choose_tile_px(
+    shape: tuple[int, int],
+    *,
+    largest_px: int,
+    smallest_px: int,
+    stride: int,
+    overlap_px: int,
+    costs: Costs,
+    memory_mib: int,
+) -> int:
+    """The largest of ``largest_px``, its half, its quarter .. that keeps an image of ``shape`` within ``memory_mib``.
+
+    Args:
+        shape: (H, W) of the image.
+        largest_px: where to begin.
+        smallest_px: where to stop; equal to largest_px where the caller chose the size.
+        stride: results are multiples of it.
+        overlap_px: margin around a tile.
+        costs: see Costs.
+        memory_mib: budget.
+
+    Raises:
+        ConfigError: even the smallest tile does not fit; the text says how much memory it would take.
+    """
+    tile_px = largest_px
+    size = f"{shape[0]}x{shape[1]} px"
+    while (total := costs.compute_total(shape, tile_px=tile_px, overlap_px=overlap_px)) > memory_mib * 2**20:
+        smaller = round_up(tile_px // 2, stride)
+        if smaller < smallest_px or smaller >= tile_px:
+            raise ConfigError(
+                explain(
+                    got=f"an image of {size} takes {total / 2**20:.0f} MiB in tiles of {tile_px} px",
+                    need=f"at most memory_mib={memory_mib}",
+                    hint=f"memory_mib={int(total / 2**20) + 1}, a smaller tile_px, or save the image as tiled TIFF",
+                )
+            )
+        tile_px = smaller
+    return tile_px
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of ``multiple`` that is at least ``value`` and at least one multiple."""
+    return max(1, -(-value // multiple)) * multiple

@@ -1,0 +1,69 @@
+"""What watches a training run: progress for people, and the checkpoint it continues from."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+
+from cellvision.training.checkpoint import LAST, PREVIOUS, remove_drafts
+
+
+
+def build_progress() -> Callback:
+    """A rich progress bar on a terminal, one line per epoch where the output is a file or a pipe."""
+    return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLines()
+
+
+class EpochLines(RichProgressBar):
+    """Progress as one plain line per epoch: number, time left, losses and scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disable()
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the time."""
+        self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the line."""
+        if not trainer.is_global_zero:
+            return
+        done = trainer.current_epoch + 1
+        planned = trainer.max_epochs or done
+        seconds = (time.monotonic() - self._started) / (done - self._first_epoch)
+        shown = ("train/loss", "val/loss", getattr(pl_module, "monitor", ""))
+        scores = trainer.callback_metrics
+        values = "  ".join(f"{name} {float(scores[name]):.4f}" for name in shown if name in scores)
+        print(f"epoch {done}/{planned}  {values}  {seconds:.1f} s/epoch, {seconds * (planned - done):.0f} s left", flush=True)
+
+
+class LastCheckpoint(Checkpoint):
+    """The state after each epoch in ``last.ckpt``, the one before it in ``previous.ckpt``.
+
+    Written after everything else of the epoch has happened, so that a resumed run continues exactly where it stopped;
+    two generations, so that a damaged newest file costs one epoch and not the run.
+
+    Args:
+        folder: checkpoint folder of the run.
+    """
+
+    def __init__(self, *, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear away what a killed run left half written."""
+        if trainer.is_global_zero:
+            remove_drafts(self.folder)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save; the former newest file becomes the previous one first."""
+        last = self.folder / LAST
+        if trainer.is_global_zero and last.exists():
+            last.replace(self.folder / PREVIOUS)
+        trainer.save_checkpoint(last)

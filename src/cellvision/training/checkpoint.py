@@ -1,0 +1,197 @@
+"""Checkpoints: written atomically, read as weights only, rebuilt from their own record."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from cellvision.bundle import Channel, Splitting
+from cellvision.errors import CellvisionError, DataError, explain
+from cellvision.models.base import SegNet
+from cellvision.models.build import build_model
+
+RECORD_KEY = "cellvision"
+NET_PREFIX = "net."
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetRecord:
+    """Plain data in a checkpoint from which the net and its bundle are made again.
+
+    Attributes:
+        net: arguments of ``build_model``.
+        channels: what the net's input channels are.
+        image_dtypes: dtypes whose counts mean what the training counts meant.
+        pixel_size_um: of the training images, or None.
+        splitting: how cells are separated.
+        live_threshold: a cell is live where P(live) reaches it.
+        fingerprint: of the training data.
+        recipe: compression records, oldest first.
+        accuracy: latest validation scores.
+    """
+
+    net: dict[str, Any]
+    channels: tuple[Channel, ...]
+    image_dtypes: tuple[str, ...]
+    pixel_size_um: float | None
+    splitting: Splitting
+    live_threshold: float
+    fingerprint: str
+    recipe: tuple[dict[str, Any], ...] = ()
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Nested dicts and lists of plain values, loadable as weights only."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> NetRecord:
+        """The record that ``to_plain`` wrote."""
+        return cls(
+            **{
+                **plain,
+                "channels": tuple(Channel(**c) for c in plain["channels"]),
+                "splitting": Splitting(**plain["splitting"]),
+                "image_dtypes": tuple(plain["image_dtypes"]),
+                "recipe": tuple(plain["recipe"]),
+            }
+        )
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoint files, never half written and never unpickled.
+
+    Each save goes to a temporary file in the same folder, is flushed to disk and takes the final name in one step:
+    a process killed at any moment leaves the previous checkpoint or the new one, nothing else.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``; the previous file survives any failure."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with draft.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(target)
+        except OSError as error:
+            raise DataError(
+                explain(
+                    got=f"cannot write {target} ({error.strerror})",
+                    need="a writable folder with free space",
+                    hint="another run_dir; the previous checkpoint is untouched",
+                )
+            ) from error
+        finally:
+            draft.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, **_: Any) -> dict[str, Any]:
+        """The checkpoint as tensors and plain data; see ``load_plain_checkpoint``."""
+        return load_plain_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint file; one already gone is no error."""
+        Path(path).unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Delete the temporary files that killed runs left in a checkpoint folder."""
+    for draft in folder.glob(".*.ckpt.*.tmp"):
+        draft.unlink(missing_ok=True)
+
+
+def load_plain_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain data, loaded on the CPU with nothing executed.
+
+    Raises:
+        DataError: no such file, truncated, or holding anything but weights and plain data.
+    """
+    if not path.is_file():
+        raise DataError(explain(got=f"no checkpoint {path}", need="a file", hint="ckpt=RUN_DIR/checkpoints/best.ckpt"))
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            explain(got=f"{path} is truncated or no checkpoint", need="a checkpoint of train.py", hint="last.ckpt or best.ckpt of the run")
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            explain(
+                got=f"{path} cannot be loaded as weights only ({first_line[:120]})",
+                need="tensors and plain data, nothing executable",
+                hint="a checkpoint of train.py; convert others on a machine you trust",
+            )
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise DataError(explain(got=f"{path} holds a {type(checkpoint).__name__}", need="a checkpoint of train.py", hint="best.ckpt of the run"))
+    return checkpoint
+
+
+def load_net(path: Path) -> tuple[SegNet, NetRecord]:
+    """The trained net of a checkpoint in evaluation mode on the CPU, with its record.
+
+    Raises:
+        DataError: unreadable, or not written by this library, or weights that do not fit the recorded structure.
+    """
+    checkpoint = load_plain_checkpoint(path)
+    if RECORD_KEY not in checkpoint or "state_dict" not in checkpoint:
+        raise DataError(
+            explain(got=f"{path} has no {RECORD_KEY!r} record", need="a checkpoint of train.py", hint="best.ckpt of the run")
+        )
+    try:
+        record = NetRecord.from_plain(checkpoint[RECORD_KEY])
+        net = build_model(**record.net)
+        state = checkpoint["state_dict"]
+        weights = {k.removeprefix(NET_PREFIX): v for k, v in state.items() if k.startswith(NET_PREFIX)}
+        net.load_state_dict(weights)
+    except (CellvisionError, RuntimeError, TypeError, KeyError) as error:
+        raise DataError(
+            explain(
+                got=f"{path} does not fit its own record ({str(error).splitlines()[0]})",
+                need="weights and structure of one net",
+                hint="the release that wrote it, or train again",
+            )
+        ) from error
+    return net.eval(), record
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable, where the system allows opening a folder."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def find_newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that can be read, or None before the first; a damaged newer one is named.
+
+    Example:
+        >>> find_newest_checkpoint(Path("no/such/run/checkpoints"))
+    """
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            load_plain_checkpoint(path)
+        except DataError as error:
+            print(f"warning: passing over a damaged checkpoint: {error}", file=sys.stderr)
+            continue
+        return path
+    return None

@@ -1,0 +1,114 @@
+"""The end of a run: the best net is scored on held-out fields, beside a baseline without a net."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from cellvision.data.datamodule import CellDataModule
+from cellvision.metrics.baseline import OtsuBaseline
+from cellvision.metrics.state import CellMetrics
+from cellvision.training.checkpoint import load_net
+from cellvision.training.task import SegmentationTask
+
+SHOWN = {
+    "pixel/miou": "mean IoU, pixels",
+    "pixel/foreground_dice": "Dice, foreground pixels",
+    "pixel/accuracy": "accuracy, pixels",
+    "cell/f1": "cells found, F1 at IoU 0.5",
+    "cell/live_dead_accuracy": "live/dead accuracy, found cells",
+    "cell/live_dead_f1": "live/dead F1, found cells",
+    "cell/live_dead_auroc": "live/dead AUROC, found cells",
+    "field/viability_error_pp": "viability error per field, points",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best net of a run: its checkpoint, and the monitored score; None where no checkpoint was kept."""
+
+    checkpoint: Path | None
+    score: float | None
+
+
+def finish_run(trainer: Trainer, task: SegmentationTask, data: CellDataModule, *, folder: Path) -> Best:
+    """Score the best net on the held-out fields, print the table, write ``results.json`` and ``confusion.png``."""
+    best = _find_best(trainer)
+    if best.checkpoint is not None:
+        task.net.load_state_dict(load_net(best.checkpoint)[0].state_dict())
+    trainer.test(task, datamodule=data, verbose=False)
+    scores = {name.removeprefix("test/"): float(v) for name, v in trainer.callback_metrics.items() if "test/" in name}
+    baselines = score_baselines(data)
+    if trainer.is_global_zero:
+        print_scores(scores, baselines, title=f"{len(data.held_out)} held-out fields, {task.net.spec.name}")
+        record = {"monitored": best.score, "held_out": scores, **baselines}
+        (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        draw_confusions(task.confusions, task.net.spec.classes, folder / "confusion.png")
+        print(f"results   {folder / 'results.json'}, curves.png, confusion.png")
+    return best
+
+
+def score_baselines(data: CellDataModule) -> dict[str, dict[str, float]]:
+    """Otsu's scores on the held-out fields: alone, and given the true outlines; empty without a dead-stain channel.
+
+    The baseline sees all channels of the data set, also those that the net was denied.
+    """
+    channels = data.held_out.channels
+    roles = {channel.role for channel in channels}
+    if data.kind != "viability" or "dead" not in roles or not roles & {"nuclear", "live"}:
+        return {}
+    baseline = OtsuBaseline(channels)
+    alone, given = CellMetrics(data.classes), CellMetrics(data.classes)
+    for index in range(len(data.held_out)):
+        sample = data.held_out.sample(index)
+        for metric, found in ((alone, baseline(sample.image)), (given, baseline.classify(sample.image, sample.label_image))):
+            metric.update(
+                found.label_image, found.cell_classes, found.p_live, sample.label_image, sample.cell_classes
+            )
+    return {"otsu": alone.compute(), "otsu_on_true_cells": given.compute()}
+
+
+def print_scores(scores: dict[str, float], baselines: dict[str, dict[str, float]], *, title: str) -> None:
+    """The scores people ask for first, beside the baselines, as a table."""
+    table = Table(title=title)
+    columns = {"net": scores, **{name.replace("_", " "): values for name, values in baselines.items()}}
+    for heading in ("score", *columns):
+        table.add_column(heading, justify="left" if heading == "score" else "right")
+    for name, words in SHOWN.items():
+        if any(name in values for values in columns.values()):
+            cells = (f"{values[name]:.3f}" if name in values else "" for values in columns.values())
+            table.add_row(words, *cells)
+    Console().print(table)
+
+
+def draw_confusions(confusions: dict[str, np.ndarray], classes: tuple[str, ...], path: Path) -> None:
+    """Confusion matrices as one picture: true classes in rows, shares of the row in colour, counts as text."""
+    figure = Figure(figsize=(5 * max(1, len(confusions)), 4.2), layout="constrained")
+    for axes, (name, counts) in zip(np.atleast_1d(figure.subplots(1, len(confusions))), confusions.items(), strict=True):
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        ticks = range(len(classes))
+        axes.set(title=f"{name}s", xlabel="predicted", ylabel="true")
+        axes.set_xticks(ticks, classes)
+        axes.set_yticks(ticks, classes)
+        for row in ticks:
+            for column in ticks:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _find_best(trainer: Trainer) -> Best:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+            score = None if callback.best_model_score is None else float(callback.best_model_score)
+            return Best(checkpoint=Path(callback.best_model_path), score=score)
+    return Best(checkpoint=None, score=None)

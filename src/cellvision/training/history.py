@@ -1,0 +1,69 @@
+"""The scores of every epoch as a table and as curves."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+
+
+class History(Callback):
+    """Writes ``history.csv`` and ``curves.png`` after each epoch; travels in the checkpoint, so a resumed run's are whole.
+
+    Args:
+        folder: where the two files go.
+    """
+
+    def __init__(self, *, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """All rows so far, plain numbers."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from the rows of a checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch and rewrite both files."""
+        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        self.rows.append({"epoch": trainer.current_epoch, "lr": rates[0], **scores})
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_history(self.rows, self.folder / "history.csv")
+            draw_curves(self.rows, self.folder / "curves.png")
+
+
+def write_history(rows: list[dict[str, float]], path: Path) -> None:
+    """A CSV with a column for every score that any epoch has; the old file is replaced in one step."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    draft = path.with_suffix(".csv.tmp")
+    with draft.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=names)
+        writer.writeheader()
+        writer.writerows(rows)
+    draft.replace(path)
+
+
+def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
+    """Losses, scores and learning rate over the epochs as one picture."""
+    names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in ("epoch", "lr")]
+    losses = [n for n in names if n in ("train/loss", "val/loss")]
+    scores = [n for n in names if n.startswith("val/") and "loss" not in n and not n.endswith("_pp")]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    for axes, title, shown in zip(figure.subplots(1, 3), ("loss", "validation scores", "learning rate"), (losses, scores, ["lr"]), strict=True):
+        for name in shown:
+            points = [(row["epoch"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
+        axes.set(title=title, xlabel="epoch")
+        if shown and axes.lines:
+            axes.legend(fontsize=6)
+    figure.savefig(path, dpi=110)

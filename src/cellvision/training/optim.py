@@ -1,0 +1,142 @@
+"""Optimizer and learning-rate schedule from a few plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+
+from cellvision.errors import ConfigError, check_choice, explain
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("constant", "cosine", "warm_restarts", "cyclic", "polynomial", "plateau")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """Optimizer and schedule.
+
+    Attributes:
+        name: one of OPTIMIZERS.
+        lr: peak learning rate.
+        weight_decay: on weights of two or more dimensions; norms and biases are spared.
+        momentum: of SGD (Nesterov).
+        schedule: one of SCHEDULES. Cosine: Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts;
+            warm_restarts: the same paper with ``cycles`` of equal length; cyclic: triangles, Smith 2017, arXiv 1506.01186;
+            polynomial: DeepLab's, arXiv 1606.00915; plateau: divides by ``1 / factor`` when the monitored metric stalls.
+        warmup: share of all steps with a linear rise from ``lr / 100``, in [0, 1).
+        floor: lowest learning rate as a share of ``lr``, in [0, 1].
+        power: exponent of the polynomial schedule.
+        cycles: number of cycles of warm_restarts and cyclic.
+        factor, patience: plateau: multiply by ``factor`` after ``patience`` validations without a better metric.
+
+    Raises:
+        ConfigError: unknown name or a number out of range.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    floor: float = 0.0
+    power: float = 0.9
+    cycles: int = 4
+    factor: float = 0.5
+    patience: int = 5
+
+    def __post_init__(self) -> None:
+        check_choice("optim.name", self.name, OPTIMIZERS)
+        check_choice("optim.schedule", self.schedule, SCHEDULES)
+        ranges = {
+            "lr": (self.lr > 0, "a number above 0", 1e-3),
+            "weight_decay": (self.weight_decay >= 0, "a number from 0 up", 1e-4),
+            "warmup": (0 <= self.warmup < 1, "a share in [0, 1)", 0.05),
+            "floor": (0 <= self.floor <= 1, "a share in [0, 1]", 0.0),
+            "cycles": (self.cycles >= 1, "a whole number from 1 up", 4),
+            "factor": (0 < self.factor < 1, "a share in (0, 1)", 0.5),
+        }
+        for key, (fine, need, example) in ranges.items():
+            if not fine:
+                got = f"optim.{key}={getattr(self, key)}"
+                raise ConfigError(explain(got=got, need=need, hint=f"optim.{key}={example}"))
+
+    def with_lr(self, lr: float) -> Optim:
+        """The same settings with another peak learning rate."""
+        return replace(self, lr=lr)
+
+    def build_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over a module's trainable parameters, in two groups: with and without weight decay."""
+        groups = _split_decay(module.parameters(), self.weight_decay)
+        if self.name == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+        return torch.optim.AdamW(groups, lr=self.lr)
+
+    def build_schedules(
+        self, optimizer: torch.optim.Optimizer, *, total_steps: int, monitor: str, mode: str
+    ) -> list[dict[str, Any]]:
+        """Lightning's scheduler records for ``total_steps`` optimizer steps.
+
+        ``plateau`` watches ``monitor`` and is stepped by the task itself, see ``SegmentationTask``.
+        """
+        warm_steps = round(self.warmup * total_steps)
+        if self.schedule != "plateau":
+            shape = LambdaLR(optimizer, lambda step: compute_lr_factor(self, step, warm_steps, total_steps))
+            return [{"scheduler": shape, "interval": "step"}]
+        plateau = ReduceLROnPlateau(optimizer, mode=mode, factor=self.factor, patience=self.patience)
+        records: list[dict[str, Any]] = [
+            {"scheduler": plateau, "interval": "epoch", "monitor": monitor, "strict": False}
+        ]
+        if warm_steps > 1:
+            rise = LinearLR(optimizer, start_factor=0.01, total_iters=warm_steps)
+            records.insert(0, {"scheduler": rise, "interval": "step"})
+        return records
+
+
+def compute_lr_factor(optim: Optim, step: int, warm_steps: int, total_steps: int) -> float:
+    """Learning rate at a step as a share of the peak, in [floor, 1].
+
+    Args:
+        optim: schedule, floor, power, cycles.
+        step: 0 is the first optimizer step.
+        warm_steps: steps of linear rise from 0.01 to 1.
+        total_steps: steps of the whole run, warm-up included.
+
+    Example:
+        >>> [round(compute_lr_factor(Optim(schedule="cosine"), s, 0, 4), 3) for s in range(5)]
+        [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if step < warm_steps:
+        return 0.01 + 0.99 * step / warm_steps
+    done = min(1.0, (step - warm_steps) / max(1, total_steps - warm_steps))
+    return optim.floor + (1 - optim.floor) * _falling(optim, done)
+
+
+def _falling(optim: Optim, done: float) -> float:
+    """The schedule's own shape, from 1 to 0, over the share of the run that is done."""
+    within_cycle = 1.0 if done >= 1.0 else (done * optim.cycles) % 1.0
+    match optim.schedule:
+        case "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        case "warm_restarts":
+            return (1 + math.cos(math.pi * within_cycle)) / 2
+        case "cyclic":
+            return abs(1 - 2 * within_cycle) if done < 1.0 else 1.0
+        case "polynomial":
+            return (1 - done) ** optim.power
+        case _:
+            return 1.0
+
+
+def _split_decay(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    trainable = [p for p in parameters if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]

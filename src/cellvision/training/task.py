@@ -1,0 +1,223 @@
+"""The one LightningModule: trains any net, scores it by the metrics of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from cellvision.bundle import Splitting
+from cellvision.data.datamodule import CellDataModule
+from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.models.base import SegNet
+from cellvision.training.checkpoint import RECORD_KEY, NetRecord
+from cellvision.training.optim import Optim
+from cellvision.training.scoring import FieldPrediction, build_scores, predict_field, update_scores
+from cellvision.types import Batch
+
+if TYPE_CHECKING:
+    from cellvision.data.mixing import Mixing
+
+MAX_SKIPPED_STEPS = 10
+ExtraLoss = Callable[[SegNet, Batch], Tensor]
+
+
+class SegmentationTask(LightningModule):
+    """Trains a net on batches of a CellDataModule.
+
+    Every random number of a step follows from (seed, epoch, batch, rank), so that a killed run, resumed, takes the
+    same steps as an unbroken one.
+
+    Args:
+        net: what is trained; its kind decides the metrics.
+        optim: optimizer and schedule.
+        splitting: how cells are separated when scores per cell are computed, and later in the bundle.
+        live_threshold: a cell is live where P(live) reaches it.
+        mixing: MixUp and CutMix, or None.
+        monitor: metric that chooses the best checkpoint, steers early stopping and the plateau schedule.
+        monitor_mode: "max" or "min".
+        seed: of the run.
+
+    Raises:
+        CellvisionError: when 10 steps in a row have no finite loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: SegNet,
+        optim: Optim,
+        splitting: Splitting,
+        live_threshold: float = 0.5,
+        mixing: Mixing | None = None,
+        monitor: str = "val/pixel/miou",
+        monitor_mode: str = "max",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net, self.optim, self.splitting, self.mixing = net, optim, splitting, mixing
+        self.live_threshold, self.monitor, self.monitor_mode, self.seed = live_threshold, monitor, monitor_mode, seed
+        self.scores = nn.ModuleDict({stage: build_scores(net.spec) for stage in ("val", "test")})
+        self.record: NetRecord | None = None
+        self.confusions: dict[str, np.ndarray] = {}
+        self._extra_losses: dict[str, ExtraLoss] = {}
+        self._skipped_steps = 0
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate; the learning-rate finder sets it."""
+        return self.optim.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optim = self.optim.with_lr(value)
+
+    def add_loss(self, name: str, function: ExtraLoss) -> None:
+        """Add ``function(net, batch)`` to the training loss under ``name``: the opening for compression steps."""
+        if name in self._extra_losses:
+            raise ConfigError(explain(got=f"a second loss {name!r}", need="one of each name", hint="another name"))
+        self._extra_losses[name] = function
+
+    def setup(self, stage: str) -> None:
+        """Hand the training statistics to the net, once, before any optimizer exists."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.record is not None or not isinstance(data, CellDataModule) or data.stats is None:
+            return
+        self.net.set_statistics(data.stats)
+        self.record = NetRecord(
+            net=self.net.config,
+            channels=data.channels,
+            image_dtypes=data.image_dtypes,
+            pixel_size_um=data.pixel_size_um,
+            splitting=self.splitting,
+            live_threshold=self.live_threshold,
+            fingerprint=data.fingerprint(),
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule for the planned number of steps."""
+        optimizer = self.optim.build_optimizer(self)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedules = self.optim.build_schedules(
+            optimizer, total_steps=steps, monitor=self.monitor, mode=self.monitor_mode
+        )
+        return [optimizer], schedules
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a schedule; plateau is stepped in ``on_train_epoch_end``, so that the epoch's checkpoint includes it."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_epoch_end(self) -> None:
+        """Step the plateau schedule, after an epoch that was validated."""
+        metric = self.trainer.callback_metrics.get(self.monitor)
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau) and metric is not None:
+                config.scheduler.step(float(metric))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch; Lightning itself cannot move frozen records."""
+        return batch.to(device)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout and mixing by what step this is, not by what happened before."""
+        torch.manual_seed(self._step_seed(batch_idx))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The summed losses of a batch, or None to skip a step whose loss is not finite."""
+        if self.mixing is not None:
+            batch = self.mixing(batch, torch.Generator().manual_seed(self._step_seed(batch_idx)))
+        losses = self.net.losses(batch.images, batch.targets)
+        losses |= {name: function(self.net, batch) for name, function in self._extra_losses.items()}
+        total = torch.stack(list(losses.values())).sum()
+        if not self._is_finite(total):
+            self._count_skipped(batch, losses)
+            return None
+        self._skipped_steps = 0
+        size = len(batch.names)
+        self.log("train/loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
+        named = {f"train/loss_{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=size)
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[FieldPrediction]:
+        """Score a batch of the validation split."""
+        return self._score(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> list[FieldPrediction]:
+        """Score a batch of the test split."""
+        return self._score(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation scores."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test scores."""
+        self._log_scores("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the net's record, so that a checkpoint rebuilds its net without any config."""
+        assert self.record is not None, "a checkpoint is only saved by a run that has data"
+        plain = self.record.to_plain()
+        scores = self.trainer.callback_metrics
+        plain["accuracy"] = {name: float(value) for name, value in scores.items() if name.startswith("val/")}
+        checkpoint[RECORD_KEY] = plain
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to continue a run with another net or other data."""
+        if self.record is None or RECORD_KEY not in checkpoint:
+            return
+        before, now = checkpoint[RECORD_KEY], self.record.to_plain()
+        keys = [k for k in now["net"] if before["net"].get(k) != now["net"][k]]
+        drift = [f"model.{k}: {before['net'].get(k)!r} became {now['net'][k]!r}" for k in keys]
+        if before["fingerprint"] != now["fingerprint"]:
+            drift.append("the training data changed")
+        if drift:
+            raise ConfigError(explain(got="; ".join(drift), need="the settings the run began with", hint="a new run_dir"))
+
+    def _step_seed(self, batch_idx: int) -> int:
+        parts = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+    def _is_finite(self, total: Tensor) -> bool:
+        fine = bool(torch.isfinite(total.detach()))
+        return bool(self.trainer.strategy.reduce_boolean_decision(fine, all=True))
+
+    def _count_skipped(self, batch: Batch, losses: dict[str, Tensor]) -> None:
+        self._skipped_steps += 1
+        if self._skipped_steps >= MAX_SKIPPED_STEPS:
+            values = ", ".join(f"{name}={value.item():.3g}" for name, value in losses.items())
+            raise CellvisionError(
+                explain(
+                    got=f"{MAX_SKIPPED_STEPS} steps in a row without a finite loss ({values}; last batch: {', '.join(batch.names)})",
+                    need="finite losses",
+                    hint="a lower optim.lr, trainer.precision=32-true, or check those images",
+                )
+            )
+
+    def _score(self, batch: Batch, stage: str) -> list[FieldPrediction]:
+        logits = self.net.logits(batch.images)
+        losses = self.net.losses_from(logits, batch.targets)
+        total = torch.stack(list(losses.values())).sum()
+        size = len(batch.names)
+        self.log(f"{stage}/loss", total, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        outputs = {name: value.float().cpu().numpy() for name, value in self.net.decode(logits).items()}
+        fields = [
+            predict_field(self.net.spec, batch, i, outputs, splitting=self.splitting, live_threshold=self.live_threshold)
+            for i in range(size)
+        ]
+        for field in fields:
+            update_scores(self.scores[stage], field)
+        return fields
+
+    def _log_scores(self, stage: str) -> None:
+        for level, score in self.scores[stage].items():
+            self.log_dict({f"{stage}/{name}": value for name, value in score.compute().items()}, batch_size=1)
+            self.confusions[level] = score.confusion.cpu().numpy()
+            score.reset()

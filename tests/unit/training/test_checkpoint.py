@@ -1,0 +1,135 @@
+"""Checkpoints: atomic, weights only, rebuilt from their record."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from cellvision.bundle import Channel, Splitting
+from cellvision.errors import DataError
+from cellvision.models.build import build_model
+from cellvision.training.checkpoint import (
+    RECORD_KEY,
+    AtomicCheckpointIO,
+    NetRecord,
+    find_newest_checkpoint,
+    load_net,
+    load_plain_checkpoint,
+    remove_drafts,
+)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return build_model(name="unet", in_channels=2, classes=("background", "live", "dead"), widths=(4, 8)).eval()
+
+
+def save(net, path: Path) -> Path:
+    record = NetRecord(
+        net=net.config,
+        channels=(Channel(name="hoechst", role="nuclear"), Channel(name="pi", role="dead")),
+        image_dtypes=("float32", "uint16"),
+        pixel_size_um=0.5,
+        splitting=Splitting(min_area_px=7),
+        live_threshold=0.4,
+        fingerprint="abc",
+        accuracy={"val/loss": 0.5},
+    )
+    state = {f"net.{name}": value for name, value in net.state_dict().items()}
+    AtomicCheckpointIO().save_checkpoint({RECORD_KEY: record.to_plain(), "state_dict": state}, path)
+    return path
+
+
+def test_net_and_record_come_back(net, tmp_path):
+    loaded, record = load_net(save(net, tmp_path / "best.ckpt"))
+    image = torch.rand(1, 2, 33, 31)
+    with torch.no_grad():
+        before, after = net(image), loaded(image)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert record.channels[1] == Channel(name="pi", role="dead")
+    assert record.splitting == Splitting(min_area_px=7)
+    assert record.pixel_size_um == 0.5
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "evil": Attack()}, tmp_path / "evil.ckpt")
+    with pytest.raises(DataError, match=r"evil\.ckpt cannot be loaded as weights only"):
+        load_plain_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04" + bytes(range(256)), pickle.dumps({"a": 1})])
+def test_damaged_files_are_named(content, tmp_path):
+    path = tmp_path / "bad.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.ckpt"):
+        load_plain_checkpoint(path)
+
+
+def test_every_truncation_is_refused(net, tmp_path):
+    whole = save(net, tmp_path / "whole.ckpt").read_bytes()
+    for share in (0.1, 0.5, 0.9, 0.999):
+        path = tmp_path / "cut.ckpt"
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(DataError, match=r"cut\.ckpt"):
+            load_plain_checkpoint(path)
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_draft(net, tmp_path, monkeypatch):
+    path = save(net, tmp_path / "last.ckpt")
+    before = path.read_bytes()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(DataError, match="No space left on device.*previous checkpoint is untouched"):
+        AtomicCheckpointIO().save_checkpoint({"x": 1}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_weights_of_another_structure_are_explained(net, tmp_path):
+    path = save(net, tmp_path / "best.ckpt")
+    plain = load_plain_checkpoint(path)
+    plain[RECORD_KEY]["net"]["widths"] = [4, 16]
+    torch.save(plain, path)
+    with pytest.raises(DataError, match="does not fit its own record"):
+        load_net(path)
+
+
+def test_other_files_are_no_checkpoint(tmp_path):
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
+    with pytest.raises(DataError, match="has no 'cellvision' record"):
+        load_net(tmp_path / "other.ckpt")
+    torch.save([1], tmp_path / "list.ckpt")
+    with pytest.raises(DataError, match="holds a list"):
+        load_net(tmp_path / "list.ckpt")
+    with pytest.raises(DataError, match="no checkpoint"):
+        load_net(tmp_path / "missing.ckpt")
+
+
+def test_resume_passes_over_a_damaged_newest_checkpoint(net, tmp_path, capsys):
+    assert find_newest_checkpoint(tmp_path) is None
+    previous = save(net, tmp_path / "previous.ckpt")
+    (tmp_path / "last.ckpt").write_bytes(b"half a file")
+    assert find_newest_checkpoint(tmp_path) == previous
+    assert "last.ckpt" in capsys.readouterr().err
+    last = save(net, tmp_path / "last.ckpt")
+    assert find_newest_checkpoint(tmp_path) == last
+
+
+def test_drafts_of_killed_runs_are_removed(net, tmp_path):
+    kept = save(net, tmp_path / "last.ckpt")
+    (tmp_path / ".last.ckpt.123.tmp").write_bytes(b"half")
+    remove_drafts(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]
