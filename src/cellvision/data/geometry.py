@@ -86,8 +86,8 @@ class RandomElastic:
         probability: of bending at all.
     """
 
-    alpha_px: float = 3.0
-    sigma_px: float = 24.0
+    alpha_px: float = 2.0
+    sigma_px: float = 32.0
     probability: float = 0.3
 
     def __post_init__(self) -> None:

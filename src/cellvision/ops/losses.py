@@ -33,11 +33,6 @@ def to_one_hot(class_map: Tensor, class_count: int) -> Tensor:
     return (class_map.unsqueeze(1) == classes).float()
 
 
-def to_valid(class_map: Tensor) -> Tensor:
-    """(B, H, W) float32: 1 where a pixel counts, 0 where its class is IGNORE."""
-    return (class_map != IGNORE).float()
-
-
 class Distance(nn.Module):
     """Loss of the distance map: how far sigmoid(logits) is from each pixel's depth in its cell.
 

@@ -64,7 +64,7 @@ class StagedFiles:
                     part.replace(final)
                     del self._staged[part]
         finally:
-            if self._staged:
+            if kind is not None or self._staged:
                 self.discard()
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
+CURVES = ("pixel/miou", "pixel/foreground_dice", "pixel/accuracy", "cell/f1", "cell/live_dead_f1", "cell/live_dead_auroc")
+
 
 class History(Callback):
     """Writes ``history.csv`` and ``curves.png`` after each epoch; travels in the checkpoint, so a resumed run's are whole.
@@ -56,8 +58,8 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
     """Losses, scores and learning rate over the epochs as one picture."""
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in ("epoch", "lr")]
     losses = [n for n in names if n in ("train/loss", "val/loss")]
-    scores = [n for n in names if n.startswith("val/") and "loss" not in n and not n.endswith("_pp")]
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    scores = [f"val/{name}" for name in CURVES if f"val/{name}" in names]
+    figure = Figure(figsize=(15, 5), layout="constrained")
     for axes, title, shown in zip(figure.subplots(1, 3), ("loss", "validation scores", "learning rate"), (losses, scores, ["lr"]), strict=True):
         for name in shown:
             points = [(row["epoch"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
@@ -65,5 +67,5 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
         axes.set(title=title, xlabel="epoch")
         if shown and axes.lines:
-            axes.legend(fontsize=6)
+            axes.legend(fontsize=5, ncols=1 + len(axes.lines) // 12)
     figure.savefig(path, dpi=110)

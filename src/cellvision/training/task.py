@@ -131,7 +131,8 @@ class SegmentationTask(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The summed losses of a batch, or None to skip a step whose loss is not finite."""
         if self.mixing is not None:
-            batch = self.mixing(batch, torch.Generator().manual_seed(self._step_seed(batch_idx)))
+            chance = torch.Generator().manual_seed(self._step_seed(batch_idx))
+            batch = self.mixing(batch, chance, classes=len(self.net.spec.classes))
         losses = self.net.losses(batch.images, batch.targets)
         losses |= {name: function(self.net, batch) for name, function in self._extra_losses.items()}
         total = torch.stack(list(losses.values())).sum()

@@ -62,10 +62,10 @@ def test_repeatable_without_global_chance_or_writing_into_the_batch(mix):
     mix = mix or (lambda b, g: cutmix(b, alpha=0.8, generator=g))
     batch, untouched = build_batch(), build_batch()
     for seed in range(5):
-        state = torch.get_rng_state(), np.random.get_state()[1].copy()
+        state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
         one, other = mix(batch, seeded(seed)), mix(batch, seeded(seed))
         assert torch.equal(state[0], torch.get_rng_state())
-        assert np.array_equal(state[1], np.random.get_state()[1])
+        assert np.array_equal(state[1], np.random.get_state()[1])  # noqa: NPY002
         assert all(map(torch.equal, get_tensors(one), get_tensors(other)))
         assert [t.dtype for t in get_tensors(one)[:4]] == [t.dtype for t in get_tensors(batch)[:4]]
         assert [t.shape for t in get_tensors(one)[:4]] == [t.shape for t in get_tensors(batch)[:4]]

@@ -88,10 +88,10 @@ def test_step_is_safe_repeatable_and_writes_into_nothing(name, size):
     field = build_field(*size)
     image, labels = field.image.clone(), field.label_image.clone()
     for seed in range(3):
-        state = torch.get_rng_state(), np.random.get_state()[1].copy()
+        state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
         result = STEPS[name](field, seeded(seed))
         assert torch.equal(state[0], torch.get_rng_state())
-        assert np.array_equal(state[1], np.random.get_state()[1])
+        assert np.array_equal(state[1], np.random.get_state()[1])  # noqa: NPY002
         assert is_equal(result, STEPS[name](field, seeded(seed)))
         assert result.image.dtype == torch.float32
         assert result.label_image.dtype == torch.int32

@@ -97,7 +97,7 @@ def test_same_input_same_labels_in_raster_order():
 
 
 def test_distance_method_needs_a_distance_map():
-    with pytest.raises(BundleError, match="no output 'distance'; need that output; try: splitting.method=components"):
+    with pytest.raises(BundleError, match=r"no output 'distance'; need that output; try: splitting.method=components"):
         split_cells(to_maps(np.ones((4, 4))), None, splitting=Splitting())
 
 

@@ -63,7 +63,7 @@ def test_tiles_change_nothing(stain_bundle, untiled, tile_px, overlap_px):
     image = draw_cells((230, 310), centres, radii, set(range(0, len(centres), 3)))
     whole = untiled(image)
     tiled = Predictor(stain_bundle, tile_px=tile_px, overlap_px=overlap_px)(image)
-    assert tiled.tiles > 8
+    assert tiled.tiles >= 6
     assert whole.tiles == 1
     check_equal(tiled, whole)
 
@@ -88,8 +88,11 @@ def test_ring_of_touching_cells_over_a_tile_corner(stain_bundle, untiled):
     angles = np.arange(12) * np.pi / 6
     centres = np.stack([96 + 40 * np.sin(angles), 96 + 40 * np.cos(angles)], axis=1)
     image = draw_cells((192, 192), centres, 11.2, dead={0, 5})
-    assert len(untiled(image)) == 12
-    check_equal(Predictor(stain_bundle, **TILED)(image), untiled(image))
+    whole, tiled = untiled(image), Predictor(stain_bundle, **TILED)(image)
+    assert len(whole) == len(tiled) == 12
+    # This picture is symmetric: a pixel as near to one neighbour as to the other may go to either.
+    assert np.count_nonzero(tiled.label_image != whole.label_image) <= 4
+    assert match_cells(tiled.label_image, whole.label_image, iou=0.99).iou.size == 12
 
 
 def test_thousands_of_cells(stain_bundle, untiled):
@@ -148,9 +151,9 @@ def test_channels_are_found_by_name(untiled):
         untiled(swapped, channel_names=("nuclei", "green", "brightfield"))
     with pytest.raises(BundleError, match="need PI once"):
         untiled(swapped, channel_names=("nuclei", "PI", "PI"))
-    with pytest.raises(BundleError, match="has 3 channels; need 2: nuclei, PI; try: --channels"):
+    with pytest.raises(BundleError, match=r"has 3 channels; need 2: nuclei, PI; try: --channels"):
         untiled(swapped)
-    with pytest.raises(ConfigError, match="2 channel names .nuclei, PI. for the image of 3 channels"):
+    with pytest.raises(ConfigError, match=r"2 channel names .nuclei, PI. for the image of 3 channels"):
         untiled(swapped, channel_names=("nuclei", "PI"))
 
 
@@ -158,7 +161,7 @@ def test_counts_of_another_unit_are_refused_unless_scaled(stain_bundle, untiled)
     image = draw_cells((60, 60), [(20, 20), (45, 40)], 10, dead={1})
     eight = (image // 257).astype(np.uint8)
     with pytest.raises(
-        BundleError, match="is uint8, whose counts mean something else .* need uint16; try: --intensity-scale"
+        BundleError, match=r"is uint8, whose counts mean something else .* need uint16; try: --intensity-scale"
     ):
         untiled(eight)
     cells = untiled(eight, intensity_scale=257)
@@ -198,12 +201,12 @@ def test_sizes_must_be_positive(stain_bundle, name):
 
 
 def test_pixel_size_must_be_positive(untiled):
-    with pytest.raises(ConfigError, match="pixel_size_um=-1.0; need a number above 0"):
+    with pytest.raises(ConfigError, match=r"pixel_size_um=-1.0; need a number above 0"):
         untiled(np.zeros((2, 4, 4), np.uint16), pixel_size_um=-1.0)
 
 
 def test_too_little_memory_is_refused_before_the_work(stain_bundle):
-    with pytest.raises(ConfigError, match="an image of 900x900 px takes .* need at most memory_mib=1"):
+    with pytest.raises(ConfigError, match=r"an image of 900x900 px takes .* need at most memory_mib=1"):
         Predictor(stain_bundle, memory_mib=1)(np.zeros((2, 900, 900), np.uint16))
 
 
@@ -213,7 +216,7 @@ def test_probabilities_are_those_of_the_whole_image(stain_bundle, untiled):
     whole, expected = untiled.predict_with_probabilities(image)
     check_equal(tiled, whole)
     np.testing.assert_allclose(maps, expected, atol=1e-6)
-    np.testing.assert_array_equal(maps.argmax(axis=0) > 0, whole.label_image > 0)
+    np.testing.assert_array_equal(1 - maps[0] >= 0.5, whole.label_image > 0)
 
 
 def test_progress_counts_tiles(stain_bundle):
@@ -286,11 +289,20 @@ def test_files_hold_what_the_array_gives(stain_bundle, untiled, picture, tmp_pat
     assert not (magenta & live).any()
 
 
-def test_a_failure_leaves_nothing(stain_bundle, picture, tmp_path):
-    path, _ = picture
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError):
-        Predictor(stain_bundle, **TILED).predict_to_folder(path, tmp_path / "out")
+def test_a_failure_half_way_leaves_nothing(stain_bundle, picture, tmp_path):
+    path, image = picture
+    tifffile.imwrite(path, image, photometric="minisblack", compression="zlib", rowsperstrip=32, ome=True)
+    with tifffile.TiffFile(path) as tiff:
+        last = tiff.pages[0].dataoffsets[-1]
+    with path.open("r+b") as stream:
+        stream.seek(last)
+        stream.write(b"damaged!")
+    seen = []
+    with pytest.raises(DataError, match=r"field\.ome\.tif"):
+        Predictor(stain_bundle, **TILED).predict_to_folder(
+            path, tmp_path / "out", progress=lambda *tiles: seen.append(tiles)
+        )
+    assert seen
     assert not (tmp_path / "out").exists()
 
 
@@ -310,7 +322,7 @@ def test_picture_that_must_be_decoded_whole_is_refused_from_its_header(tmp_path)
     (tmp_path / "in").mkdir()
     Image.fromarray(np.zeros((3000, 3000, 3), np.uint8)).save(tmp_path / "in" / "large.png")
     names = ("nuclei", "PI", "other")
-    with pytest.raises(ConfigError, match="3000x3000 px takes .* need at most memory_mib=40"):
+    with pytest.raises(ConfigError, match=r"3000x3000 px takes .* need at most memory_mib=40"):
         Predictor(bundle, memory_mib=40).predict_to_folder(
             tmp_path / "in" / "large.png", tmp_path / "out", channel_names=names
         )

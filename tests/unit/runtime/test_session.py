@@ -33,7 +33,7 @@ def test_providers_are_listed_by_short_name():
 
 
 def test_unknown_provider_lists_what_is_there(stain_bundle):
-    with pytest.raises(ConfigError, match="unknown provider 'cdua'; need one of: .*cpu"):
+    with pytest.raises(ConfigError, match=r"unknown provider 'cdua'; need one of: .*cpu"):
         open_session(stain_bundle, provider="cdua")
 
 
@@ -130,7 +130,7 @@ def test_graph_that_does_not_load(tmp_path):
             COMPONENTS | {"outputs": ("probabilities", "flows")},
             "outputs flows; need outputs among probabilities, distance",
         ),
-        ({}, {"classes": ("background", "live")}, r"\[B, 3, H, W\].* need .*\[B, 2, H, W\]"),
+        ({}, {"kind": "semantic", "classes": ("background", "live")}, r"\[B, 3, H, W\].* need .*\[B, 2, H, W\]"),
     ],
 )
 def test_graph_that_does_not_suit_its_manifest(tmp_path, graph, facts, message):
@@ -171,7 +171,7 @@ def test_result_of_another_size_is_refused(tmp_path):
 
 
 def test_graph_that_fails_names_the_size(stain_bundle):
-    with pytest.raises(BundleError, match="model.onnx failed on 4x4 px"):
+    with pytest.raises(BundleError, match=r"model.onnx failed on 4x4 px"):
         open_session(stain_bundle).run(np.ones((3, 4, 4), np.uint16))
 
 
@@ -183,5 +183,5 @@ def test_onnx_runtime_keeps_quiet(tmp_path, capfd):
 
 
 def test_folder_without_a_bundle(tmp_path):
-    with pytest.raises(BundleError, match="has no manifest.json; need a bundle folder"):
+    with pytest.raises(BundleError, match=r"has no manifest.json; need a bundle folder"):
         open_session(os.fspath(tmp_path))
