@@ -42,9 +42,10 @@ def build_norm(norm: str, width: int) -> nn.Module:
     """Batch or group normalisation of ``width`` channels.
 
     Group normalisation suits batches of one or two, but its mean is over the whole image, at inference too: results
-    depend on what else is in view, so such a net cannot be tiled. Up to 8 groups, as many as divide the width.
+    depend on what else is in view, so such a net cannot be tiled. Up to 8 groups of two or more channels: a
+    group of one channel has no spread where the map is a single pixel, and torch refuses it. ``width`` is even.
     """
-    return nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(math.gcd(width, 8), width)
+    return nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(math.gcd(width // 2, 8), width)
 
 
 class ConvBlock(nn.Sequential):

@@ -1,0 +1,102 @@
+"""Memory stays bounded however large the image: measured in a process of its own, on a real file."""
+
+import json
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from onnx import TensorProto, helper
+
+from cellvision.bundle import Splitting
+from cellvision.data.images import open_image
+from stain_net import CHANNELS, build_graph, draw_cells, write_bundle
+
+BLOCK = 1000
+PREDICT = """
+import json, sys, psutil, resource
+from cellvision.runtime.predictor import Predictor
+
+predictor = Predictor(sys.argv[1], threads=1)
+before = psutil.Process().memory_info().rss / 2**20
+cells = predictor.predict_to_folder(sys.argv[2], sys.argv[3], overlay=True)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"before": before, "peak": peak, "cells": len(cells), "tiles": cells.tiles}))
+"""
+
+
+@pytest.fixture(scope="module")
+def grey_bundle(tmp_path_factory):
+    """The stain net for one channel, with the tile sizes of a real bundle."""
+    model = build_graph(input_shape=("b", 1, "h", "w"))
+    model.graph.node[0].input[0] = "twice"
+    model.graph.node.insert(0, helper.make_node("Concat", ["image", "image"], ["twice"], axis=1))
+    assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT16
+    return write_bundle(
+        tmp_path_factory.mktemp("grey") / "bundle",
+        model,
+        channels=CHANNELS[:1],
+        tile_px=512,
+        overlap_px=96,
+        splitting=Splitting(seed_threshold=0.7),
+    )
+
+
+def write_image(path, shape, seed=0):
+    """A compressed TIFF of blocks full of cells, written strip by strip; returns the number of cells."""
+    rng = np.random.default_rng(seed)
+    steps = np.arange(12.5, BLOCK, 25)
+    centres = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
+    block = draw_cells((BLOCK, BLOCK), centres + rng.uniform(-1, 1, centres.shape), rng.uniform(8, 12.5, len(centres)))[
+        0
+    ]
+    block += rng.integers(0, 100, block.shape, dtype=np.uint16)
+    down, across = shape[0] // BLOCK, shape[1] // BLOCK
+    strips = (
+        zlib.compress(np.tile(block[top : top + 50], (1, across)).astype("<u2").tobytes(), 1)
+        for _ in range(down)
+        for top in range(0, BLOCK, 50)
+    )
+    tifffile.imwrite(
+        path,
+        strips,
+        shape=shape,
+        dtype="<u2",
+        photometric="minisblack",
+        compression="zlib",
+        rowsperstrip=50,
+        metadata=None,
+    )
+    return len(centres) * down * across
+
+
+def predict(bundle, path, out):
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICT, bundle, path, out], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak is read from the resource module")
+def test_memory_does_not_grow_with_the_image(grey_bundle, tmp_path):
+    (tmp_path / "in").mkdir()
+    found = {}
+    for name, shape in (("small", (2000, 2000)), ("tall", (10000, 2000)), ("wide", (2000, 10000))):
+        expected = write_image(tmp_path / "in" / f"{name}.tif", shape)
+        found[name] = predict(grey_bundle, tmp_path / "in" / f"{name}.tif", tmp_path / "out")
+        assert found[name]["cells"] == expected
+        assert found[name]["tiles"] > 8
+        with open_image(tmp_path / "out" / f"{name}_labels.tif") as labels:
+            assert labels.info.shape == (1, *shape)
+            assert labels.read(shape[0] - 50, shape[0], 0, shape[1]).max() == expected
+    grown = {name: found[name]["peak"] - found[name]["before"] for name in found}
+    # A tall image costs what each of its cells costs (some hundred bytes) and a picture of bounded size; a wide one
+    # also costs its rows. From 2,000 to 20,000 px each way: ten times the first, twice the second of what is seen here.
+    per_tall, per_wide = (max(0.0, grown[name] - grown["small"]) / 8000 for name in ("tall", "wide"))
+    at_20000 = grown["small"] + 18000 * (10 * per_tall + per_wide)
+    assert found["small"]["before"] + at_20000 < 2048, (found, at_20000)
+    assert grown["wide"] < 1024

@@ -1,0 +1,89 @@
+"""Runs killed with SIGKILL at chosen and at random moments, resumed, against one that was never broken."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cellvision.training.checkpoint import load_plain_checkpoint
+from toy import STATEFUL, finish, start
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    finish(start(folder, *STATEFUL))
+    return folder
+
+
+def run_until(folder: Path, reached) -> bool:
+    """Resume the run and SIGKILL it as soon as ``reached(seconds since start)``; False if it ended before."""
+    with start(folder, *STATEFUL, "resume=auto") as process:
+        began = time.monotonic()
+        while process.poll() is None:
+            if reached(time.monotonic() - began):
+                process.send_signal(signal.SIGKILL)
+                return True
+            time.sleep(0.0005)
+    return False
+
+
+def in_checkpoint_write(folder: Path):
+    written = folder / "checkpoints"
+    return lambda _: any(written.glob(".last.ckpt.*.tmp")) and (written / "previous.ckpt").exists()
+
+
+def after_epochs(folder: Path, rows: int):
+    def reached(_: float) -> bool:
+        path = folder / "history.csv"
+        return path.exists() and len(path.read_text().splitlines()) > rows
+
+    return reached
+
+
+def at_random(seed: int):
+    moment = random.Random(seed).uniform(3.0, 12.0)
+    return lambda seconds: seconds > moment
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        first, second = (load_plain_checkpoint(run / "checkpoints" / name) for run in (one, other))
+        for part in ("state_dict", "current_model_state"):
+            assert first[part].keys() == second[part].keys()
+            for key, value in first[part].items():
+                assert torch.equal(value, second[part][key]), f"{name}: {part} {key}"
+        assert first["lr_schedulers"] == second["lr_schedulers"]
+        assert first["global_step"] == second["global_step"]
+    assert (one / "history.csv").read_text() == (other / "history.csv").read_text()
+
+
+def test_killed_runs_end_like_an_unbroken_one(unbroken, tmp_path):
+    moments = [in_checkpoint_write(tmp_path), after_epochs(tmp_path, 3), at_random(0), at_random(1)]
+    kills = sum(run_until(tmp_path, moment) for moment in moments)
+    assert kills >= 2
+    printed = finish(start(tmp_path, *STATEFUL, "resume=auto"))
+    assert "resume: " in printed
+    assert not list(tmp_path.glob("checkpoints/.*.tmp"))
+    assert_equal_runs(unbroken, tmp_path)
+
+
+def test_two_deterministic_runs_have_equal_weights(unbroken, tmp_path):
+    finish(start(tmp_path, *STATEFUL))
+    assert_equal_runs(unbroken, tmp_path)
+
+
+def test_another_seed_gives_other_weights(unbroken, tmp_path):
+    finish(start(tmp_path, *STATEFUL, "seed=1", "trainer.max_epochs=1"))
+    first, second = (load_plain_checkpoint(run / "checkpoints/last.ckpt")["state_dict"] for run in (unbroken, tmp_path))
+    assert any(not torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_resuming_with_another_net_is_refused(unbroken):
+    with start(unbroken, *STATEFUL, "resume=auto", "model.widths=[4,16]") as process:
+        printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "model.widths: [4, 8] became [4, 16]" in printed
