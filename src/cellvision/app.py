@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,13 +96,14 @@ def export(cfg: DictConfig) -> None:
 
 def check_settings(cfg: DictConfig) -> None:
     """Raise ConfigError listing every mandatory setting without a value, and every target that is not ours to run."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
+    leaves = _walk(cfg, "")
+    if missing := sorted(key for key, value in leaves if value == "???"):
         got = f"no value for {', '.join(missing)}"
         raise ConfigError(explain(got=got, need="all of them", hint=" ".join(f"{key}=..." for key in missing)))
-    for key, target in _walk_targets(cfg, ""):
-        if not target.startswith(ALLOWED_TARGETS):
-            got = f"{key}={target}"
-            raise ConfigError(explain(got=got, need=f"a name under {' or '.join(ALLOWED_TARGETS)}", hint="write a small class there"))
+    for key, value in leaves:
+        if key.endswith("_target_") and not str(value).startswith(ALLOWED_TARGETS):
+            need = f"a name under {' or '.join(ALLOWED_TARGETS)}"
+            raise ConfigError(explain(got=f"{key}={value}", need=need, hint="write a small class there"))
 
 
 def build(cfg: Any, key: str, **arguments: Any) -> Any:
@@ -119,13 +121,15 @@ def build(cfg: Any, key: str, **arguments: Any) -> Any:
         if not isinstance(cause, TypeError | ImportError | AttributeError | ValueError | None):
             raise
         first = str(cause or error).splitlines()[0]
-        raise ConfigError(explain(got=f"{key}: {first}", need="settings that its class takes", hint=f"see conf/{key}")) from error
+        raise ConfigError(
+            explain(got=f"{key}: {first}", need="settings that its class takes", hint=f"see conf/{key}")
+        ) from error
 
 
 def build_data(node: DictConfig) -> CellDataModule:
     """The data module that a data group describes.
 
-    Settings that the module does not take, such as ``data.root``, must be ones that others refer to as ``${data.root}``.
+    Settings that the module does not take, such as ``data.root``, are those that others refer to as ``${data.root}``.
 
     Raises:
         ConfigError: a setting that nothing uses, or one that its class does not take.
@@ -134,7 +138,7 @@ def build_data(node: DictConfig) -> CellDataModule:
 
     known = [name for name in inspect.signature(CellDataModule.__init__).parameters if name != "self"]
     text = OmegaConf.to_yaml(node, resolve=False)
-    variables = [str(key) for key in node if key not in known and key != "_target_"]
+    variables = [key for key in map(str, node) if key not in known and key != "_target_"]
     for key in variables:
         if f"${{data.{key}}}" not in text:
             raise ConfigError(unknown_name("setting", f"data.{key}", [f"data.{name}" for name in known]))
@@ -156,27 +160,28 @@ def _resolve(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _walk_targets(node: Any, path: str) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    if isinstance(node, DictConfig):
-        for key in node:
-            value = node._get_node(key)
-            here = f"{path}.{key}".lstrip(".")
-            if key == "_target_":
-                found.append((here, str(node[key])))
-            else:
-                found += _walk_targets(value, here)
-    elif isinstance(node, ListConfig):
-        for at in range(len(node)):
-            found += _walk_targets(node._get_node(at), f"{path}[{at}]")
-    return found
+def _walk(node: Any, path: str) -> list[tuple[str, Any]]:
+    """(dotted key, value as written) of every leaf; interpolations are not resolved."""
+    if isinstance(node, DictConfig) and isinstance(node._value(), dict):
+        keys = [str(key) for key in node]
+        return [leaf for key in keys for leaf in _walk(node._get_node(key), f"{path}.{key}".lstrip("."))]
+    if isinstance(node, ListConfig) and isinstance(node._value(), list):
+        return [leaf for at in range(len(node)) for leaf in _walk(node._get_node(at), f"{path}[{at}]")]
+    return [(path, node._value())]
 
 
 def _find_run_folder(cfg: DictConfig) -> Path:
     """Each job of a sweep has its own folder, which only Hydra knows."""
     if HydraConfig.initialized():
         cfg.run_dir = HydraConfig.get().runtime.output_dir
-    return Path(cfg.run_dir)
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    latest = folder.parent / "latest"
+    with suppress(OSError):  # a convenience; some systems and file shares have no links
+        if latest.is_symlink() or not latest.exists():
+            latest.unlink(missing_ok=True)
+            latest.symlink_to(folder.name, target_is_directory=True)
+    return folder
 
 
 def _build_task(cfg: DictConfig, data: CellDataModule) -> SegmentationTask:
@@ -262,7 +267,9 @@ def _find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:
     record = checkpoint.parent.parent / "run.json"
     if not record.is_file():
         raise ConfigError(
-            explain(got=f"no {record} to learn the data from", need="samples to compare on", hint="data=NAME data.root=...")
+            explain(
+                got=f"no {record} to learn the data from", need="samples to compare on", hint="data=NAME data.root=..."
+            )
         )
     settings = OmegaConf.create({"data": json.loads(record.read_text(encoding="utf-8"))["settings"]["data"]})
     check_settings(settings)

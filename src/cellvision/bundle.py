@@ -172,7 +172,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleError(
-            explain(got=f"{folder} has no {MANIFEST_NAME}", need="a bundle folder", hint="python export.py ckpt=... bundle=DIR")
+            explain(
+                got=f"{folder} has no {MANIFEST_NAME}",
+                need="a bundle folder",
+                hint="python export.py ckpt=... bundle=DIR",
+            )
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -201,7 +205,9 @@ def _check_graph(folder: Path, manifest: Manifest) -> None:
     if not graph.is_file() or graph.is_symlink():
         raise BundleError(_unusable(folder, f"names the graph {manifest.graph_file!r}, which is no file beside it"))
     if (found := compute_sha256(graph)) != manifest.graph_sha256:
-        raise BundleError(_unusable(folder, f"expects SHA-256 {manifest.graph_sha256[:12]}.. of the graph, found {found[:12]}.."))
+        raise BundleError(
+            _unusable(folder, f"expects SHA-256 {manifest.graph_sha256[:12]}.. of the graph, found {found[:12]}..")
+        )
 
 
 def _unusable(folder: Path, why: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of the process.
     """
     chosen = build_parser().parse_args(arguments)
+    # Without a handler, the TIFF reader's own complaints would reach stderr beside the one line that explains them.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
     try:
         return int(chosen.run(chosen))
     except KeyboardInterrupt:
@@ -135,6 +138,7 @@ def _run_predict(chosen: argparse.Namespace) -> int:
 def _run_evaluate(chosen: argparse.Namespace) -> int:
     """Score a bundle: pixels, cells, classes, and the viability of each field next to an Otsu baseline."""
     from cellvision.commands.evaluate import evaluate_bundle, print_scores, write_scores
+    from cellvision.commands.progress import show_progress
     from cellvision.commands.truth import open_truth
 
     predictor = _open_predictor(chosen)
@@ -146,7 +150,8 @@ def _run_evaluate(chosen: argparse.Namespace) -> int:
         table=chosen.classes,
         channels=chosen.channels,
     )
-    evaluation = evaluate_bundle(predictor, truth, intensity_scale=chosen.intensity_scale)
+    with show_progress("evaluate", unit="fields") as progress:
+        evaluation = evaluate_bundle(predictor, truth, intensity_scale=chosen.intensity_scale, progress=progress)
     write_scores(evaluation, chosen.json)
     print_scores(evaluation)
     return EXIT_OK

@@ -23,17 +23,25 @@ ALLOWED = {
     "training": TO_TRAINING,
     "compression": TO_TRAINING | {"training"},
     "export": TO_TRAINING | {"training", "compression"},
-    "app": TO_TRAINING | {"training", "compression", "export"},
-    "cli": BASE | {"images", "data", "metrics", "runtime"},
+    "commands": BASE | {"images", "data", "metrics", "runtime"},
+    "cli": BASE | {"images", "data", "metrics", "runtime", "commands"},
+    "app": TO_TRAINING | {"training", "compression", "export", "commands"},
 }
 """From each layer, the layers it may see besides itself. A new layer needs a row here."""
 
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 TRAINING_PACKAGES = {"torch", "torchvision", "torchmetrics", "timm", "onnx", "onnxscript", "tensorboard"} | LIGHTNING
 SETTINGS_PACKAGES = {"hydra", "omegaconf"}
-TORCH_IN_DATA = {f"data.{name}" for name in ("transforms", "mixing", "datamodule", "batching", "sampler")}
+TORCH_IN_DATA = {
+    f"data.{name}"
+    for name in (
+        "batching", "datamodule", "draws", "field", "geometry", "intensity", "mixing", "sampler", "transforms",
+    )
+}  # fmt: skip
+"""What makes batches out of samples. Reading files needs no torch: the ``cellvision`` command does it too."""
+
 WITHOUT_TORCH = {"data.images", "data.coco", "data.folder", "data.livedead", "data.synthetic", "ops.targets", "types"}
-"""Modules that must load where torch is not installed, with all they bring in; as must runtime and cli."""
+"""Modules that must load where torch is not installed, with all they bring in; as must runtime, commands and cli."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def _find_targets(node, package, modules):
         base = ".".join(parents[: len(parents) - node.level + 1] if node.level else [])
         base = ".".join(filter(None, [base, node.module]))
         inside = [f"{base}.{alias.name}" for alias in node.names]
-        return [name if name in modules else base for name in inside]
+        return list(dict.fromkeys(name if name in modules else base for name in inside))
     if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
         return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
     return []
@@ -118,7 +126,7 @@ def find_misplaced_packages(graph):
             forbidden |= SETTINGS_PACKAGES
         if layer not in ("training", "compression", "app") and inner != "data.datamodule":
             forbidden |= LIGHTNING
-        free_of_torch = layer in BASE | {"images", "runtime", "cli", None} or inner in WITHOUT_TORCH
+        free_of_torch = layer in BASE | {"images", "runtime", "commands", "cli", None} or inner in WITHOUT_TORCH
         in_numpy = (layer == "data" and inner not in TORCH_IN_DATA) or (layer == "metrics" and inner != "metrics.state")
         if free_of_torch or in_numpy:
             forbidden |= TRAINING_PACKAGES
@@ -135,7 +143,7 @@ def find_heavy_loads(graph):
     faults = []
     for module in graph:
         inner = module.removeprefix(f"{PACKAGE}.")
-        if find_layer(module) in ("runtime", "cli") or inner in WITHOUT_TORCH:
+        if find_layer(module) in ("runtime", "commands", "cli") or inner in WITHOUT_TORCH:
             for reached, way in _load(graph, module).items():
                 loaded = {i.target.split(".")[0] for i in graph[reached] if i.at_load and not i.for_types}
                 if heavy := loaded & (TRAINING_PACKAGES | SETTINGS_PACKAGES):

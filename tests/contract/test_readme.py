@@ -128,7 +128,6 @@ def test_readme_shows_cells_early_and_starts_with_make():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert (find_first_picture(text) or 10**6) <= PICTURE_BY_LINE
     assert ["make", "train"] in read_commands(text)
-    assert ["make", "test"] in read_commands(text)
 
 
 def test_commands_are_read_as_a_shell_reads_them():

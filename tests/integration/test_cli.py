@@ -115,6 +115,16 @@ def test_errors_are_one_line_without_traceback(tmp_path, fields, capsys):
         run("info", tmp_path, "--debug")
 
 
+def test_damaged_file_is_one_line_too(stain_bundle, fields, tmp_path):
+    path = fields / "images" / "A1.tif"
+    path.write_bytes(path.read_bytes()[:-20000])
+    command = [sys.executable, "-m", "cellvision", "predict", "--bundle", stain_bundle, path, "--out", tmp_path / "out"]
+    found = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert [line.split(":")[0] for line in found.stderr.splitlines()] == ["A1", "cellvision"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -141,7 +151,7 @@ def test_bad_meaning_of_an_image(stain_bundle, fields, tmp_path, capsys, option,
 def test_results_never_mix_with_inputs(stain_bundle, fields, capsys):
     before = sorted((fields / "images").iterdir())
     assert run("predict", "--bundle", stain_bundle, fields / "images", "--out", fields / "images") == 2
-    assert "is the folder of A1.tif; need another folder" in capsys.readouterr().err
+    assert "is that of A1.tif; need another folder" in capsys.readouterr().err
     assert sorted((fields / "images").iterdir()) == before
 
 

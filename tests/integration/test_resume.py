@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy import STATEFUL, finish, start
 
 from cellvision.training.checkpoint import load_plain_checkpoint
-from toy import STATEFUL, finish, start
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from cellvision.metrics.semantic import compute_confusion, compute_semantic_scor
 from cellvision.metrics.viability import FieldViability, compute_field_viability, compute_viability_scores
 from cellvision.runtime.cells import Cells
 from cellvision.runtime.predictor import Predictor
+from cellvision.runtime.tile_run import Progress
 from cellvision.runtime.writers import StagedFiles
 from cellvision.types import Sample
 
@@ -68,7 +69,9 @@ class Evaluation:
         }
 
 
-def evaluate_bundle(predictor: Predictor, truth: Truth, *, intensity_scale: float | None = None) -> Evaluation:
+def evaluate_bundle(
+    predictor: Predictor, truth: Truth, *, intensity_scale: float | None = None, progress: Progress | None = None
+) -> Evaluation:
     """Scores of a bundle over all fields of ``truth``: pixels, cells at IoU 0.5, classes, viability per field.
 
     The baseline is applied where the truth tells live from dead and the images have a channel of the role "dead" and
@@ -78,6 +81,7 @@ def evaluate_bundle(predictor: Predictor, truth: Truth, *, intensity_scale: floa
         predictor: an open bundle.
         truth: from `open_truth`.
         intensity_scale: factor from the images' counts to the training counts.
+        progress: told after each field: (fields done, fields in all).
 
     Raises:
         CellvisionError: as the predictor and the data set raise.
@@ -86,7 +90,7 @@ def evaluate_bundle(predictor: Predictor, truth: Truth, *, intensity_scale: floa
     baseline = _make_baseline(predictor.manifest, truth, names)
     confusion = np.zeros((len(truth.classes), len(truth.classes)), np.int64)
     found, beside = [], []
-    for sample in truth.iterate_samples():
+    for done, sample in enumerate(truth.iterate_samples(), start=1):
         cells, probabilities = predictor.predict_with_probabilities(
             sample.image, channel_names=names, intensity_scale=intensity_scale
         )
@@ -97,6 +101,8 @@ def evaluate_bundle(predictor: Predictor, truth: Truth, *, intensity_scale: floa
         found.append(_score_cells(cells, sample, truth.classes))
         if baseline:
             beside.append(_score_baseline(baseline, sample, truth.classes))
+        if progress:
+            progress(done, len(truth))
     scores, fields = _summarise(found, truth.classes)
     baseline_scores, baseline_fields = _summarise(beside, truth.classes)
     return Evaluation(

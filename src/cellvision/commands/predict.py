@@ -15,7 +15,7 @@ from cellvision.errors import CellvisionError, ConfigError, DataError, explain
 from cellvision.runtime.cells import Cells
 from cellvision.runtime.overlay import format_viability
 from cellvision.runtime.predictor import Predictor
-from cellvision.runtime.writers import ResultTables
+from cellvision.runtime.writers import ResultTables, check_out_folder
 
 
 def collect_images(paths: Sequence[Path], *, out_dir: Path) -> dict[str, Path]:
@@ -35,14 +35,7 @@ def collect_images(paths: Sequence[Path], *, out_dir: Path) -> dict[str, Path]:
     files = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise DataError(explain(got=f"{', '.join(missing)}: no such file", need="image files", hint="check the path"))
-    if inside := [file for file in files if file.resolve().parent == out_dir.resolve()]:
-        raise ConfigError(
-            explain(
-                got=f"--out {out_dir} is the folder of {inside[0].name}",
-                need="another folder, so that no input is overwritten or taken for a result",
-                hint=f"--out {out_dir / 'cells'}",
-            )
-        )
+    check_out_folder(files, out_dir)
     # File systems that do not tell cases apart would let one result overwrite another.
     shared = Counter(image_stem(file).casefold() for file in files)
     names = [

@@ -1,0 +1,1 @@
+"""Pruning, distillation and quantisation during training."""

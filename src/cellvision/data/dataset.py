@@ -26,25 +26,23 @@ class CellDataset(Protocol):
 
     A data set checks its files and tables when it is made (headers only), so that a fault shows before training.
     It needs no torch, and travels to worker processes by pickle.
-
-    Attributes:
-        classes: names of the classes, background first; a sample's cell classes are positions in it.
-        channels: of every image, in order.
-        groups: group of each sample, e.g. the well; a split never divides a group. No pixel is decoded for it.
-        names: unique name of each sample.
     """
 
     @property
-    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, background first; a sample's cell classes are positions in it."""
 
     @property
-    def channels(self) -> tuple[Channel, ...]: ...  # noqa: D102
+    def channels(self) -> tuple[Channel, ...]:
+        """Of every image, in order."""
 
     @property
-    def groups(self) -> tuple[str, ...]: ...  # noqa: D102
+    def groups(self) -> tuple[str, ...]:
+        """Group of each sample, e.g. the well; a split never divides a group. No pixel is decoded for it."""
 
     @property
-    def names(self) -> tuple[str, ...]: ...  # noqa: D102
+    def names(self) -> tuple[str, ...]:
+        """Unique name of each sample."""
 
     def __len__(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""The order of training samples: a pure function of seed and epoch, so that a resumed run repeats nothing and skips nothing."""
+"""The order of training samples, a pure function of seed and epoch: a resumed run repeats nothing and skips nothing."""
 
 from __future__ import annotations
 

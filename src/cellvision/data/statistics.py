@@ -30,7 +30,8 @@ def compute_stats(
         samples: the training samples; read once.
         channels: positions of the channels that the net sees, in its order.
         classes: number of classes K, background included.
-        normalization: "percentile" maps the two percentiles to 0 and 1; "zscore" to mean 0, deviation 1; "none" keeps counts.
+        normalization: "percentile" maps the two percentiles to 0 and 1; "zscore" gives mean 0 and deviation 1; "none"
+            keeps the counts.
         percentiles: low and high, in percent.
 
     Raises:

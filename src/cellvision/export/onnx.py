@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import onnx
 import torch
@@ -65,7 +65,7 @@ def export_onnx(net: SegNet, path: Path, *, input_dtype: str = "float32", opset:
 
 def to_inference(net: SegNet) -> SegNet:
     """A copy of the net on the CPU, in evaluation mode and without gradients; the net itself is not touched."""
-    return cast(SegNet, copy.deepcopy(cast(nn.Module, net)).cpu().eval().requires_grad_(False))
+    return copy.deepcopy(net).cpu().eval().requires_grad_(False)
 
 
 class _Graph(nn.Module):
@@ -84,10 +84,12 @@ def _trace(net: SegNet, input_dtype: str, opset: int) -> onnx.ModelProto:
     # A batch of 1, or an edge that shrinks to 1 px at the coarsest level, would be taken for a constant.
     height, width = max(45, 3 * net.spec.stride + 5), max(61, 4 * net.spec.stride + 7)
     image = torch.zeros(2, net.spec.in_channels, height, width, dtype=getattr(torch, input_dtype))
+    graph = _Graph(net).eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are no news for a user
+        graph(image)  # a fault of the net itself stops here, with its own words instead of the exporter's
         program = torch.onnx.export(
-            _Graph(net).eval(),
+            graph,
             (image,),
             dynamo=True,
             opset_version=opset,

@@ -1,11 +1,13 @@
-"""What every net promises: the protocol that tasks, compression and export rely on."""
+"""What every net promises, and what tasks, compression and export rely on."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cellvision.types import DataStats, Targets
 
@@ -36,9 +38,8 @@ class NetSpec:
     tiles: bool
 
 
-@runtime_checkable
-class SegNet(Protocol):
-    """A plain ``nn.Module`` with these additions.
+class SegNet(nn.Module, ABC):
+    """A plain module with these additions.
 
     Attributes:
         spec: see NetSpec.
@@ -48,6 +49,7 @@ class SegNet(Protocol):
     spec: NetSpec
     config: dict[str, Any]
 
+    @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The inference graph, normalisation, padding and decoding included.
 
@@ -58,20 +60,26 @@ class SegNet(Protocol):
             "probabilities": (B, K, H, W) float32 in 0..1; for viability also "distance": (B, 1, H, W) float32 in 0..1.
         """
 
+    @abstractmethod
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         """The net's raw results; ``decode`` and ``losses_from`` share them, so that validation runs the net once."""
 
-    def decode(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+    @abstractmethod
+    def decode(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The results of ``forward`` from those of ``logits``."""
 
+    @abstractmethod
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Named scalar losses, already weighted; their sum is what training minimises."""
 
-    def losses_from(self, logits: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+    @abstractmethod
+    def losses_from(self, logits: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """The results of ``losses`` from those of ``logits``."""
 
+    @abstractmethod
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Named feature maps, finest first: what distillation and pruning look at."""
 
+    @abstractmethod
     def set_statistics(self, stats: DataStats) -> None:
         """Take normalisation and automatic class weights from the training data into buffers."""

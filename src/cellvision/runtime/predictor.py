@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,17 +9,17 @@ import numpy as np
 from PIL import Image
 
 from cellvision.bundle import Manifest
-from cellvision.data.images import ImageInfo, image_stem, open_image, read_info
+from cellvision.data.images import image_stem, open_image, read_info
 from cellvision.errors import ConfigError, ShapeError, explain
-from cellvision.runtime.budget import compute_costs, measure_net
+from cellvision.runtime.budget import compute_costs, find_whole_bytes, measure_net
 from cellvision.runtime.cells import Cells, build_cells
 from cellvision.runtime.inputs import InputMatch, check_pixel_size, match_input
 from cellvision.runtime.instances import CellSums
 from cellvision.runtime.overlay import Overview, index_classes
 from cellvision.runtime.session import Session, open_session
-from cellvision.runtime.tile_run import KeepMaps, Progress, TileRun
+from cellvision.runtime.tile_run import KeepMaps, Progress, ReadRows, TileRun
 from cellvision.runtime.tiling import SMALLEST_TILE_PX, Costs, Tile, choose_tile_px, round_up
-from cellvision.runtime.writers import LabelSpool, StagedFiles, write_label_image
+from cellvision.runtime.writers import LabelSpool, StagedFiles, check_out_folder, write_label_image
 
 
 class Predictor:
@@ -161,7 +160,7 @@ class Predictor:
             ConfigError: out_dir is the image's folder, or the memory does not suffice.
         """
         path, out_dir = Path(path), Path(out_dir)
-        _check_folder(path, out_dir)
+        check_out_folder([path], out_dir)
         check_pixel_size(pixel_size_um)
         info = read_info(path)
         size, pixel_size_um = info.shape[1:], pixel_size_um or info.pixel_size_um
@@ -170,25 +169,49 @@ class Predictor:
             self._net_bytes,
             channels=info.shape[0],
             dtype=info.dtype,
-            whole_bytes=_find_whole_bytes(info),
+            whole_bytes=find_whole_bytes(info),
             overlay_shape=size if overlay else None,
         )
         run = self._plan(match, size, costs)
-        stem = name or image_stem(path)
-        with StagedFiles(out_dir) as staged, LabelSpool(out_dir) as spool, open_image(path) as reader:
-            overview = Overview(shape=size, channels=self.manifest.channels) if overlay else None
-            for band in run.iterate_bands(lambda top, bottom: reader.read(top, bottom, 0, size[1]), progress=progress):
+        with open_image(path) as reader:
+            return self._stream(
+                run,
+                lambda top, bottom: reader.read(top, bottom, 0, size[1]),
+                out_dir / (name or image_stem(path)),
+                overlay=overlay,
+                pixel_size_um=pixel_size_um,
+                progress=progress,
+            )
+
+    def _stream(
+        self,
+        run: TileRun,
+        read_rows: ReadRows,
+        target: Path,
+        *,
+        overlay: bool,
+        pixel_size_um: float | None,
+        progress: Progress | None,
+    ) -> Cells:
+        """Write the files whose names begin with ``target``, and return the cells."""
+        with StagedFiles(target.parent) as staged, LabelSpool(target.parent) as spool:
+            overview = Overview(shape=run.shape, channels=self.manifest.channels) if overlay else None
+            for band in run.iterate_bands(read_rows, progress=progress):
                 spool.add(band.ids)
                 if overview:
                     overview.add_image(band.top, band.image)
             table, sums = run.resolve()
             cells = self._build(run, sums, None, pixel_size_um)
-            bands = _iterate_final(spool, table, overview, index_classes(cells))
             write_label_image(
-                staged.path(f"{stem}_labels.tif"), bands, shape=size, largest=len(cells), pixel_size_um=pixel_size_um
+                staged.path(f"{target.name}_labels.tif"),
+                _iterate_final(spool, table, overview, index_classes(cells)),
+                shape=run.shape,
+                largest=len(cells),
+                pixel_size_um=pixel_size_um,
             )
             if overview:
-                Image.fromarray(overview.render(cells)).save(staged.path(f"{stem}_overlay.png"), format="PNG")
+                picture = Image.fromarray(overview.render(cells))
+                picture.save(staged.path(f"{target.name}_overlay.png"), format="PNG")
         return cells
 
     def _predict_array(
@@ -252,24 +275,6 @@ class Predictor:
             memory_mib=self._memory_mib,
         )
         return TileRun(self.session, match, shape=shape, tile_px=tile_px, overlap_px=self._overlap_px)
-
-
-def _check_folder(path: Path, out_dir: Path) -> None:
-    if path.parent.resolve() == out_dir.resolve():
-        raise ConfigError(
-            explain(
-                got=f"results of {path} would go to its own folder",
-                need="another folder, so that no input is overwritten or taken for a result",
-                hint=f"--out {out_dir / 'cells'}",
-            )
-        )
-
-
-def _find_whole_bytes(info: ImageInfo) -> int:
-    """Bytes of an image that can only be decoded whole (PNG, JPEG), else 0."""
-    with info.path.open("rb") as stream:
-        is_tiff = stream.read(2) in (b"II", b"MM")
-    return 0 if is_tiff else math.prod(info.shape) * np.dtype(info.dtype).itemsize
 
 
 def _iterate_final(

@@ -17,11 +17,24 @@ import numpy as np
 import tifffile
 
 from cellvision.bundle import Manifest
+from cellvision.errors import ConfigError, explain
 from cellvision.runtime.cells import Cells
 
 ROWS_PER_STRIP = 64
 _CLASSIC_TIFF_BYTES = 2**32 - 2**26  # offsets in a classic TIFF are 32 bits wide
 _part_number = count_up()
+
+
+def check_out_folder(images: Iterable[Path], out_dir: Path) -> None:
+    """Raise ConfigError where results would go to the folder of an image."""
+    if inside := [image for image in images if image.resolve().parent == out_dir.resolve()]:
+        raise ConfigError(
+            explain(
+                got=f"the folder for results, {out_dir}, is that of {inside[0].name}",
+                need="another folder, so that no input is overwritten or taken for a result",
+                hint=f"--out {out_dir / 'cells'}",
+            )
+        )
 
 
 class StagedFiles:

@@ -1,0 +1,1 @@
+"""The task that trains any net, its optimizer, checkpoints and reports."""

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from cellvision.training.checkpoint import LAST, PREVIOUS, remove_drafts
 
 
-
 def build_progress() -> Callback:
     """A rich progress bar on a terminal, one line per epoch where the output is a file or a pipe."""
     return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLines()
@@ -40,7 +39,10 @@ class EpochLines(RichProgressBar):
         shown = ("train/loss", "val/loss", getattr(pl_module, "monitor", ""))
         scores = trainer.callback_metrics
         values = "  ".join(f"{name} {float(scores[name]):.4f}" for name in shown if name in scores)
-        print(f"epoch {done}/{planned}  {values}  {seconds:.1f} s/epoch, {seconds * (planned - done):.0f} s left", flush=True)
+        print(
+            f"epoch {done}/{planned}  {values}  {seconds:.1f} s/epoch, {seconds * (planned - done):.0f} s left",
+            flush=True,
+        )
 
 
 class LastCheckpoint(Checkpoint):

@@ -74,7 +74,9 @@ class AtomicCheckpointIO(CheckpointIO):
     a process killed at any moment leaves the previous checkpoint or the new one, nothing else.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         """Write ``checkpoint`` to ``path``; the previous file survives any failure."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,8 +99,10 @@ class AtomicCheckpointIO(CheckpointIO):
             draft.unlink(missing_ok=True)
         _sync_folder(target.parent)
 
-    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, **_: Any) -> dict[str, Any]:
-        """The checkpoint as tensors and plain data; see ``load_plain_checkpoint``."""
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The checkpoint as tensors and plain data, always weights only and on the CPU first."""
         return load_plain_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -122,7 +126,7 @@ def load_plain_checkpoint(path: Path) -> dict[str, Any]:
         raise DataError(explain(got=f"no checkpoint {path}", need="a file", hint="ckpt=RUN_DIR/checkpoints/best.ckpt"))
     if not zipfile.is_zipfile(path):
         raise DataError(
-            explain(got=f"{path} is truncated or no checkpoint", need="a checkpoint of train.py", hint="last.ckpt or best.ckpt of the run")
+            explain(got=f"{path} is truncated or no checkpoint", need="one of train.py", hint="best.ckpt of the run")
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -136,7 +140,8 @@ def load_plain_checkpoint(path: Path) -> dict[str, Any]:
             )
         ) from error
     if not isinstance(checkpoint, dict):
-        raise DataError(explain(got=f"{path} holds a {type(checkpoint).__name__}", need="a checkpoint of train.py", hint="best.ckpt of the run"))
+        got = f"{path} holds a {type(checkpoint).__name__}"
+        raise DataError(explain(got=got, need="a checkpoint of train.py", hint="best.ckpt of the run"))
     return checkpoint
 
 
@@ -149,7 +154,7 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
     checkpoint = load_plain_checkpoint(path)
     if RECORD_KEY not in checkpoint or "state_dict" not in checkpoint:
         raise DataError(
-            explain(got=f"{path} has no {RECORD_KEY!r} record", need="a checkpoint of train.py", hint="best.ckpt of the run")
+            explain(got=f"{path} has no {RECORD_KEY!r} record", need="one of train.py", hint="best.ckpt of the run")
         )
     try:
         record = NetRecord.from_plain(checkpoint[RECORD_KEY])

@@ -69,10 +69,11 @@ def score_baselines(data: CellDataModule) -> dict[str, dict[str, float]]:
     alone, given = CellMetrics(data.classes), CellMetrics(data.classes)
     for index in range(len(data.held_out)):
         sample = data.held_out.sample(index)
-        for metric, found in ((alone, baseline(sample.image)), (given, baseline.classify(sample.image, sample.label_image))):
-            metric.update(
-                found.label_image, found.cell_classes, found.p_live, sample.label_image, sample.cell_classes
-            )
+        for metric, found in (
+            (alone, baseline(sample.image)),
+            (given, baseline.classify(sample.image, sample.label_image)),
+        ):
+            metric.update(found.label_image, found.cell_classes, found.p_live, sample.label_image, sample.cell_classes)
     return {"otsu": alone.compute(), "otsu_on_true_cells": given.compute()}
 
 
@@ -92,7 +93,9 @@ def print_scores(scores: dict[str, float], baselines: dict[str, dict[str, float]
 def draw_confusions(confusions: dict[str, np.ndarray], classes: tuple[str, ...], path: Path) -> None:
     """Confusion matrices as one picture: true classes in rows, shares of the row in colour, counts as text."""
     figure = Figure(figsize=(5 * max(1, len(confusions)), 4.2), layout="constrained")
-    for axes, (name, counts) in zip(np.atleast_1d(figure.subplots(1, len(confusions))), confusions.items(), strict=True):
+    for axes, (name, counts) in zip(
+        np.atleast_1d(figure.subplots(1, len(confusions))), confusions.items(), strict=True
+    ):
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         ticks = range(len(classes))

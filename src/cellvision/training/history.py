@@ -10,11 +10,18 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
-CURVES = ("pixel/miou", "pixel/foreground_dice", "pixel/accuracy", "cell/f1", "cell/live_dead_f1", "cell/live_dead_auroc")
+CURVES = (
+    "pixel/miou",
+    "pixel/foreground_dice",
+    "pixel/accuracy",
+    "cell/f1",
+    "cell/live_dead_f1",
+    "cell/live_dead_auroc",
+)
 
 
 class History(Callback):
-    """Writes ``history.csv`` and ``curves.png`` after each epoch; travels in the checkpoint, so a resumed run's are whole.
+    """Writes ``history.csv`` and ``curves.png`` after each epoch; a resumed run continues both from its checkpoint.
 
     Args:
         folder: where the two files go.
@@ -60,7 +67,9 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
     losses = [n for n in names if n in ("train/loss", "val/loss")]
     scores = [f"val/{name}" for name in CURVES if f"val/{name}" in names]
     figure = Figure(figsize=(15, 5), layout="constrained")
-    for axes, title, shown in zip(figure.subplots(1, 3), ("loss", "validation scores", "learning rate"), (losses, scores, ["lr"]), strict=True):
+    for axes, title, shown in zip(
+        figure.subplots(1, 3), ("loss", "validation scores", "learning rate"), (losses, scores, ["lr"]), strict=True
+    ):
         for name in shown:
             points = [(row["epoch"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
             if points:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from cellvision.errors import ConfigError, check_choice, explain
 
 OPTIMIZERS = ("adamw", "sgd")
+Mode = Literal["min", "max"]
 SCHEDULES = ("constant", "cosine", "warm_restarts", "cyclic", "polynomial", "plateau")
 
 
@@ -26,9 +27,9 @@ class Optim:
         lr: peak learning rate.
         weight_decay: on weights of two or more dimensions; norms and biases are spared.
         momentum: of SGD (Nesterov).
-        schedule: one of SCHEDULES. Cosine: Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts;
-            warm_restarts: the same paper with ``cycles`` of equal length; cyclic: triangles, Smith 2017, arXiv 1506.01186;
-            polynomial: DeepLab's, arXiv 1606.00915; plateau: divides by ``1 / factor`` when the monitored metric stalls.
+        schedule: one of SCHEDULES. cosine: Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts;
+            warm_restarts: the same with ``cycles`` of equal length; cyclic: triangles, Smith 2017, arXiv 1506.01186;
+            polynomial: DeepLab's, arXiv 1606.00915; plateau: times ``factor`` when the monitored score stalls.
         warmup: share of all steps with a linear rise from ``lr / 100``, in [0, 1).
         floor: lowest learning rate as a share of ``lr``, in [0, 1].
         power: exponent of the polynomial schedule.
@@ -79,7 +80,7 @@ class Optim:
         return torch.optim.AdamW(groups, lr=self.lr)
 
     def build_schedules(
-        self, optimizer: torch.optim.Optimizer, *, total_steps: int, monitor: str, mode: str
+        self, optimizer: torch.optim.Optimizer, *, total_steps: int, monitor: str, mode: Mode
     ) -> list[dict[str, Any]]:
         """Lightning's scheduler records for ``total_steps`` optimizer steps.
 

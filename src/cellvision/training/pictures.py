@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -33,13 +34,13 @@ class Pictures(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: list[FieldPrediction],
+        outputs: Any,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first fields."""
-        self._shown += outputs[: self.fields - len(self._shown)]
+        self._shown += outputs["fields"][: self.fields - len(self._shown)]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw them."""

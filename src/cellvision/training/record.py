@@ -12,7 +12,18 @@ from typing import Any
 from cellvision.data.datamodule import CellDataModule
 from cellvision.models.base import SegNet
 
-PACKAGES = ("cellvision", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "numpy", "onnx", "onnxruntime")
+PACKAGES = (
+    "cellvision",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "timm",
+    "hydra-core",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+)
 
 
 def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: SegNet) -> Path:

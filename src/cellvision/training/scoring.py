@@ -1,4 +1,4 @@
-"""From a net's outputs to scores: fields are split into cells by the runtime's own code, so what is scored is what ships."""
+"""From a net's outputs to scores; the runtime's own code splits the cells, so what is scored is what ships."""
 
 from __future__ import annotations
 
@@ -39,18 +39,34 @@ class FieldPrediction:
     cells: Cells
 
 
-def build_scores(spec: NetSpec) -> nn.ModuleDict:
-    """The metrics of a net: per pixel and per cell."""
-    return nn.ModuleDict({"pixel": PixelMetrics(spec.classes), "cell": CellMetrics(spec.classes)})
+class Scores(nn.Module):
+    """The scores of a net over many fields: per pixel, per cell, per field."""
 
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        self.pixel, self.cell = PixelMetrics(spec.classes), CellMetrics(spec.classes)
 
-def update_scores(scores: nn.ModuleDict, field: FieldPrediction) -> None:
-    """Count a field in all metrics of ``build_scores``."""
-    cells = field.cells
-    scores["pixel"].update(field.probabilities[None], field.true_class_map[None])
-    scores["cell"].update(
-        cells.label_image, cells.class_id, cells.p_live, field.true_label_image, field.true_cell_classes
-    )
+    def update(self, field: FieldPrediction) -> None:
+        """Count a field."""
+        cells = field.cells
+        assert cells.label_image is not None
+        self.pixel.update(field.probabilities[None], field.true_class_map[None])
+        self.cell.update(
+            cells.label_image, cells.class_id, cells.p_live, field.true_label_image, field.true_cell_classes
+        )
+
+    def compute(self) -> dict[str, float]:
+        """Flat scores so far, gathered over all processes."""
+        return {**self.pixel.compute(), **self.cell.compute()}
+
+    def confusions(self) -> dict[str, np.ndarray]:
+        """Confusion matrices (K, K) int64 by what is counted: true classes in rows, predicted in columns."""
+        return {"pixel": self.pixel.confusion.cpu().numpy(), "cell": self.cell.confusion.cpu().numpy()}
+
+    def reset(self) -> None:
+        """Forget all fields."""
+        self.pixel.reset()
+        self.cell.reset()
 
 
 def predict_field(

@@ -16,8 +16,8 @@ from cellvision.data.datamodule import CellDataModule
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.models.base import SegNet
 from cellvision.training.checkpoint import RECORD_KEY, NetRecord
-from cellvision.training.optim import Optim
-from cellvision.training.scoring import FieldPrediction, build_scores, predict_field, update_scores
+from cellvision.training.optim import Mode, Optim
+from cellvision.training.scoring import FieldPrediction, Scores, predict_field
 from cellvision.types import Batch
 
 if TYPE_CHECKING:
@@ -56,13 +56,13 @@ class SegmentationTask(LightningModule):
         live_threshold: float = 0.5,
         mixing: Mixing | None = None,
         monitor: str = "val/pixel/miou",
-        monitor_mode: str = "max",
+        monitor_mode: Mode = "max",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.net, self.optim, self.splitting, self.mixing = net, optim, splitting, mixing
         self.live_threshold, self.monitor, self.monitor_mode, self.seed = live_threshold, monitor, monitor_mode, seed
-        self.scores = nn.ModuleDict({stage: build_scores(net.spec) for stage in ("val", "test")})
+        self.scores = nn.ModuleDict({stage: Scores(net.spec) for stage in ("val", "test")})
         self.record: NetRecord | None = None
         self.confusions: dict[str, np.ndarray] = {}
         self._extra_losses: dict[str, ExtraLoss] = {}
@@ -146,13 +146,13 @@ class SegmentationTask(LightningModule):
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=size)
         return total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[FieldPrediction]:
-        """Score a batch of the validation split."""
-        return self._score(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[FieldPrediction]]:
+        """Score a batch of the validation split; the fields are in "fields"."""
+        return {"fields": self._score(batch, "val")}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> list[FieldPrediction]:
-        """Score a batch of the test split."""
-        return self._score(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[FieldPrediction]]:
+        """Score a batch of the test split; the fields are in "fields"."""
+        return {"fields": self._score(batch, "test")}
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores."""
@@ -180,7 +180,8 @@ class SegmentationTask(LightningModule):
         if before["fingerprint"] != now["fingerprint"]:
             drift.append("the training data changed")
         if drift:
-            raise ConfigError(explain(got="; ".join(drift), need="the settings the run began with", hint="a new run_dir"))
+            need = "the settings the run began with"
+            raise ConfigError(explain(got="; ".join(drift), need=need, hint="a new run_dir"))
 
     def _step_seed(self, batch_idx: int) -> int:
         parts = [self.seed, self.current_epoch, batch_idx, self.global_rank]
@@ -194,9 +195,10 @@ class SegmentationTask(LightningModule):
         self._skipped_steps += 1
         if self._skipped_steps >= MAX_SKIPPED_STEPS:
             values = ", ".join(f"{name}={value.item():.3g}" for name, value in losses.items())
+            steps = f"{MAX_SKIPPED_STEPS} steps in a row"
             raise CellvisionError(
                 explain(
-                    got=f"{MAX_SKIPPED_STEPS} steps in a row without a finite loss ({values}; last batch: {', '.join(batch.names)})",
+                    got=f"{steps} without a finite loss ({values}; {', '.join(batch.names)})",
                     need="finite losses",
                     hint="a lower optim.lr, trainer.precision=32-true, or check those images",
                 )
@@ -210,15 +212,22 @@ class SegmentationTask(LightningModule):
         self.log(f"{stage}/loss", total, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         outputs = {name: value.float().cpu().numpy() for name, value in self.net.decode(logits).items()}
         fields = [
-            predict_field(self.net.spec, batch, i, outputs, splitting=self.splitting, live_threshold=self.live_threshold)
+            predict_field(
+                self.net.spec, batch, i, outputs, splitting=self.splitting, live_threshold=self.live_threshold
+            )
             for i in range(size)
         ]
         for field in fields:
-            update_scores(self.scores[stage], field)
+            self._scores(stage).update(field)
         return fields
 
     def _log_scores(self, stage: str) -> None:
-        for level, score in self.scores[stage].items():
-            self.log_dict({f"{stage}/{name}": value for name, value in score.compute().items()}, batch_size=1)
-            self.confusions[level] = score.confusion.cpu().numpy()
-            score.reset()
+        scores = self._scores(stage)
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.compute().items()}, batch_size=1)
+        self.confusions = scores.confusions()
+        scores.reset()
+
+    def _scores(self, stage: str) -> Scores:
+        scores = self.scores[stage]
+        assert isinstance(scores, Scores)
+        return scores

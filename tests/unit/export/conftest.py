@@ -60,6 +60,15 @@ def build_sample(name="field_1", *, dtype="uint16", channels=2, size=(150, 131),
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Nets this small are slower on more threads, above all beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def net():
     torch.manual_seed(0)

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -46,24 +48,19 @@ def test_graph_is_one_plain_file_that_names_its_axes(graph):
     assert model.opset_import[0].version == 20
 
 
-def test_graph_holds_no_path_of_this_machine_and_is_the_same_twice(net, graph, tmp_path):
-    content = graph.read_bytes()
-    assert b".py" not in content
-    assert export_onnx(net, tmp_path / "again.onnx").read_bytes() == content
+def test_graph_holds_no_path_of_this_machine(graph):
+    assert b".py" not in graph.read_bytes()
 
 
-def test_training_net_is_exported_for_inference_and_left_as_it_is(tiny, tmp_path, capfd):
-    net = tiny[0]().train()
-    net.norm.eval()
-    path = export_onnx(net, tmp_path / "graph.onnx")
+def test_training_net_gives_the_same_bytes_and_is_left_as_it_is(net, graph, tmp_path, capfd):
+    training = copy.deepcopy(net).train().requires_grad_(True)
+    training.norm.eval()
+    path = export_onnx(training, tmp_path / "graph.onnx")
+    assert path.read_bytes() == graph.read_bytes()
     assert capfd.readouterr() == ("", "")
-    assert net.training
-    assert not net.norm.training
-    assert all(weight.requires_grad for weight in net.parameters())
-    image = np.random.default_rng(0).uniform(0, 500, (1, 2, 16, 16)).astype(np.float32)
-    with torch.inference_mode():
-        expected = net.eval()(torch.from_numpy(image))["probabilities"].numpy()
-    np.testing.assert_allclose(run(path, image)[0], expected, atol=1e-5)
+    assert training.training
+    assert not training.norm.training
+    assert all(weight.requires_grad for weight in training.parameters())
 
 
 def test_untraceable_net_leaves_no_file(tiny, tmp_path):

@@ -6,15 +6,16 @@ import onnx
 import pytest
 import torch
 
-from cellvision.bundle import Channel, Splitting, load_manifest
+from cellvision.bundle import Channel, Splitting, compute_sha256, load_manifest
 from cellvision.errors import BundleError, ConfigError, ExportError
 from cellvision.export import writer
 from cellvision.export.latency import describe_machine, measure_latency
-from cellvision.export.writer import export_bundle
+from cellvision.export.writer import export_bundle, export_checkpoint
 from cellvision.models.build import build_model
 from cellvision.runtime.instances import split_cells
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.session import open_session
+from cellvision.training.checkpoint import NetRecord
 from cellvision.types import DataStats
 
 
@@ -98,15 +99,26 @@ def test_semantic_net_that_sees_the_whole_image_is_marked(tiny, facts, tmp_path)
     assert open_session(tmp_path / "bundle").run(np.zeros((1, 5, 5), np.float32)).distance is None
 
 
-def test_attention_unet_becomes_a_bundle_that_predicts(facts, samples, tmp_path):
+def test_checkpoint_of_an_attention_unet_becomes_a_bundle_that_predicts(facts, samples, tmp_path):
     torch.manual_seed(0)
     net = build_model(
         name="unet", kind="viability", in_channels=2, classes=("background", "live", "dead"), widths=(4, 8, 8)
     )
     net.set_statistics(DataStats(offset=(60.0, 60.0), scale=(100.0, 100.0), class_pixels=(10, 1, 1)))
-    manifest = export_bundle(net, tmp_path / "bundle", **facts)
+    shared = ("channels", "image_dtypes", "pixel_size_um", "splitting", "live_threshold", "accuracy")
+    record = NetRecord(net=net.config, fingerprint="00", **{name: facts[name] for name in shared})
+    weights = {f"net.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": weights, "cellvision": record.to_plain()}, tmp_path / "best.ckpt")
+
+    manifest = export_checkpoint(tmp_path / "best.ckpt", tmp_path / "bundle", samples=samples)
+
+    assert manifest.model == "unet"
     assert manifest.parity["max_difference"] < 1e-5
+    assert manifest.provenance["checkpoint_sha256"] == compute_sha256(tmp_path / "best.ckpt")
+    assert manifest.provenance["data_fingerprint"] == "00"
     assert manifest.provenance["tiling"]["exact"]
+    for name in shared:
+        assert getattr(manifest, name) == facts[name]
     cells = Predictor(tmp_path / "bundle")(samples[0].image)
     assert cells.label_image.shape == samples[0].image.shape[1:]
 

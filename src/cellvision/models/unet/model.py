@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cellvision.errors import ConfigError, check_choice, explain
-from cellvision.models.base import KINDS, NetSpec
+from cellvision.models.base import KINDS, NetSpec, SegNet
 from cellvision.models.build import MODELS
 from cellvision.models.preprocess import Normalize, pad_to_stride
 from cellvision.models.unet.attention import (
@@ -29,7 +29,7 @@ _Terms = Mapping[str, Mapping[str, Any] | None]
 
 
 @MODELS.register("unet")
-class UNet(nn.Module):
+class UNet(SegNet):
     """U-Net after Ronneberger et al. (2015), with batch normalisation, optional attention and any timm encoder.
 
     Takes images of any size: they are padded to the stride inside and the results cut back.
@@ -84,10 +84,8 @@ class UNet(nn.Module):
         """
         super().__init__()
         _check_plain(in_channels, classes, widths, dropout)
-        check_choice("model.kind", kind, KINDS)
-        check_choice("model.attention", attention, ATTENTIONS)
-        check_choice("model.norm", norm, NORMS)
-        check_choice("model.activation", activation, ACTIVATIONS)
+        _check_choices(kind=(kind, KINDS), attention=(attention, ATTENTIONS), norm=(norm, NORMS))
+        _check_choices(activation=(activation, ACTIVATIONS))
         _check_fit(kind, classes, widths, norm, activation, encoder, pretrained)
         self.activation = activation
         self.has_distance = kind == "viability"
@@ -197,6 +195,11 @@ def _build_loss(given: _Terms | None, class_count: int, activation: str, has_dis
         default = {**default, "distance": {"weight": 1.0}}
     terms = default if given is None else given
     return WeightedLoss(terms, class_count=class_count, activation=activation, has_distance=has_distance)
+
+
+def _check_choices(**choices: tuple[str, Sequence[str]]) -> None:
+    for key, (value, known) in choices.items():
+        check_choice(f"model.{key}", value, known)
 
 
 def _check_plain(in_channels: int, classes: Sequence[str], widths: Sequence[int], dropout: float) -> None:

@@ -1,0 +1,140 @@
+"""Every YAML composes and its parts can be built; bad settings are answered in one sentence."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import pytest
+
+from cellvision import app
+from cellvision.errors import CellvisionError, ConfigError
+from cellvision.models.build import list_models
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if not file.stem.startswith("_"))
+NEEDED = {"livedead": ["data.root=x"], "folder": ["data.root=x"], "coco": ["data.root=x"]}
+
+
+def compose(*overrides: str, name: str = "train"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(name, overrides=["run_dir=unused", *overrides] if name == "train" else list(overrides))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_resolves(group, choice):
+    cfg = compose(f"{group}={choice}", *NEEDED.get(choice, []))
+    app.check_settings(cfg)
+    assert app._resolve(cfg)[group]
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [c for c in CHOICES if c[0] in ("optim", "callbacks", "logger", "trainer")]
+)
+def test_parts_of_every_choice_can_be_built(group, choice, tmp_path):
+    if choice in ("gpu", "ddp"):
+        pytest.skip("needs a GPU")
+    cfg = compose(f"{group}={choice}", f"run_dir={tmp_path}")
+    nodes = [cfg[group]] if "_target_" in cfg[group] else [node for node in cfg[group].values() if node is not None]
+    assert all(app.build(node, group) is not None for node in nodes)
+
+
+def test_every_model_has_a_config_of_its_name():
+    assert {choice for group, choice in CHOICES if group == "model"} == set(list_models())
+
+
+def test_the_default_data_and_model_fit_together():
+    cfg = compose("data.datasets.all.fields=8")
+    data = app.build_data(cfg.data)
+    net = app.build(cfg.model, "model", in_channels=len(data.channels), classes=data.classes, kind=data.kind)
+    assert net.spec.kind == "viability"
+    assert [c.role for c in data.channels] == ["nuclear", "live", "dead"]
+
+
+def test_all_missing_settings_are_listed_at_once():
+    with pytest.raises(ConfigError, match=r"no value for bundle, ckpt; need all of them; try: bundle=\.\.\. ckpt="):
+        app.check_settings(compose(name="export"))
+    with pytest.raises(ConfigError, match=r"no value for data\.root"):
+        app.check_settings(compose("data=livedead"))
+
+
+def test_foreign_targets_are_refused():
+    with pytest.raises(ConfigError, match=r"optim\._target_=os\.system; need a name under cellvision\."):
+        app.check_settings(compose("optim._target_=os.system"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.attention=gates", r"model\.attention 'gates'; need one of: cbam, gate, none, se, self; try: 'gate'"),
+        ("model.name=unett", r"model 'unett'; need one of: unet"),
+        ("optim.schedule=cos", r"optim\.schedule 'cos'"),
+        ("splitting.method=watershed", r"splitting\.method='watershed'"),
+        ("data.normalization=minmax", r"data\.normalization 'minmax'; need one of: none, percentile, zscore"),
+        (
+            "data.channels=[hoechts]",
+            r"data\.channels entry 'hoechts'; need one of: calcein, hoechst, pi; try: 'hoechst'",
+        ),
+        ("+data.batchsize=3", r"unknown setting 'data\.batchsize'.*try: 'data\.batch_size'"),
+        ("+optim.learning_rate=1", r"optim: .*learning_rate"),
+        ("data.fractions.train=0.9", r"split fractions .* add up to 1"),
+        ("data.augment.crop.size=-3", r"size"),
+    ],
+)
+def test_bad_values_are_explained(override, said):
+    cfg = compose("data.datasets.all.fields=4", override)
+
+    def build_all():
+        data = app.build_data(cfg.data)
+        data.setup()
+        app._build_task(cfg, data)
+
+    with pytest.raises(CellvisionError, match=said):
+        build_all()
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_help_answers_within_three_seconds_and_lists_the_choices():
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        printed = run_script("train.py", "--help")
+        seconds.append(time.monotonic() - began)
+    assert printed.returncode == 0
+    assert "synthetic_livedead" in printed.stdout
+    assert min(seconds) < 3.0
+
+
+def test_an_unknown_choice_lists_what_exists():
+    printed = run_script("train.py", "model=unett")
+    assert printed.returncode != 0
+    assert "unet" in printed.stderr.split("Available options")[1]
+
+
+def test_errors_are_one_line_without_traceback(tmp_path):
+    printed = run_script("train.py", f"hydra.run.dir={tmp_path}", "data=livedead", f"data.root={tmp_path / 'none'}")
+    assert printed.returncode == 2
+    assert printed.stderr.startswith("error: ")
+    assert "Traceback" not in printed.stderr
+    assert len(printed.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_every_point(tmp_path):
+    printed = run_script(
+        "train.py", "-m", "model=unet", "optim.lr=1e-3,3e-4", "trainer=debug", f"hydra.sweep.dir={tmp_path}",
+        "data.datasets.all.fields=12", "bundle=false", "model.widths=[4,8]",
+    )  # fmt: skip
+    assert printed.returncode == 0, printed.stderr
+    assert (tmp_path / "0/results.json").is_file()
+    assert (tmp_path / "1/results.json").is_file()
+    assert '"lr": 0.0003' in (tmp_path / "1/run.json").read_text()
