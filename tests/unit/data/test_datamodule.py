@@ -1,0 +1,131 @@
+"""Batches: equal for equal (seed, epoch), whole for validation, with the channels asked for."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cellvision.data.batching import SubsetView, build_collate, to_field
+from cellvision.data.datamodule import CellDataModule
+from cellvision.data.synthetic import SyntheticLiveDead
+from cellvision.data.transforms import RandomCrop, RandomFlip, RandomIntensity
+from cellvision.errors import ConfigError, DataError
+from cellvision.ops.targets import compute_distance
+
+CELLS = SyntheticLiveDead(fields=10, height=64, width=48, cells=(2, 5), seed=5)
+
+
+def build(**settings) -> CellDataModule:
+    data = CellDataModule(
+        **{
+            "datasets": {"all": CELLS},
+            "fractions": {"train": 0.6, "val": 0.2, "test": 0.2},
+            "augment": {"crop": RandomCrop(size=32), "flip": RandomFlip(), "light": RandomIntensity(), "off": None},
+            "batch_size": 3,
+            "workers": 0,
+            **settings,
+        }
+    )
+    data.setup()
+    return data
+
+
+def read(data: CellDataModule, epoch: int):
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def test_batches_follow_from_seed_and_epoch_alone():
+    first, again = read(build(), 3), read(build(), 3)
+    assert [b.names for b in first] == [b.names for b in again]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
+    other = read(build(), 4)
+    assert not all(torch.equal(a.images, b.images) for a, b in zip(first, other, strict=True))
+
+
+def test_worker_processes_change_nothing():
+    alone, helped = read(build(), 1), read(build(workers=2), 1)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(alone, helped, strict=True))
+
+
+def test_a_batch_holds_what_its_label_image_says():
+    batch = read(build(), 0)[0]
+    assert batch.images.shape == (3, 3, 32, 32)
+    assert batch.images.dtype == torch.float32
+    for at, name in enumerate(batch.names):
+        sample = CELLS.sample(CELLS.names.index(name))
+        labels = batch.targets.label_image[at].numpy()
+        expected = np.append(0, sample.cell_classes)[labels]
+        assert np.array_equal(batch.targets.class_map[at].numpy(), expected)
+        assert np.allclose(batch.targets.distance[at].numpy(), compute_distance(labels))
+
+
+def test_validation_fields_are_whole_and_unchanged():
+    data = build(channels=["pi", "hoechst"])
+    batch = next(iter(data.val_dataloader()))
+    sample = CELLS.sample(CELLS.names.index(batch.names[0]))
+    assert np.array_equal(batch.images[0].numpy(), sample.image[[2, 0]].astype(np.float32))
+    assert [channel.name for channel in data.channels] == ["pi", "hoechst"]
+    assert data.collect_held_out(1)[0].image.shape[0] == 2
+
+
+def test_splits_cover_the_fields_without_sharing_any():
+    data = build()
+    names = [name for view in data.views.values() for name in view.names]
+    assert sorted(names) == sorted(CELLS.names)
+    assert data.held_out is data.views["test"]
+    assert data.fingerprint() == build().fingerprint()
+    assert data.fingerprint() != build(seed=1).fingerprint()
+
+
+def test_statistics_come_from_the_training_fields():
+    data = build()
+    assert data.image_dtypes == ("float32", "uint16")
+    assert data.pixel_size_um == pytest.approx(0.65)
+    train = np.concatenate([s.image.reshape(3, -1) for s in map(data.views["train"].sample, range(6))], axis=1)
+    assert data.stats.offset == pytest.approx(np.percentile(train, 1.0, axis=1), rel=0.02)
+
+
+def test_kind_follows_the_classes():
+    assert build().kind == "viability"
+
+
+class Renamed:
+    """The same fields under another group name."""
+
+    def __init__(self, group: str) -> None:
+        self.groups = tuple(group for _ in range(len(CELLS)))
+
+    def __getattr__(self, name: str):
+        return getattr(CELLS, name)
+
+    def __len__(self) -> int:
+        return len(CELLS)
+
+
+def test_leakage_is_an_error():
+    with pytest.raises(DataError, match="shared"):
+        build(datasets={"train": Renamed("shared"), "val": Renamed("shared")})
+    with pytest.raises(DataError, match="synthetic"):
+        build(datasets={"train": Renamed("a"), "val": Renamed("b")})
+
+
+def test_fields_of_several_sizes_need_a_crop():
+    small = replace(CELLS.sample(0), image=CELLS.sample(0).image[:, :20], label_image=CELLS.sample(0).label_image[:20])
+    items = [(to_field(sample, [0]), sample) for sample in (small, CELLS.sample(1))]
+    with pytest.raises(DataError, match=r"one batch with .*20.*keep data\.augment\.crop"):
+        build_collate(with_distance=False)(items)
+
+
+def test_the_cache_stays_within_its_budget():
+    size = CELLS.sample(0).image.nbytes + CELLS.sample(0).label_image.nbytes
+    view = SubsetView(CELLS, range(4), cache_mib=2.5 * size / 2**20)
+    kept = [view.sample(i) for i in range(4)]
+    assert [view.sample(i) is sample for i, sample in enumerate(kept)] == [True, True, False, False]
+
+
+def test_unknown_splits_are_named():
+    with pytest.raises(ConfigError, match="data split 'valid'"):
+        build(datasets={"train": CELLS, "valid": CELLS})

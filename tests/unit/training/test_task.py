@@ -1,0 +1,127 @@
+"""The task: losses, extra losses, non-finite steps, the learning-rate finder, agreement with the runtime's cells."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from cellvision.bundle import Splitting
+from cellvision.data.datamodule import CellDataModule
+from cellvision.data.synthetic import SyntheticLiveDead
+from cellvision.data.transforms import RandomCrop
+from cellvision.errors import CellvisionError, ConfigError
+from cellvision.metrics.cells import has_viability
+from cellvision.models.build import build_model
+from cellvision.training.checkpoint import AtomicCheckpointIO, load_net
+from cellvision.training.finish import score_baselines
+from cellvision.training.optim import Optim
+from cellvision.training.scoring import build_true_cells
+from cellvision.training.task import MAX_SKIPPED_STEPS, SegmentationTask
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def data() -> CellDataModule:
+    module = CellDataModule(
+        datasets={"all": SyntheticLiveDead(fields=8, height=64, width=64, cells=(3, 5))},
+        fractions={"train": 0.5, "val": 0.5},
+        augment={"crop": RandomCrop(size=32)},
+        batch_size=2,
+        workers=0,
+    )
+    module.setup()
+    return module
+
+
+def build(data: CellDataModule, **settings) -> SegmentationTask:
+    net = build_model(name="unet", in_channels=3, classes=data.classes, kind="viability", widths=[4, 8])
+    return SegmentationTask(net=net, optim=Optim(), splitting=Splitting(), **settings)
+
+
+def build_trainer(tmp_path, **settings) -> Trainer:
+    return Trainer(
+        **{
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "default_root_dir": tmp_path,
+            "plugins": [AtomicCheckpointIO()],
+            **settings,
+        }
+    )
+
+
+def test_fit_validates_and_its_checkpoint_rebuilds_the_net(data, tmp_path):
+    task, trainer = build(data), build_trainer(tmp_path)
+    trainer.fit(task, datamodule=data)
+    scores = trainer.callback_metrics
+    assert {"train/loss", "train/loss_distance", "val/loss", "val/pixel/miou", "val/cell/f1"} <= set(scores)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    net, record = load_net(tmp_path / "it.ckpt")
+    assert torch.allclose(net.normalize.offset, torch.tensor(data.stats.offset))
+    assert record.fingerprint == data.fingerprint()
+    assert record.accuracy["val/pixel/miou"] == pytest.approx(float(scores["val/pixel/miou"]))
+    assert [channel.name for channel in record.channels] == ["hoechst", "calcein", "pi"]
+
+
+def test_extra_losses_take_part(data, tmp_path):
+    task, trainer = build(data), build_trainer(tmp_path)
+    task.add_loss("teacher", lambda net, batch: torch.tensor(5.0) * len(batch.names))
+    trainer.fit(task, datamodule=data)
+    assert float(trainer.callback_metrics["train/loss_teacher"]) == 10.0
+    with pytest.raises(ConfigError, match="a second loss 'teacher'"):
+        task.add_loss("teacher", lambda net, batch: torch.tensor(1.0))
+
+
+def test_single_bad_steps_are_skipped_and_many_stop_the_run(data, tmp_path):
+    task = build(data)
+    values = iter([float("nan"), 0.0])
+    task.add_loss("odd", lambda *_: torch.tensor(next(values)))
+    build_trainer(tmp_path).fit(task, datamodule=data)
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+    task = build(data)
+    task.add_loss("bad", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(CellvisionError, match=rf"{MAX_SKIPPED_STEPS} steps in a row .*bad=nan.*optim\.lr"):
+        build_trainer(tmp_path, max_epochs=MAX_SKIPPED_STEPS).fit(task, datamodule=data)
+
+
+def test_the_learning_rate_finder_sets_the_peak(data, tmp_path):
+    from lightning.pytorch.tuner import Tuner
+
+    task, trainer = build(data), build_trainer(tmp_path, max_epochs=20)
+    found = Tuner(trainer).lr_find(task, datamodule=data, attr_name="lr", num_training=20)
+    assert found is not None
+    assert task.optim.lr == found.suggestion() != 1e-3
+
+
+def test_bf16_and_clipping_and_accumulation_train(data, tmp_path):
+    trainer = build_trainer(tmp_path, precision="bf16-mixed", gradient_clip_val=0.1, accumulate_grad_batches=2)
+    trainer.fit(build(data), datamodule=data)
+    assert trainer.global_step == 1
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_the_truth_as_a_prediction_scores_one(data):
+    task = build(data).eval()
+    batch = next(iter(data.val_dataloader()))
+    field = task.net.decode(task.net.logits(batch.images))
+    outputs = {name: value.detach().numpy() for name, value in field.items()}
+    from cellvision.training.scoring import Scores, predict_field
+
+    found = predict_field(task.net.spec, batch, 0, outputs, splitting=Splitting(), live_threshold=0.5)
+    truth = build_true_cells(task.net.spec, found)
+    scores = Scores(task.net.spec)
+    scores.cell.update(truth.label_image, truth.class_id, truth.p_live, found.true_label_image, found.true_cell_classes)
+    assert scores.cell.compute()["cell/live_dead_f1"] == 1.0
+
+
+def test_baselines_see_the_dead_stain_even_when_the_net_does_not(data):
+    assert has_viability(data.classes)
+    scores = score_baselines(data)
+    assert scores["otsu_on_true_cells"]["cell/f1"] == 1.0
+    assert 0 < scores["otsu"]["cell/f1"] < 1
