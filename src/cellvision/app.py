@@ -190,10 +190,11 @@ def _build_task(cfg: DictConfig, data: CellDataModule) -> SegmentationTask:
     given = {"in_channels": len(data.channels), "classes": data.classes}
     net: SegNet = build(cfg.model, "model", **given, kind=cfg.model.get("kind") or data.kind)
     method = cfg.splitting.method or ("distance" if "distance" in net.spec.outputs else "components")
+    min_area_px = cfg.splitting.min_area_px or max(1, data.small_cell_px // 2)
     return SegmentationTask(
         net=net,
         optim=build(cfg.optim, "optim"),
-        splitting=build(cfg.splitting, "splitting", method=method),
+        splitting=build(cfg.splitting, "splitting", method=method, min_area_px=min_area_px),
         mixing=build(cfg.mixing, "mixing") if cfg.mixing is not None else None,
         live_threshold=cfg.live_threshold,
         monitor=cfg.monitor,

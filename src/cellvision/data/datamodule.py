@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,8 @@ class CellDataModule(LightningDataModule):
         balanced: draw fields with rare cell classes more often.
         workers: loader processes; 0 loads in the main process.
         cache_mib: decoded samples kept in memory, per split, in MiB.
+        nucleus_margin_px: how far a cell's outline lies beyond its nucleus, told to the Otsu baseline so that it is
+            compared fairly where whole cells are annotated.
         seed: of sampling, augmentation and splitting.
 
     Raises:
@@ -60,6 +62,7 @@ class CellDataModule(LightningDataModule):
         balanced: bool = False,
         workers: int = 1,
         cache_mib: float = 1024.0,
+        nucleus_margin_px: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,9 +75,11 @@ class CellDataModule(LightningDataModule):
         self.normalization, self.percentiles = normalization, (float(percentiles[0]), float(percentiles[1]))
         self.batch_size, self.draws_per_epoch = batch_size, draws_per_epoch
         self.balanced, self.workers, self.seed = balanced, workers, seed
+        self.nucleus_margin_px = nucleus_margin_px
         self.stats: DataStats | None = None
         self.image_dtypes: tuple[str, ...] = ()
         self.pixel_size_um: float | None = None
+        self.small_cell_px = 1
         self._weights: np.ndarray | None = None
 
     @property
@@ -88,27 +93,20 @@ class CellDataModule(LightningDataModule):
             return
         check_leakage(dict(self.views))
         train = self.views["train"]
-        samples = (train.sample(i) for i in range(len(train)))
-        dtypes, pixel_sizes, cells = set(), [], []
-
-        def watch() -> Any:
-            for sample in samples:
-                dtypes.add(sample.image.dtype.name)
-                pixel_sizes.append(sample.pixel_size_um)
-                cells.append(np.bincount(sample.cell_classes, minlength=IGNORE + 1)[1 : len(self.classes)])
-                yield sample
-
+        seen = _Watch(train.sample(i) for i in range(len(train)))
         self.stats = compute_stats(
-            watch(),
+            seen,
             channels=self.channel_positions,
             classes=len(self.classes),
             normalization=self.normalization,
             percentiles=self.percentiles,
         )
-        known = [size for size in pixel_sizes if size is not None]
-        self.pixel_size_um = float(np.median(known)) if known else None
-        self.image_dtypes = tuple(sorted(dtypes | {"float32"}))
-        self._weights = compute_class_weights_per_sample(np.stack(cells)) if self.balanced else None
+        self.pixel_size_um = float(np.median(seen.pixel_sizes_um)) if seen.pixel_sizes_um else None
+        self.image_dtypes = tuple(sorted(seen.dtypes | {"float32"}))
+        self.small_cell_px = seen.find_small_cell_px()
+        if self.balanced:
+            counts = np.stack(seen.class_counts)[:, 1 : len(self.classes)]
+            self._weights = compute_class_weights_per_sample(counts)
 
     def fingerprint(self) -> str:
         """SHA-256 over the data sets and the split: equal for equal training data."""
@@ -150,6 +148,31 @@ class CellDataModule(LightningDataModule):
             collate_fn=build_collate(with_distance=self.kind == "viability"),
             **options,
         )
+
+
+class _Watch:
+    """The samples passed on one by one, and what there is to note of each."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._samples = samples
+        self.dtypes: set[str] = set()
+        self.pixel_sizes_um: list[float] = []
+        self.class_counts: list[np.ndarray] = []
+        self._areas: list[np.ndarray] = []
+
+    def __iter__(self) -> Iterator[Sample]:
+        for sample in self._samples:
+            self.dtypes.add(sample.image.dtype.name)
+            self.class_counts.append(np.bincount(sample.cell_classes, minlength=IGNORE + 1))
+            self._areas.append(np.bincount(sample.label_image.ravel())[1:])
+            if sample.pixel_size_um is not None:
+                self.pixel_sizes_um.append(sample.pixel_size_um)
+            yield sample
+
+    def find_small_cell_px(self) -> int:
+        """Area that 98 % of the cells exceed; 1 where there are none."""
+        areas = np.concatenate(self._areas)
+        return int(np.percentile(areas[areas > 0], 2)) if (areas > 0).any() else 1
 
 
 def _build_views(

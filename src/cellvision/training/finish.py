@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from rich.table import Table
 from cellvision.data.datamodule import CellDataModule
 from cellvision.metrics.baseline import OtsuBaseline
 from cellvision.metrics.state import CellMetrics
+from cellvision.runtime.viability import Viability
 from cellvision.training.checkpoint import load_net
+from cellvision.training.field_report import count_viability, draw_field_viability, write_field_table
 from cellvision.training.task import SegmentationTask
 
 SHOWN = {
@@ -40,41 +42,55 @@ class Best:
 
 
 def finish_run(trainer: Trainer, task: SegmentationTask, data: CellDataModule, *, folder: Path) -> Best:
-    """Score the best net on the held-out fields, print the table, write ``results.json`` and ``confusion.png``."""
+    """Score the best net on the held-out fields, print the table, write ``results.json`` and the pictures."""
     best = _find_best(trainer)
     if best.checkpoint is not None:
         task.net.load_state_dict(load_net(best.checkpoint)[0].state_dict())
     trainer.test(task, datamodule=data, verbose=False)
     scores = {name.removeprefix("test/"): float(v) for name, v in trainer.callback_metrics.items() if "test/" in name}
-    baselines = score_baselines(data)
+    baseline = score_baseline(data)
     if trainer.is_global_zero:
-        print_scores(scores, baselines, title=f"{len(data.held_out)} held-out fields, {task.net.spec.name}")
-        record = {"monitored": best.score, "held_out": scores, **baselines}
+        print_scores(scores, baseline.scores, title=f"{len(data.held_out)} held-out fields, {task.net.spec.name}")
+        record = {"monitored": best.score, "held_out": scores, **baseline.scores}
         (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         draw_confusions(task.confusions, task.net.spec.classes, folder / "confusion.png")
-        print(f"results   {folder / 'results.json'}, curves.png, confusion.png")
+        written = ["results.json", "curves.png", "confusion.png"]
+        if task.field_rows:
+            rows = [replace(row, otsu=baseline.fields.get(row.name)) for row in task.field_rows]
+            write_field_table(rows, folder / "fields.csv")
+            draw_field_viability(rows, folder / "viability.png")
+            written += ["fields.csv", "viability.png"]
+        print(f"results   {folder}: {', '.join(written)}")
     return best
 
 
-def score_baselines(data: CellDataModule) -> dict[str, dict[str, float]]:
-    """Otsu's scores on the held-out fields: alone, and given the true outlines; empty without a dead-stain channel.
+@dataclass(frozen=True, kw_only=True)
+class BaselineScores:
+    """Otsu's scores by kind ("otsu", "otsu_on_true_cells"), and its viability of each field; empty without one."""
+
+    scores: dict[str, dict[str, float]]
+    fields: dict[str, Viability]
+
+
+def score_baseline(data: CellDataModule) -> BaselineScores:
+    """Otsu on the held-out fields: alone, and given the true outlines; nothing without a dead-stain channel.
 
     The baseline sees all channels of the data set, also those that the net was denied.
     """
     channels = data.held_out.channels
     roles = {channel.role for channel in channels}
     if data.kind != "viability" or "dead" not in roles or not roles & {"nuclear", "live"}:
-        return {}
-    baseline = OtsuBaseline(channels)
+        return BaselineScores(scores={}, fields={})
+    baseline = OtsuBaseline(channels, expand_px=data.nucleus_margin_px)
     alone, given = CellMetrics(data.classes), CellMetrics(data.classes)
+    fields: dict[str, Viability] = {}
     for index in range(len(data.held_out)):
         sample = data.held_out.sample(index)
-        for metric, found in (
-            (alone, baseline(sample.image)),
-            (given, baseline.classify(sample.image, sample.label_image)),
-        ):
+        free, told = baseline(sample.image), baseline.classify(sample.image, sample.label_image)
+        fields[sample.name] = count_viability(free.cell_classes, data.classes)
+        for metric, found in ((alone, free), (given, told)):
             metric.update(found.label_image, found.cell_classes, found.p_live, sample.label_image, sample.cell_classes)
-    return {"otsu": alone.compute(), "otsu_on_true_cells": given.compute()}
+    return BaselineScores(scores={"otsu": alone.compute(), "otsu_on_true_cells": given.compute()}, fields=fields)
 
 
 def print_scores(scores: dict[str, float], baselines: dict[str, dict[str, float]], *, title: str) -> None:

@@ -30,6 +30,7 @@ class History(Callback):
     def __init__(self, *, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.rows: list[dict[str, float]] = []
+        self._validated = False
 
     def state_dict(self) -> dict[str, Any]:
         """All rows so far, plain numbers."""
@@ -39,10 +40,16 @@ class History(Callback):
         """Continue from the rows of a checkpoint."""
         self.rows = list(state_dict["rows"])
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that this epoch has validation scores; Lightning keeps showing those of an earlier one."""
+        self._validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch and rewrite both files."""
         rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        stages = ("train/", "val/") if self._validated else ("train/",)
+        self._validated = False
+        scores = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith(stages)}
         self.rows.append({"epoch": trainer.current_epoch, "lr": rates[0], **scores})
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)

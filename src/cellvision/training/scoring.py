@@ -13,6 +13,7 @@ from cellvision.metrics.state import CellMetrics, PixelMetrics
 from cellvision.models.base import NetSpec
 from cellvision.runtime.cells import Cells, build_cells
 from cellvision.runtime.instances import measure_cells, split_cells
+from cellvision.training.field_report import FieldRow, count_viability
 from cellvision.types import IGNORE, Batch
 
 
@@ -37,6 +38,15 @@ class FieldPrediction:
     true_cell_classes: np.ndarray
     probabilities: np.ndarray
     cells: Cells
+
+
+def count_field(field: FieldPrediction) -> FieldRow:
+    """The field's viability as predicted and as annotated."""
+    return FieldRow(
+        name=field.name,
+        predicted=field.cells.viability(),
+        true=count_viability(field.true_cell_classes, field.cells.classes),
+    )
 
 
 class Scores(nn.Module):

@@ -16,8 +16,9 @@ from cellvision.data.datamodule import CellDataModule
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.models.base import SegNet
 from cellvision.training.checkpoint import RECORD_KEY, NetRecord
+from cellvision.training.field_report import FieldRow
 from cellvision.training.optim import Mode, Optim
-from cellvision.training.scoring import FieldPrediction, Scores, predict_field
+from cellvision.training.scoring import FieldPrediction, Scores, count_field, predict_field
 from cellvision.types import Batch
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class SegmentationTask(LightningModule):
         self.scores = nn.ModuleDict({stage: Scores(net.spec) for stage in ("val", "test")})
         self.record: NetRecord | None = None
         self.confusions: dict[str, np.ndarray] = {}
+        self.field_rows: list[FieldRow] = []
         self._extra_losses: dict[str, ExtraLoss] = {}
         self._skipped_steps = 0
 
@@ -152,7 +154,10 @@ class SegmentationTask(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[FieldPrediction]]:
         """Score a batch of the test split; the fields are in "fields"."""
-        return {"fields": self._score(batch, "test")}
+        fields = self._score(batch, "test")
+        if self.net.spec.kind == "viability":
+            self.field_rows += [count_field(field) for field in fields]
+        return {"fields": fields}
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores."""

@@ -12,7 +12,7 @@ from cellvision.errors import CellvisionError, ConfigError
 from cellvision.metrics.cells import has_viability
 from cellvision.models.build import build_model
 from cellvision.training.checkpoint import AtomicCheckpointIO, load_net
-from cellvision.training.finish import score_baselines
+from cellvision.training.finish import score_baseline
 from cellvision.training.optim import Optim
 from cellvision.training.scoring import build_true_cells
 from cellvision.training.task import MAX_SKIPPED_STEPS, SegmentationTask
@@ -122,6 +122,8 @@ def test_the_truth_as_a_prediction_scores_one(data):
 
 def test_baselines_see_the_dead_stain_even_when_the_net_does_not(data):
     assert has_viability(data.classes)
-    scores = score_baselines(data)
+    baseline = score_baseline(data)
+    scores = baseline.scores
+    assert set(baseline.fields) == set(data.views["val"].names)
     assert scores["otsu_on_true_cells"]["cell/f1"] == 1.0
     assert 0 < scores["otsu"]["cell/f1"] < 1

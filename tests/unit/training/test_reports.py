@@ -1,0 +1,55 @@
+"""Tables and pictures at the end of a run."""
+
+import csv
+import json
+
+import numpy as np
+from PIL import Image
+
+from cellvision.runtime.viability import compute_viability
+from cellvision.training.field_report import FieldRow, count_viability, draw_field_viability, write_field_table
+from cellvision.training.finish import draw_confusions, print_scores
+from cellvision.training.history import draw_curves, write_history
+from cellvision.types import IGNORE
+
+ROWS = [
+    FieldRow(name="a", predicted=compute_viability(8, 2), true=compute_viability(9, 1), otsu=compute_viability(5, 5)),
+    FieldRow(name="empty", predicted=compute_viability(0, 0), true=compute_viability(0, 0)),
+]
+
+
+def test_field_table_leaves_undefined_values_empty(tmp_path):
+    write_field_table(ROWS, tmp_path / "fields.csv")
+    first, empty = csv.DictReader((tmp_path / "fields.csv").read_text(encoding="utf-8").splitlines())
+    assert first["predicted_viability_percent"] == "80.00"
+    assert first["predicted_low_percent"] == "49.02"  # Wilson interval of 8 of 10
+    assert first["otsu_live"] == "5"
+    assert (empty["predicted_live"], empty["predicted_viability_percent"], empty["otsu_live"]) == ("0", "", "")
+
+
+def test_only_live_and_dead_cells_count():
+    found = count_viability(np.array([1, 1, 2, IGNORE]), ("background", "live", "dead"))
+    assert (found.live, found.dead) == (2, 1)
+
+
+def test_pictures_show_something(tmp_path):
+    draw_field_viability(ROWS, tmp_path / "viability.png")
+    draw_confusions({"pixel": np.array([[9, 1], [2, 8]])}, ("background", "cell"), tmp_path / "confusion.png")
+    rows = [{"epoch": i, "lr": 0.1, "train/loss": 1 / (i + 1), "val/pixel/miou": i / 9} for i in range(9)]
+    draw_curves(rows, tmp_path / "curves.png")
+    for name in ("viability", "confusion", "curves"):
+        assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
+
+
+def test_history_has_a_column_for_every_score(tmp_path):
+    write_history([{"epoch": 0, "lr": 0.1}, {"epoch": 1, "lr": 0.2, "val/loss": 0.5}], tmp_path / "history.csv")
+    rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
+    assert rows[0]["val/loss"] == ""
+    assert json.loads(rows[1]["val/loss"]) == 0.5
+
+
+def test_the_table_names_scores_in_words(capsys):
+    print_scores({"cell/f1": 0.5}, {"otsu": {"cell/f1": 0.25}}, title="fields")
+    printed = capsys.readouterr().out
+    assert "cells found" in printed
+    assert "0.250" in printed
