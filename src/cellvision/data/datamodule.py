@@ -35,7 +35,7 @@ class CellDataModule(LightningDataModule):
         augment: named training steps; None switches one off. The crop that makes sizes equal is one of them.
         normalization, percentiles: see ``compute_stats``.
         batch_size: crops per training step on one device; fields are validated one by one, whole.
-        draws_per_epoch: crops per epoch; None draws every training field once.
+        draws_per_epoch: crops per epoch; None draws as many as cover the training pixels once.
         balanced: draw fields with rare cell classes more often.
         workers: loader processes; 0 loads in the main process.
         cache_mib: decoded samples kept in memory, per split, in MiB.
@@ -81,6 +81,7 @@ class CellDataModule(LightningDataModule):
         self.pixel_size_um: float | None = None
         self.small_cell_px = 1
         self._weights: np.ndarray | None = None
+        self._draws = 0
 
     @property
     def kind(self) -> str:
@@ -104,6 +105,8 @@ class CellDataModule(LightningDataModule):
         self.pixel_size_um = float(np.median(seen.pixel_sizes_um)) if seen.pixel_sizes_um else None
         self.image_dtypes = tuple(sorted(seen.dtypes | {"float32"}))
         self.small_cell_px = seen.find_small_cell_px()
+        crop, _ = self._build_crops()[0, 0, 0]
+        self._draws = self.draws_per_epoch or max(len(train), round(seen.pixels / (crop.height * crop.width)))
         if self.balanced:
             counts = np.stack(seen.class_counts)[:, 1 : len(self.classes)]
             self._weights = compute_class_weights_per_sample(counts)
@@ -115,11 +118,9 @@ class CellDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, augmented crops; the order and every random number follow from (seed, epoch) alone."""
-        view = self.views["train"]
-        crops = Crops(view, channels=self.channel_positions, augment=self.augment, seed=self.seed)
+        crops = self._build_crops()
         weights = None if self._weights is None else self._weights.tolist()
-        draws = self.draws_per_epoch or len(view)
-        sampler = EpochSampler(length=len(view), draws=draws, seed=self.seed, weights=weights)
+        sampler = EpochSampler(length=len(crops), draws=self._draws, seed=self.seed, weights=weights)
         return self._build_loader(crops, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -140,6 +141,9 @@ class CellDataModule(LightningDataModule):
         samples = [self.held_out.sample(i) for i in range(min(count, len(self.held_out)))]
         return [replace(sample, image=sample.image[self.channel_positions]) for sample in samples]
 
+    def _build_crops(self) -> Crops:
+        return Crops(self.views["train"], channels=self.channel_positions, augment=self.augment, seed=self.seed)
+
     def _build_loader(self, dataset: Any, **options: Any) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
@@ -158,10 +162,12 @@ class _Watch:
         self.dtypes: set[str] = set()
         self.pixel_sizes_um: list[float] = []
         self.class_counts: list[np.ndarray] = []
+        self.pixels = 0
         self._areas: list[np.ndarray] = []
 
     def __iter__(self) -> Iterator[Sample]:
         for sample in self._samples:
+            self.pixels += sample.label_image.size
             self.dtypes.add(sample.image.dtype.name)
             self.class_counts.append(np.bincount(sample.cell_classes, minlength=IGNORE + 1))
             self._areas.append(np.bincount(sample.label_image.ravel())[1:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import tifffile
 
 from cellvision.data.dataset import CellDataset
+from cellvision.data.image_writer import write_image
 from cellvision.errors import DataError, explain
 from cellvision.types import IGNORE, Sample
 
@@ -45,7 +45,7 @@ def write_livedead_folder(
     fields: list[tuple[str, str, str, str]] = []
     for index in range(len(dataset)):
         sample = dataset.sample(index)
-        _write_image(folder / "images" / f"{sample.name}.tif", sample, [channel.name for channel in dataset.channels])
+        write_image(folder / "images" / f"{sample.name}.tif", sample, dataset.channels)
         _write_labels(folder / "labels" / f"{sample.name}.tif", sample.label_image)
         cells += _list_cells(sample, dataset.classes)
         size = "" if sample.pixel_size_um is None else f"{sample.pixel_size_um:g}"
@@ -53,20 +53,6 @@ def write_livedead_folder(
     _write_table(folder / "cells.csv", ("image", "label", "class"), cells)
     _write_table(folder / "fields.csv", ("image", "group", "split", "pixel_size_um"), fields)
     return folder
-
-
-def _write_image(path: Path, sample: Sample, names: Sequence[str]) -> None:
-    # Left to itself tifffile writes a new random UUID each time.
-    identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{sample.group}/{sample.name}")
-    metadata: dict[str, object] = {"UUID": str(identity), "Name": sample.name, "axes": "CYX"}
-    metadata["Channel"] = {"Name": list(names)}
-    if sample.pixel_size_um is not None:
-        for axis in "XY":
-            metadata[f"PhysicalSize{axis}"] = sample.pixel_size_um
-            metadata[f"PhysicalSize{axis}Unit"] = "µm"
-    tifffile.imwrite(
-        path, sample.image, ome=True, photometric="minisblack", compression="zlib", metadata=metadata, software=False
-    )
 
 
 def _write_labels(path: Path, label_image: np.ndarray) -> None:

@@ -51,8 +51,9 @@ class Predictor:
             bundle_folder: as written by export.
             provider: "cpu", "cuda" ..; no fallback to another.
             threads: processor threads of the net, >= 1; None for all cores.
-            memory_mib: most memory for predicting one image, beside what the process already holds and the arrays
-                that go in and come out. Tiles are made smaller until they fit; device memory of a GPU is not counted.
+            memory_mib: most memory for predicting one image, beside what the process already holds, the arrays that
+                go in and come out, and some hundred bytes per cell. Tiles are made smaller until they fit; what the
+                net needs per pixel is measured when the bundle is opened. Device memory of a GPU is not counted.
             tile_px: distance between tiles; None starts from the bundle's and halves it as memory asks.
             overlap_px: margin around each tile, better at least as wide as a cell; None for the bundle's. Both are
                 rounded up to a multiple of the net's stride.

@@ -50,7 +50,8 @@ def finish_run(trainer: Trainer, task: SegmentationTask, data: CellDataModule, *
     scores = {name.removeprefix("test/"): float(v) for name, v in trainer.callback_metrics.items() if "test/" in name}
     baseline = score_baseline(data)
     if trainer.is_global_zero:
-        print_scores(scores, baseline.scores, title=f"{len(data.held_out)} held-out fields, {task.net.spec.name}")
+        fields = sum(int(batches) for batches in trainer.num_test_batches)
+        print_scores(scores, baseline.scores, title=f"{task.net.spec.name} on {fields} held-out fields")
         record = {"monitored": best.score, "held_out": scores, **baseline.scores}
         (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         draw_confusions(task.confusions, task.net.spec.classes, folder / "confusion.png")

@@ -62,6 +62,11 @@ def test_a_batch_holds_what_its_label_image_says():
         assert np.allclose(batch.targets.distance[at].numpy(), compute_distance(labels))
 
 
+def test_an_epoch_covers_the_training_pixels_once_unless_told_otherwise():
+    assert sum(len(batch.names) for batch in read(build(), 0)) == 6 * 64 * 48 // 32**2
+    assert sum(len(batch.names) for batch in read(build(draws_per_epoch=7), 0)) == 7
+
+
 def test_validation_fields_are_whole_and_unchanged():
     data = build(channels=["pi", "hoechst"])
     batch = next(iter(data.val_dataloader()))
