@@ -20,6 +20,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
 
+DEFAULT_MONITORS = {"viability": "val/cell/live_dead_f1", "semantic": "val/pixel/miou"}
+
 # Torch's worker threads spin while they wait for each other, which on a machine whose cores also run the data loaders
 # made a training step two to three times as slow; set before torch is imported, or not at all.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -63,6 +65,7 @@ def train(cfg: DictConfig) -> float | None:
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg.data)
     data.setup()
+    cfg.monitor = cfg.monitor or DEFAULT_MONITORS[cfg.model.kind or data.kind]
     task = _build_task(cfg, data)
     trainer = _build_trainer(cfg, folder)
     write_run_record(folder, settings=_resolve(cfg), data=data, net=task.net)

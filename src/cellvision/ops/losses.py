@@ -36,13 +36,14 @@ def to_one_hot(class_map: Tensor, class_count: int) -> Tensor:
 class Distance(nn.Module):
     """Loss of the distance map: how far sigmoid(logits) is from each pixel's depth in its cell.
 
-    "bce" is how StarDist (Schmidt et al. 2018) trains the same quantity: its slope does not vanish where the sigmoid
-    is flat. Its smallest value is the target's own entropy, not 0. "smooth_l1" compares the values themselves.
+    "smooth_l1" compares the values themselves. "bce" is how StarDist (Schmidt et al. 2018) trains the same quantity:
+    its slope does not vanish where the sigmoid is flat, but its smallest value is the target's own entropy, and the
+    valleys between touching cells came out too shallow to part them (docs/results.md).
     """
 
     name = "distance"
 
-    def __init__(self, *, method: str = "bce", foreground_weight: float = 1.0) -> None:
+    def __init__(self, *, method: str = "smooth_l1", foreground_weight: float = 3.0) -> None:
         """``method``: one of DISTANCE_METHODS; a pixel of a cell weighs ``foreground_weight``, one outside 1."""
         super().__init__()
         check_choice("model.loss.distance.method", method, DISTANCE_METHODS)

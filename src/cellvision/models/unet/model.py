@@ -76,8 +76,8 @@ class UNet(SegNet):
             dropout: share of channels dropped at the deepest level and before the last layer, in [0, 1).
             activation: "softmax" (a pixel has one class) or "sigmoid" (foreground classes may overlap; P(background)
                 is 1 - the largest of them, so that they need not sum to 1).
-            loss: {term: {"weight": ..., arguments}}, see WeightedLoss; None for cross-entropy + Dice
-                (+ distance for viability), each with weight 1.
+            loss: {term: {"weight": ..., arguments}}, see WeightedLoss; None for cross-entropy + Dice, each with
+                weight 1 (+ distance with weight 5 for viability).
 
         Raises:
             ConfigError: an argument is unknown or out of range, or two do not fit together.
@@ -192,7 +192,7 @@ def _build_loss(given: _Terms | None, class_count: int, activation: str, has_dis
     """The loss from its terms, or cross-entropy + Dice (+ distance) where none are given."""
     default: _Terms = {"ce" if activation == "softmax" else "bce": {"weight": 1.0}, "dice": {"weight": 1.0}}
     if has_distance:
-        default = {**default, "distance": {"weight": 1.0}}
+        default = {**default, "distance": {"weight": 5.0}}
     terms = default if given is None else given
     return WeightedLoss(terms, class_count=class_count, activation=activation, has_distance=has_distance)
 
