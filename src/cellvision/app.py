@@ -266,6 +266,10 @@ def _bundle_and_predict(cfg: DictConfig, data: CellDataModule, checkpoint: Path,
 
 def _find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:
     """The data group of the command line, or else the settings of the run that wrote the checkpoint."""
+    if not checkpoint.is_file():
+        raise ConfigError(
+            explain(got=f"no file ckpt={checkpoint}", need="a checkpoint", hint="runs/latest/checkpoints/best.ckpt")
+        )
     if cfg.get("data") is not None:
         return cfg.data
     record = checkpoint.parent.parent / "run.json"

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
 
 from cellvision.training.checkpoint import LAST, PREVIOUS, remove_drafts
 
@@ -17,13 +17,20 @@ def build_progress() -> Callback:
     return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLines()
 
 
-class EpochLines(RichProgressBar):
+class EpochLines(ProgressBar):
     """Progress as one plain line per epoch: number, time left, losses and scores."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.disable()
-        self._started = 0.0
+        self._started, self._first_epoch, self._enabled = 0.0, 0, True
+
+    def enable(self) -> None:
+        """Print from now on."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Print nothing until enabled again."""
+        self._enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time."""
@@ -31,7 +38,7 @@ class EpochLines(RichProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
-        if not trainer.is_global_zero:
+        if not (self._enabled and trainer.is_global_zero):
             return
         done = trainer.current_epoch + 1
         planned = trainer.max_epochs or done
