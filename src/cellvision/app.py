@@ -69,6 +69,7 @@ def train(cfg: DictConfig) -> float | None:
     task = _build_task(cfg, data)
     trainer = _build_trainer(cfg, folder)
     write_run_record(folder, settings=_resolve(cfg), data=data, net=task.net)
+    _print_start(folder, data, task)
     resume = _find_resume(cfg, folder)
     if cfg.find_lr and resume is None:
         _find_lr(trainer, task, data)
@@ -148,6 +149,14 @@ def build_data(node: DictConfig) -> CellDataModule:
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     return build({key: value for key, value in plain.items() if key not in variables}, "data")
+
+
+def _print_start(folder: Path, data: CellDataModule, task: SegmentationTask) -> None:
+    fields = ", ".join(f"{len(view)} {split}" for split, view in data.views.items())
+    size = sum(parameter.numel() for parameter in task.net.parameters())
+    print(f"run       {folder}")
+    print(f"data      {fields} fields; channels {', '.join(channel.name for channel in data.channels)}")
+    print(f"net       {task.net.spec.name}, {size:,} parameters; best by {task.monitor}", flush=True)
 
 
 def _quieten() -> None:
