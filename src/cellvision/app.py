@@ -6,10 +6,10 @@ import inspect
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ import hydra.errors
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
+from cellvision.settings import check_targets, collect_fixed
 
 DEFAULT_MONITORS = {"viability": "val/cell/live_dead_f1", "semantic": "val/pixel/miou"}
 
@@ -27,7 +29,18 @@ DEFAULT_MONITORS = {"viability": "val/cell/live_dead_f1", "semantic": "val/pixel
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, Trainer
+
+    from cellvision.data.datamodule import CellDataModule
+    from cellvision.models.base import SegNet
+    from cellvision.training.task import SegmentationTask
+
+# Torch's worker threads spin while they wait for each other, which on a machine whose cores also run the data loaders
+# made a training step two to three times as slow; set before torch is imported, or not at all.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
 
     from cellvision.data.datamodule import CellDataModule
     from cellvision.models.base import SegNet
@@ -41,11 +54,16 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Run a job; an error that a user can mend is one sentence on stderr and exit status 2."""
     try:
         return job(cfg)
-    except CellvisionError as error:
+    except (CellvisionError, OSError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # An error of a loader process carries that process's traceback; its last line is the error itself.
+        print(f"error: {str(error).strip().splitlines()[-1].removeprefix(_prefix(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+def _prefix(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__name__}: "
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -58,24 +76,26 @@ def train(cfg: DictConfig) -> float | None:
     folder = _find_run_folder(cfg)
     from lightning.pytorch import seed_everything
 
+    from cellvision.training.checkpoint import choose_resume
+    from cellvision.training.find_lr import find_lr
     from cellvision.training.finish import finish_run
-    from cellvision.training.record import write_run_record
+    from cellvision.training.record import RunRecord, mark_latest
 
+    mark_latest(folder)
     _quieten()
+    if cfg.seed < 0:
+        raise ConfigError(explain(got=f"seed={cfg.seed}", need="a whole number from 0 up", hint="seed=0"))
+    resume = choose_resume(cfg.resume, folder / "checkpoints")
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg.data)
     data.setup()
-    cfg.monitor = cfg.monitor or DEFAULT_MONITORS[cfg.model.kind or data.kind]
     task = _build_task(cfg, data)
-    trainer = _build_trainer(cfg, folder)
-    write_run_record(folder, settings=_resolve(cfg), data=data, net=task.net)
-    _print_start(folder, data, task)
-    resume = _find_resume(cfg, folder)
+    trainer = _build_trainer(cfg, folder, record=RunRecord(folder, settings=_resolve(cfg), data=data))
     if cfg.find_lr and resume is None:
-        _find_lr(trainer, task, data)
+        find_lr(_build_trainer(cfg, folder, record=None), task, data)
     trainer.fit(task, datamodule=data, ckpt_path=resume)
     best = finish_run(trainer, task, data, folder=folder)
-    if cfg.bundle and best.checkpoint is not None:
+    if cfg.bundle and best.checkpoint is not None and trainer.is_global_zero:
         _bundle_and_predict(cfg, data, best.checkpoint, folder)
     return best.score
 
@@ -99,35 +119,29 @@ def export(cfg: DictConfig) -> None:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raise ConfigError listing every mandatory setting without a value, and every target that is not ours to run."""
-    leaves = _walk(cfg, "")
-    if missing := sorted(key for key, value in leaves if value == "???"):
+    """Raise ConfigError listing every mandatory setting without a value."""
+    if missing := sorted(key for key, value in _walk(cfg, "") if value == "???"):
         got = f"no value for {', '.join(missing)}"
         raise ConfigError(explain(got=got, need="all of them", hint=" ".join(f"{key}=..." for key in missing)))
-    for key, value in leaves:
-        if key.endswith("_target_") and not str(value).startswith(ALLOWED_TARGETS):
-            need = f"a name under {' or '.join(ALLOWED_TARGETS)}"
-            raise ConfigError(explain(got=f"{key}={value}", need=need, hint="write a small class there"))
 
 
 def build(cfg: Any, key: str, **arguments: Any) -> Any:
-    """The object a config node describes; its own errors come out as they were raised.
+    """The object that settings describe; its own errors come out as they were raised.
 
     Raises:
-        ConfigError: an unknown target or an argument that the target does not have.
+        ConfigError: a target that is not allowed or does not exist, or arguments that it does not take.
     """
+    plain = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+    check_targets(plain, key)
     try:
-        return instantiate(cfg, _convert_="all", **arguments)
+        return instantiate(plain, _convert_="all", **arguments)
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, CellvisionError):
             raise cause from None
-        if not isinstance(cause, TypeError | ImportError | AttributeError | ValueError | None):
-            raise
         first = str(cause or error).splitlines()[0]
-        raise ConfigError(
-            explain(got=f"{key}: {first}", need="settings that its class takes", hint=f"see conf/{key}")
-        ) from error
+        need = "settings that its class takes"
+        raise ConfigError(explain(got=f"{key}: {first}", need=need, hint=f"see conf/{key.split('.')[0]}")) from error
 
 
 def build_data(node: DictConfig) -> CellDataModule:
@@ -149,14 +163,6 @@ def build_data(node: DictConfig) -> CellDataModule:
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     return build({key: value for key, value in plain.items() if key not in variables}, "data")
-
-
-def _print_start(folder: Path, data: CellDataModule, task: SegmentationTask) -> None:
-    fields = ", ".join(f"{len(view)} {split}" for split, view in data.views.items())
-    size = sum(parameter.numel() for parameter in task.net.parameters())
-    print(f"run       {folder}")
-    print(f"data      {fields} fields; channels {', '.join(channel.name for channel in data.channels)}")
-    print(f"net       {task.net.spec.name}, {size:,} parameters; best by {task.monitor}", flush=True)
 
 
 def _quieten() -> None:
@@ -186,23 +192,20 @@ def _find_run_folder(cfg: DictConfig) -> Path:
     """Each job of a sweep has its own folder, which only Hydra knows."""
     if HydraConfig.initialized():
         cfg.run_dir = HydraConfig.get().runtime.output_dir
-    folder = Path(cfg.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    latest = folder.parent / "latest"
-    with suppress(OSError):  # a convenience; some systems and file shares have no links
-        if latest.is_symlink() or not latest.exists():
-            latest.unlink(missing_ok=True)
-            latest.symlink_to(folder.name, target_is_directory=True)
-    return folder
+    return Path(cfg.run_dir)
 
 
 def _build_task(cfg: DictConfig, data: CellDataModule) -> SegmentationTask:
+    from cellvision.metrics.cells import has_viability
     from cellvision.training.task import SegmentationTask
 
     given = {"in_channels": len(data.channels), "classes": data.classes}
     net: SegNet = build(cfg.model, "model", **given, kind=cfg.model.get("kind") or data.kind)
     method = cfg.splitting.method or ("distance" if "distance" in net.spec.outputs else "components")
-    min_area_px = cfg.splitting.min_area_px or max(1, data.small_cell_px // 2)
+    min_area_px = cfg.splitting.min_area_px
+    if min_area_px is None:
+        min_area_px = max(1, data.small_cell_px // 2)
+    cfg.monitor = cfg.monitor or ("val/cell/live_dead_f1" if has_viability(data.classes) else "val/pixel/miou")
     return SegmentationTask(
         net=net,
         optim=build(cfg.optim, "optim"),
@@ -212,44 +215,37 @@ def _build_task(cfg: DictConfig, data: CellDataModule) -> SegmentationTask:
         monitor=cfg.monitor,
         monitor_mode=cfg.monitor_mode,
         seed=cfg.seed,
+        settings=collect_fixed(_resolve(cfg)),
     )
 
 
-def _build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+def _build_trainer(cfg: DictConfig, folder: Path, *, record: Callback | None) -> Trainer:
+    """Lightning's trainer; without ``record`` a bare one that keeps and shows nothing, for the learning-rate finder."""
+    from lightning.pytorch.callbacks import Checkpoint
+
     from cellvision.training.checkpoint import AtomicCheckpointIO
 
-    callbacks = {name: build(node, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node is not None}
-    loggers = {name: build(node, f"logger.{name}") for name, node in cfg.logger.items() if node is not None}
+    groups = (
+        {"callbacks": cfg.callbacks or {}, "logger": cfg.logger or {}} if record else {"callbacks": {}, "logger": {}}
+    )
+    callbacks, loggers = (
+        [build(node, f"{group}.{name}") for name, node in nodes.items() if node is not None]
+        for group, nodes in groups.items()
+    )
+    given = {"max_epochs": 1000, "enable_progress_bar": False} if record is None else {}
     return build(
         cfg.trainer,
         "trainer",
-        callbacks=list(callbacks.values()),
-        logger=list(loggers.values()),
+        callbacks=callbacks + ([record] if record else []),
+        logger=loggers,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        **given,
     )
-
-
-def _find_resume(cfg: DictConfig, folder: Path) -> str | None:
-    from cellvision.training.checkpoint import find_newest_checkpoint
-
-    if cfg.resume is None:
-        return None
-    if cfg.resume != "auto":
-        return str(cfg.resume)
-    newest = find_newest_checkpoint(folder / "checkpoints")
-    print(f"resume: {newest or 'no checkpoint yet, starting from the beginning'}")
-    return None if newest is None else str(newest)
-
-
-def _find_lr(trainer: Trainer, task: SegmentationTask, data: CellDataModule) -> None:
-    from lightning.pytorch.tuner import Tuner
-
-    found = Tuner(trainer).lr_find(task, datamodule=data, attr_name="lr")
-    print(f"learning rate found: {found.suggestion() if found else 'none'}; training with {task.lr:.2e}")
 
 
 def _bundle_and_predict(cfg: DictConfig, data: CellDataModule, checkpoint: Path, folder: Path) -> None:
@@ -263,7 +259,9 @@ def _bundle_and_predict(cfg: DictConfig, data: CellDataModule, checkpoint: Path,
     if cfg.predict < 1:
         return
     images, out = folder / "held_out", folder / "predicted"
-    images.mkdir(exist_ok=True)
+    for earlier in (images, out):  # of the same run, before it was resumed
+        shutil.rmtree(earlier, ignore_errors=True)
+    images.mkdir()
     for sample in data.collect_held_out(cfg.predict):
         write_image(images / f"{sample.name}.tif", sample, data.channels)
     failed = predict_images(Predictor(folder / "bundle"), collect_images([images], out_dir=out), out)
@@ -288,6 +286,14 @@ def _find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:
                 got=f"no {record} to learn the data from", need="samples to compare on", hint="data=NAME data.root=..."
             )
         )
-    settings = OmegaConf.create({"data": json.loads(record.read_text(encoding="utf-8"))["settings"]["data"]})
-    check_settings(settings)
-    return settings.data
+    try:
+        settings = json.loads(record.read_text(encoding="utf-8"))["settings"]["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            explain(got=f"{record} cannot be read", need="that of train.py", hint="data=NAME data.root=...")
+        ) from error
+    if "${" in json.dumps(settings):
+        raise ConfigError(
+            explain(got=f"{record} with interpolations", need="plain values", hint="data=NAME data.root=...")
+        )
+    return OmegaConf.create(settings)

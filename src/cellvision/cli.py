@@ -61,7 +61,9 @@ class _PrintVersion(argparse.Action):
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="TIFF, PNG or JPEG, or a folder of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the results of this run alone"
+    )
     _add_engine(parser)
     _add_image_meaning(parser, channels_help="names of the images' channels in order, e.g. hoechst,pi")
     parser.add_argument("--pixel-size-um", type=float, metavar="F", help="edge of a pixel, instead of the files' own")
@@ -113,8 +115,10 @@ def _split_names(text: str) -> tuple[str, ...]:
 def _run_predict(chosen: argparse.Namespace) -> int:
     """Write for each image a label TIFF and an overlay PNG, and for the run cells.csv and fields.csv."""
     from cellvision.commands.predict import collect_images, predict_images
+    from cellvision.runtime.writers import check_no_results
 
     images = collect_images(chosen.images, out_dir=chosen.out)
+    check_no_results(chosen.out)
     failed = predict_images(
         _open_predictor(chosen),
         images,
@@ -140,6 +144,7 @@ def _run_evaluate(chosen: argparse.Namespace) -> int:
     from cellvision.commands.evaluate import evaluate_bundle, print_scores, write_scores
     from cellvision.commands.progress import show_progress
     from cellvision.commands.truth import open_truth
+    from cellvision.runtime.writers import StagedFiles
 
     predictor = _open_predictor(chosen)
     truth = open_truth(
@@ -150,9 +155,11 @@ def _run_evaluate(chosen: argparse.Namespace) -> int:
         table=chosen.classes,
         channels=chosen.channels,
     )
-    with show_progress("evaluate", unit="fields") as progress:
+    # Staged before the work: a place that cannot be written must not cost an evaluation.
+    with StagedFiles(chosen.json.parent) as staged, show_progress("evaluate", unit="fields") as progress:
+        part = staged.path(chosen.json.name)
         evaluation = evaluate_bundle(predictor, truth, intensity_scale=chosen.intensity_scale, progress=progress)
-    write_scores(evaluation, chosen.json)
+        write_scores(evaluation, part)
     print_scores(evaluation)
     return EXIT_OK
 

@@ -63,9 +63,20 @@ def test_all_missing_settings_are_listed_at_once():
         app.check_settings(compose("data=livedead"))
 
 
-def test_foreign_targets_are_refused():
-    with pytest.raises(ConfigError, match=r"optim\._target_=os\.system; need a name under cellvision\."):
-        app.check_settings(compose("optim._target_=os.system"))
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "os.system", "command": "touch executed"},
+        {"_target_": "cellvision.training.record._git", "_args_": ["status"]},
+        {"_target_": "cellvision.data.images.Path", "_args_": [{"_target_": "subprocess.run"}]},
+        {"inner": "${oc.decode:'{_target_: json.dumps, obj: 3}'}"},
+    ],
+)
+def test_foreign_targets_are_refused(node):
+    from omegaconf import OmegaConf
+
+    with pytest.raises(ConfigError, match=r"_target_=.*; need a class of cellvision\.bundle"):
+        app.build(OmegaConf.create(node), "part")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +85,7 @@ def test_foreign_targets_are_refused():
         ("model.attention=gates", r"model\.attention 'gates'; need one of: cbam, gate, none, se, self; try: 'gate'"),
         ("model.name=unett", r"model 'unett'; need one of: unet"),
         ("optim.schedule=cos", r"optim\.schedule 'cos'"),
-        ("splitting.method=watershed", r"splitting\.method='watershed'"),
+        ("splitting.method=watershed", r"splitting\.method"),
         ("data.normalization=minmax", r"data\.normalization 'minmax'; need one of: none, percentile, zscore"),
         (
             "data.channels=[hoechts]",
@@ -84,6 +95,13 @@ def test_foreign_targets_are_refused():
         ("+optim.learning_rate=1", r"optim: .*learning_rate"),
         ("data.fractions.train=0.9", r"split fractions .* add up to 1"),
         ("data.augment.crop.size=-3", r"size"),
+        ("data.batch_size=0", r"data\.batch_size=0; need a number from 1 up"),
+        ("data.workers=-1", r"data\.workers=-1"),
+        ("data.channels=[pi,pi]", r"data\.channels=\['pi', 'pi'\]; need different names"),
+        ("live_threshold=2", r"live_threshold=2; need a number between 0 and 1"),
+        ("splitting.min_area_px=0", r"splitting\.min_area_px=0"),
+        ("optim.momentum=2", r"optim\.momentum=2"),
+        ("optim.power=-1", r"optim\.power=-1"),
     ],
 )
 def test_bad_values_are_explained(override, said):

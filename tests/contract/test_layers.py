@@ -14,6 +14,7 @@ IMAGES = {"data.images", "data.image_info", "data.png_jpeg", "data.tiff", "data.
 TO_TRAINING = BASE | {"images", "ops", "data", "models", "metrics", "runtime"}
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
+    "settings": {"errors"},
     "images": {"errors"},
     "runtime": {"errors", "bundle", "images"},
     "ops": BASE,
@@ -25,7 +26,7 @@ ALLOWED = {
     "export": TO_TRAINING | {"training", "compression"},
     "commands": BASE | {"images", "data", "metrics", "runtime"},
     "cli": BASE | {"images", "data", "metrics", "runtime", "commands"},
-    "app": TO_TRAINING | {"training", "compression", "export", "commands"},
+    "app": TO_TRAINING | {"settings", "training", "compression", "export", "commands"},
 }
 """From each layer, the layers it may see besides itself. A new layer needs a row here."""
 

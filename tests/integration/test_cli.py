@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from cellvision.bundle import Splitting
 from cellvision.cli import main
 from cellvision.data.images import read_label_image
 from cellvision.metrics.baseline import OtsuBaseline
@@ -155,6 +156,37 @@ def test_results_never_mix_with_inputs(stain_bundle, fields, capsys):
     assert sorted((fields / "images").iterdir()) == before
 
 
+def test_results_of_two_runs_never_mix(stain_bundle, fields, tmp_path, capsys):
+    arguments = ["predict", "--bundle", stain_bundle, "--out", tmp_path / "out", "--no-overlay"]
+    assert run(*arguments, fields / "images" / "A1.tif") == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    capsys.readouterr()
+    assert run(*arguments, fields / "images" / "B2.tif") == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert f"{tmp_path / 'out'}, holds those of another run (cells.csv); need a folder for each run" in found.err
+    assert found.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_place_that_cannot_be_written_is_named(stain_bundle, fields, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    image = fields / "images" / "A1.tif"
+    assert run("predict", "--bundle", stain_bundle, image, "--out", tmp_path / "file") == 2
+    assert capsys.readouterr().err.startswith(f"cellvision: {tmp_path / 'file'} is a file; need a folder; try: ")
+    assert run("predict", "--bundle", stain_bundle, image, "--out", tmp_path / "file" / "out") == 2
+    assert capsys.readouterr().err.startswith("cellvision: cannot write to the folder ")
+    # Told before the work and not after it.
+    monkeypatch.setattr(Predictor, "predict_with_probabilities", lambda *_, **__: pytest.fail("worked in vain"))
+    for target, message in (
+        (tmp_path, f"{tmp_path} is a folder; need the name of a file; try: "),
+        (tmp_path / "file" / "a.json", f"{tmp_path / 'file'} is a file; need a folder; try: "),
+    ):
+        options = ["--images", fields / "images", "--labels", fields / "labels", "--json", target]
+        assert run("evaluate", "--bundle", stain_bundle, *options) == 2
+        assert capsys.readouterr().err.startswith(f"cellvision: {message}")
+
+
 def test_equal_names_are_told_apart_or_refused(stain_bundle, fields, tmp_path, capsys):
     for plate in ("p1", "p2"):
         (tmp_path / plate).mkdir()
@@ -165,7 +197,7 @@ def test_equal_names_are_told_apart_or_refused(stain_bundle, fields, tmp_path, c
     assert [row["image"] for row in read_table(tmp_path / "out" / "fields.csv")] == ["p1_A1", "p2_A1"]
     capsys.readouterr()
     (tmp_path / "p1" / "A1.png").touch()
-    assert run("predict", "--bundle", stain_bundle, tmp_path / "p1", "--out", tmp_path / "out") == 2
+    assert run("predict", "--bundle", stain_bundle, tmp_path / "p1", "--out", tmp_path / "other") == 2
     assert "would have results of one name; need names that differ within a run" in capsys.readouterr().err
 
 
@@ -202,9 +234,8 @@ def test_tiles_of_a_net_that_sees_the_whole_image_are_noted(fields, tmp_path, ca
     image = fields / "images" / "A1.tif"
     assert run("predict", "--bundle", bundle, image, "--out", tmp_path / "out", "--no-overlay") == 0
     assert capsys.readouterr().err == ""
-    assert (
-        run("predict", "--bundle", bundle, image, "--out", tmp_path / "out", "--tile-px", 16, "--overlap-px", 16) == 0
-    )
+    tiled = ["--tile-px", 16, "--overlap-px", 16, "--no-overlay"]
+    assert run("predict", "--bundle", bundle, image, "--out", tmp_path / "tiled", *tiled) == 0
     assert "A1: note: this net looks at the whole image, and was shown tiles" in capsys.readouterr().err
 
 
@@ -230,12 +261,16 @@ def test_evaluate_against_labels_and_classes(stain_bundle, fields, capsys):
     assert "80.0%" in printed
 
 
-def test_baseline_in_the_table_is_the_baseline_itself(stain_bundle, fields):
-    _, found = evaluate(stain_bundle, fields, "--labels", fields / "labels", "--classes", fields / "classes.csv")
+@pytest.mark.parametrize(("margin_px", "area_px"), [(0, 20), (3, 20), (0, 400)])
+def test_baseline_in_the_table_is_the_baseline_itself(fields, tmp_path, margin_px, area_px):
+    splitting = Splitting(seed_threshold=0.6, min_area_px=area_px)
+    bundle = write_bundle(tmp_path / "bundle", nucleus_margin_px=margin_px, splitting=splitting)
+    _, found = evaluate(bundle, fields, "--labels", fields / "labels", "--classes", fields / "classes.csv")
     classes = ("background", "live", "dead")
     scores = []
     for name, dead in (("A1", {0, 3}), ("B2", {2})):
-        cells = OtsuBaseline(CHANNELS)(tifffile.imread(fields / "images" / f"{name}.tif"))
+        baseline = OtsuBaseline(CHANNELS, expand_px=margin_px, min_area_px=area_px)
+        cells = baseline(tifffile.imread(fields / "images" / f"{name}.tif"))
         truth = np.array([2 if i in dead else 1 for i in range(5)])
         labels = read_label_image(fields / "labels" / f"{name}.tif")
         scores.append(
@@ -250,7 +285,7 @@ def test_baseline_in_the_table_is_the_baseline_itself(stain_bundle, fields):
         )
     expected = compute_cell_scores(sum_fields(scores, 3)).to_dict(classes)
     assert {name: found["baseline"][name] for name in expected} == expected
-    assert found["fields"][0]["baseline"]["predicted"]["dead"] == 2
+    assert found["fields"][0]["baseline"]["predicted"]["dead"] == (2 if area_px == 20 else 0)
 
 
 def test_evaluate_counts_wrong_classes(stain_bundle, fields):

@@ -82,8 +82,20 @@ def test_another_seed_gives_other_weights(unbroken, tmp_path):
     assert any(not torch.equal(value, second[key]) for key, value in first.items())
 
 
-def test_resuming_with_another_net_is_refused(unbroken):
-    with start(unbroken, *STATEFUL, "resume=auto", "model.widths=[4,16]") as process:
+def test_resuming_with_other_settings_is_refused(unbroken):
+    before = (unbroken / "run.json").read_text()
+    with start(unbroken, *STATEFUL, "resume=auto", "model.widths=[4,16]", "optim.lr=0.5") as process:
         printed, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "model.widths: [4, 8] became [4, 16]" in printed
+    assert "optim.lr: 0.002 became 0.5" in printed
+    assert (unbroken / "run.json").read_text() == before
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
+    settings = ("logger=csv", "~callbacks.pictures", "callbacks.early_stopping.patience=1", "optim.lr=1e-9")
+    finish(start(tmp_path, *settings))
+    rows = (tmp_path / "history.csv").read_text()
+    assert len(rows.splitlines()) < 6
+    finish(start(tmp_path, *settings, "resume=auto"))
+    assert (tmp_path / "history.csv").read_text() == rows

@@ -32,7 +32,7 @@ def call(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
 
 def test_a_run_leaves_everything_it_names(run):
     folder, printed = run
-    assert "learning rate found" in printed
+    assert float(printed.split("learning rate found: ")[1].split()[0]) > 0
     for name in ("results.json", "curves.png", "confusion.png", "viability.png", "fields.csv", "history.csv"):
         assert (folder / name).stat().st_size > 0
     assert len(list((folder / "predicted").glob("*_overlay.png"))) == 2
@@ -94,6 +94,30 @@ def test_evaluate_scores_the_bundle_on_a_folder(run, tmp_path):
     assert scores["data"]["images"] == 3
     assert "pixel/miou" in scores["scores"]
     assert scores["baseline"]["cell/f1"] > 0
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(run):
+    folder, _ = run
+    before = (folder / "checkpoints/best.ckpt").read_bytes()
+    with start(folder) as process:
+        printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "holds a run; need a new folder; try: resume=auto" in printed
+    assert (folder / "checkpoints/best.ckpt").read_bytes() == before
+
+
+def test_export_with_data_of_the_command_line(run, tmp_path):
+    folder, _ = run
+    write_livedead_folder(
+        SyntheticLiveDead(fields=4, height=64, width=64, cells=(3, 4)),
+        tmp_path / "d",
+        splits={"train": [0, 1], "val": [2, 3]},
+    )
+    made = call(
+        "export.py", f"ckpt={folder / 'checkpoints/best.ckpt'}", f"bundle={tmp_path / 'b'}", "data=livedead",
+        f"data.root={tmp_path / 'd'}",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
 
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path):

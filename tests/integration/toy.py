@@ -12,7 +12,8 @@ SETTINGS = [
     "data.workers=0", "model.widths=[4,8]", "trainer.max_epochs=5", "bundle=false", "logger=csv",
 ]  # fmt: skip
 STATEFUL = [
-    "callbacks=ema", "~callbacks.pictures", "model.dropout=0.2", "optim.schedule=plateau", "optim.patience=0",
+    "callbacks=ema", "~callbacks.pictures", "monitor=val/loss", "monitor_mode=min",
+    "model.dropout=0.2", "optim.schedule=plateau", "optim.patience=0",
     "optim.warmup=0.2", "trainer.accumulate_grad_batches=2", "trainer.deterministic=true",
     "mixing={_target_: cellvision.data.mixing.Mixing, mixup_probability: 0.4, cutmix_probability: 0.4}",
 ]  # fmt: skip

@@ -23,7 +23,6 @@ from cellvision.metrics.viability import FieldViability, compute_field_viability
 from cellvision.runtime.cells import Cells
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.tile_run import Progress
-from cellvision.runtime.writers import StagedFiles
 from cellvision.types import Sample
 
 
@@ -75,7 +74,8 @@ def evaluate_bundle(
     """Scores of a bundle over all fields of ``truth``: pixels, cells at IoU 0.5, classes, viability per field.
 
     The baseline is applied where the truth tells live from dead and the images have a channel of the role "dead" and
-    one of the role "nuclear" or "live"; the roles are those of ``truth``, else the bundle's.
+    one of the role "nuclear" or "live"; the roles are those of ``truth``, else the bundle's. It is told the bundle's
+    ``nucleus_margin_px`` and smallest cell.
 
     Args:
         predictor: an open bundle.
@@ -118,10 +118,9 @@ def evaluate_bundle(
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> None:
-    """Write the evaluation as JSON, complete or not at all."""
-    with StagedFiles(path.parent) as staged:
-        text = json.dumps(evaluation.to_record(), indent=2, ensure_ascii=False, allow_nan=False)
-        staged.path(path.name).write_text(text + "\n", encoding="utf-8")
+    """Write the evaluation as JSON; a path from `StagedFiles` gets its name when the file is complete."""
+    text = json.dumps(evaluation.to_record(), indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def print_scores(evaluation: Evaluation) -> None:
@@ -154,7 +153,13 @@ def _make_baseline(manifest: Manifest, truth: Truth, names: tuple[str, ...] | No
     roles = {channel.role for channel in channels}
     if not has_viability(truth.classes) or "dead" not in roles or not roles & {"nuclear", "live"}:
         return None
-    return OtsuBaseline(channels, classes=truth.classes)
+    # What the net learned from the annotations, the baseline is told: where outlines lie, and the smallest cell.
+    return OtsuBaseline(
+        channels,
+        classes=truth.classes,
+        expand_px=manifest.nucleus_margin_px,
+        min_area_px=manifest.splitting.min_area_px,
+    )
 
 
 def _find_roles(dataset: CellDataset, manifest: Manifest, names: tuple[str, ...] | None) -> tuple[Channel, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -97,30 +97,22 @@ def to_field(sample: Sample, channels: Sequence[int]) -> Field:
     return Field(image=torch.from_numpy(image), label_image=torch.from_numpy(sample.label_image.astype(np.int32)))
 
 
-def build_collate(*, with_distance: bool) -> Callable[[list[tuple[Field, Sample]]], Batch]:
-    """The function that makes a Batch of a list of fields of one size."""
-
-    def collate(items: list[tuple[Field, Sample]]) -> Batch:
-        check_equal_sizes(items)
-        labels = torch.stack([field.label_image.as_subclass(torch.Tensor) for field, _ in items])
-        classes = [torch.from_numpy(sample.cell_classes.astype(np.int64)) for _, sample in items]
-        return Batch(
-            images=torch.stack([field.image.as_subclass(torch.Tensor) for field, _ in items]),
-            targets=Targets(
-                class_map=torch.stack(
-                    [
-                        torch.cat([torch.zeros(1, dtype=torch.int64), c])[one.long()]
-                        for one, c in zip(labels, classes, strict=True)
-                    ]
-                ),
-                distance=_distances(labels) if with_distance else torch.zeros(labels.shape),
-                label_image=labels,
-                cell_classes=tuple(classes),
-            ),
-            names=tuple(sample.name for _, sample in items),
-        )
-
-    return collate
+def collate(items: list[tuple[Field, Sample]]) -> Batch:
+    """The Batch of a list of fields of one size; DataError names two samples of different sizes."""
+    check_equal_sizes(items)
+    labels = torch.stack([field.label_image.as_subclass(torch.Tensor) for field, _ in items])
+    classes = [torch.from_numpy(sample.cell_classes.astype(np.int64)) for _, sample in items]
+    of_label = [torch.cat([torch.zeros(1, dtype=torch.int64), one]) for one in classes]
+    return Batch(
+        images=torch.stack([field.image.as_subclass(torch.Tensor) for field, _ in items]),
+        targets=Targets(
+            class_map=torch.stack([table[one.long()] for one, table in zip(labels, of_label, strict=True)]),
+            distance=torch.stack([torch.from_numpy(compute_distance(one.numpy())) for one in labels]),
+            label_image=labels,
+            cell_classes=tuple(classes),
+        ),
+        names=tuple(sample.name for _, sample in items),
+    )
 
 
 def check_equal_sizes(items: list[tuple[Field, Sample]]) -> None:
@@ -134,7 +126,3 @@ def check_equal_sizes(items: list[tuple[Field, Sample]]) -> None:
                 hint="keep data.augment.crop, or set data.batch_size=1",
             )
         )
-
-
-def _distances(labels: torch.Tensor) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(compute_distance(one.numpy())) for one in labels])

@@ -12,9 +12,9 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from cellvision.bundle import Channel
-from cellvision.data.batching import Crops, Fields, SubsetView, build_collate
+from cellvision.data.batching import Crops, Fields, SubsetView, collate
 from cellvision.data.dataset import CellDataset
-from cellvision.data.sampler import EpochSampler, compute_class_weights_per_sample
+from cellvision.data.sampler import EpochSampler, FieldSampler, compute_class_weights_per_sample
 from cellvision.data.splits import check_leakage, split_by_group
 from cellvision.data.statistics import compute_stats
 from cellvision.data.transforms import Augment, Step
@@ -66,6 +66,7 @@ class CellDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _check_numbers(batch_size=batch_size, workers=workers, cache_mib=cache_mib, nucleus_margin_px=nucleus_margin_px)
         self.views = _build_views(datasets, fractions, cache_mib=cache_mib, seed=seed)
         first = self.views["train"]
         self.classes: tuple[str, ...] = tuple(first.classes)
@@ -106,7 +107,8 @@ class CellDataModule(LightningDataModule):
         self.image_dtypes = tuple(sorted(seen.dtypes | {"float32"}))
         self.small_cell_px = seen.find_small_cell_px()
         crop, _ = self._build_crops()[0, 0, 0]
-        self._draws = self.draws_per_epoch or max(len(train), round(seen.pixels / (crop.height * crop.width)))
+        covering = max(len(train), round(seen.pixels / (crop.height * crop.width)))
+        self._draws = covering if self.draws_per_epoch is None else self.draws_per_epoch
         if self.balanced:
             counts = np.stack(seen.class_counts)[:, 1 : len(self.classes)]
             self._weights = compute_class_weights_per_sample(counts)
@@ -125,11 +127,11 @@ class CellDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Whole validation fields, one by one."""
-        return self._build_loader(Fields(self.views["val"], channels=self.channel_positions), batch_size=1)
+        return self._build_field_loader(self.views["val"])
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Whole test fields, one by one; the validation fields where there is no test split."""
-        return self._build_loader(Fields(self.held_out, channels=self.channel_positions), batch_size=1)
+        return self._build_field_loader(self.held_out)
 
     @property
     def held_out(self) -> SubsetView:
@@ -144,12 +146,16 @@ class CellDataModule(LightningDataModule):
     def _build_crops(self) -> Crops:
         return Crops(self.views["train"], channels=self.channel_positions, augment=self.augment, seed=self.seed)
 
+    def _build_field_loader(self, view: SubsetView) -> DataLoader[Batch]:
+        fields = Fields(view, channels=self.channel_positions)
+        return self._build_loader(fields, batch_size=1, sampler=FieldSampler(len(view)))
+
     def _build_loader(self, dataset: Any, **options: Any) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            collate_fn=build_collate(with_distance=self.kind == "viability"),
+            collate_fn=collate,
             **options,
         )
 
@@ -204,10 +210,24 @@ def _build_views(
     return views
 
 
+def _check_numbers(**numbers: float) -> None:
+    lowest = {"batch_size": 1}
+    for key, value in numbers.items():
+        least = lowest.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+            got = f"data.{key}={value!r}"
+            raise ConfigError(explain(got=got, need=f"a number from {least} up", hint=f"data.{key}={least + 1}"))
+
+
 def _find_channels(known: Sequence[Channel], wanted: Sequence[str] | None) -> list[int]:
     names = [channel.name for channel in known]
     if wanted is None:
         return list(range(len(names)))
+    if not wanted or len(set(wanted)) < len(wanted):
+        got = f"data.channels={list(wanted)}"
+        raise ConfigError(
+            explain(got=got, need="different names, at least one", hint=f"data.channels=[{','.join(names)}]")
+        )
     for name in wanted:
         if name not in names:
             raise ConfigError(unknown_name("data.channels entry", name, names))

@@ -161,25 +161,6 @@ class RandomScaleCrop:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CenterCrop:
-    """The middle of the field, always of one size: for validation in batches.
-
-    Attributes:
-        size: edge, or (height, width), in px. A smaller field is laid into the middle of an empty one of this size.
-    """
-
-    size: Size
-
-    def __post_init__(self) -> None:
-        _check_size(self)
-
-    def __call__(self, field: Field, rng: torch.Generator | None = None) -> Field:
-        """The middle; ``rng`` is not used."""
-        height, width = _to_pair(self.size)
-        return _cut(field, ((field.height - height) // 2, (field.width - width) // 2, height, width))
-
-
 def _resample(field: Field, move: Callable[[Tensor, InterpolationMode], Tensor]) -> Field:
     """The field after ``move`` was applied to image and labels, places outside filled with empty background."""
     level = compute_background(field)
@@ -218,7 +199,7 @@ def _to_pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _check_size(step: RandomCrop | RandomScaleCrop | CenterCrop) -> None:
+def _check_size(step: RandomCrop | RandomScaleCrop) -> None:
     if min(_to_pair(step.size)) < 1:
         raise ConfigError(
             explain(

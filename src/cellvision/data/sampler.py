@@ -8,6 +8,8 @@ import numpy as np
 import torch.distributed as dist
 from torch.utils.data import Sampler
 
+from cellvision.errors import ConfigError, explain
+
 Draw = tuple[int, int, int]
 """(sample index, epoch, position in the epoch): all that augmentation needs to seed itself."""
 
@@ -20,12 +22,17 @@ class EpochSampler(Sampler[Draw]):
 
     Args:
         length: number of samples in the data set.
-        draws: draws per epoch over all ranks; samples repeat when it exceeds ``length``.
-        seed: of the run.
+        draws: draws per epoch over all ranks, at least 1; samples repeat when it exceeds ``length``.
+        seed: of the run, at least 0.
         weights: chance of each sample relative to the others, or None for every sample equally often.
+
+    Raises:
+        ConfigError: ``draws`` or ``seed`` is not a whole number, or too low.
     """
 
     def __init__(self, *, length: int, draws: int, seed: int, weights: Sequence[float] | None = None) -> None:
+        check_whole("data.draws_per_epoch", draws, low=1, example="null")
+        check_whole("seed", seed, low=0, example="0")
         self.length, self.draws, self.seed, self.epoch = length, draws, seed, 0
         self.chances = None if weights is None else np.asarray(weights, dtype=np.float64) / np.sum(weights)
 
@@ -49,6 +56,29 @@ class EpochSampler(Sampler[Draw]):
             return rng.choice(self.length, size=total, p=self.chances)
         rounds = -(-total // self.length)
         return np.concatenate([rng.permutation(self.length) for _ in range(rounds)])[:total]
+
+
+def check_whole(key: str, value: int, *, low: int, example: str) -> None:
+    """Raise ConfigError, naming the key, unless ``value`` is a whole number from ``low`` up."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(
+            explain(got=f"{key}={value!r}", need=f"a whole number from {low} up", hint=f"{key}={example}")
+        )
+
+
+class FieldSampler(Sampler[int]):
+    """Every field once and in order, dealt out over the ranks of a distributed run without repeating any."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        world, rank = _world_and_rank()
+        return len(range(rank, self.length, world))
+
+    def __iter__(self) -> Iterator[int]:
+        world, rank = _world_and_rank()
+        return iter(range(rank, self.length, world))
 
 
 def _world_and_rank() -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from cellvision.data.field import Boxes, Field, Step, compute_background, compute_boxes
-from cellvision.data.geometry import CenterCrop, RandomCrop, RandomElastic, RandomFlip, RandomRotate, RandomScaleCrop
+from cellvision.data.geometry import RandomCrop, RandomElastic, RandomFlip, RandomRotate, RandomScaleCrop
 from cellvision.data.intensity import (
     ChannelJitter,
     GaussianNoise,
@@ -22,7 +22,6 @@ from cellvision.errors import ConfigError, explain
 __all__ = [
     "Augment",
     "Boxes",
-    "CenterCrop",
     "ChannelJitter",
     "Field",
     "GaussianNoise",

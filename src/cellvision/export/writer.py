@@ -37,7 +37,7 @@ def export_checkpoint(
 
     Raises:
         DataError: the checkpoint cannot be used.
-        ConfigError, ExportError: as for ``export_bundle``.
+        ConfigError, BundleError, ExportError: as for ``export_bundle``.
     """
     net, record = load_net(checkpoint)
     return export_bundle(
@@ -57,6 +57,7 @@ def export_checkpoint(
             "git": describe_git(),
         },
         live_threshold=record.live_threshold,
+        nucleus_margin_px=record.nucleus_margin_px,
         recipe=record.recipe,
         tolerance=tolerance,
         overwrite=overwrite,
@@ -75,6 +76,7 @@ def export_bundle(
     accuracy: dict[str, Any],
     provenance: dict[str, Any],
     live_threshold: float = 0.5,
+    nucleus_margin_px: int = 0,
     input_dtype: str = "float32",
     recipe: Sequence[dict[str, Any]] = (),
     tolerance: float = TOLERANCE,
@@ -97,12 +99,14 @@ def export_bundle(
         provenance: where the net comes from, for the manifest.
         recipe: compression records, for the manifest.
         live_threshold: in (0, 1).
+        nucleus_margin_px: px from a nucleus to the annotated outline, for the manifest, >= 0.
         input_dtype: of the graph.
         tolerance: largest difference from the net in any output, 0..1.
         overwrite: replace an existing bundle.
 
     Raises:
         ConfigError: arguments that do not fit the net, or a folder that may not be replaced.
+        BundleError: a fact that no manifest can hold, say two channels of one name; see `Manifest`.
         ExportError: no graph, or one that disagrees with the net; nothing is left behind.
     """
     folder = Path(folder).resolve()
@@ -117,6 +121,7 @@ def export_bundle(
         pixel_size_um=pixel_size_um,
         splitting=splitting,
         live_threshold=live_threshold,
+        nucleus_margin_px=nucleus_margin_px,
         recipe=tuple(recipe),
         accuracy=accuracy,
     )
@@ -137,7 +142,7 @@ def _draft(net: SegNet, provenance: dict[str, Any], **facts: Any) -> Manifest:
         outputs=spec.outputs,
         stride=spec.stride,
         graph_file=GRAPH_NAME,
-        graph_sha256="",
+        graph_sha256="0" * 64,
         versions=collect_versions(),
         **_plan_tiles(net, provenance),
         **facts,

@@ -51,6 +51,7 @@ class SemanticScores:
         named |= {
             "pixel/miou": self.miou,
             "pixel/dice": self.mean_dice,
+            # Dice and F1 of a set of pixels are the same quantity; both names are there because both are searched for.
             "pixel/f1": self.mean_dice,
             "pixel/precision": self.mean_precision,
             "pixel/recall": self.mean_recall,

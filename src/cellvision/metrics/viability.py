@@ -1,4 +1,4 @@
-"""How well the share of live cells is told, field by field, and intervals that need no formula."""
+"""How well the share of live cells is told, field by field."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cellvision.errors import ConfigError, DataError, check_choice, explain
 from cellvision.metrics.semantic import drop_undefined
-from cellvision.runtime.viability import Viability, check_confidence, compute_viability
+from cellvision.runtime.viability import Viability, compute_viability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,78 +98,6 @@ def compute_viability_scores(fields: Sequence[FieldViability]) -> ViabilityScore
         bias_pp=float(errors.mean()),
         coverage=sum(map(_is_covered, fields)) / errors.size,
     )
-
-
-def compute_bootstrap_viability(
-    live: np.ndarray,
-    dead: np.ndarray,
-    *,
-    over: str = "fields",
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Viability:
-    """Pooled viability of several fields with a percentile bootstrap interval.
-
-    Cells of one field resemble each other (one focus, one pipetting), so a Wilson interval over pooled cells is too
-    narrow; drawing whole fields keeps that likeness. Drawing cells reproduces the Wilson assumption, and has zero width
-    where all cells are alike. Draws without any cell are skipped.
-
-    Args:
-        live: (F,) number of live cells of each field.
-        dead: (F,) number of dead cells of each field.
-        over: what is drawn with replacement: "fields" or "cells".
-        confidence: nominal coverage of the interval, in (0, 1).
-        resamples: number of draws, 100 or more.
-        seed: same seed, same interval.
-
-    Raises:
-        ConfigError: ``over``, ``confidence`` or ``resamples`` is not valid.
-        DataError: the counts are not two lists of equal length, or negative.
-
-    Example:
-        >>> found = compute_bootstrap_viability(np.array([9, 10, 5]), np.array([1, 0, 5]))
-        >>> found.viability, found.low, found.high
-        (0.8, 0.5, 1.0)
-    """
-    check_choice("bootstrap over", over, ("cells", "fields"))
-    check_confidence(confidence)
-    if resamples < 100:
-        raise ConfigError(explain(got=f"resamples={resamples}", need="100 or more", hint="resamples=2000"))
-    live, dead = np.atleast_1d(live).astype(np.int64), np.atleast_1d(dead).astype(np.int64)
-    if live.shape != dead.shape or live.ndim != 1 or (live.size and min(live.min(), dead.min()) < 0):
-        raise DataError(
-            explain(
-                got=f"live counts {live.tolist()} and dead counts {dead.tolist()}",
-                need="one live and one dead count from 0 up for each field",
-                hint="give the fields in the same order",
-            )
-        )
-    pooled = compute_viability(int(live.sum()), int(dead.sum()), confidence=confidence)
-    if pooled.viability is None:
-        return pooled
-    shares = _draw_shares(live, dead, over, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(shares, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
-    return Viability(
-        live=pooled.live,
-        dead=pooled.dead,
-        viability=pooled.viability,
-        low=float(low),
-        high=float(high),
-        confidence=confidence,
-    )
-
-
-def _draw_shares(
-    live: np.ndarray, dead: np.ndarray, over: str, resamples: int, generator: np.random.Generator
-) -> np.ndarray:
-    if over == "cells":
-        cells = int(live.sum() + dead.sum())
-        # Drawing n cells with replacement and counting the live ones is a binomial draw.
-        return generator.binomial(cells, live.sum() / cells, size=resamples) / cells
-    times_drawn = generator.multinomial(live.size, np.full(live.size, 1.0 / live.size), size=resamples)
-    drawn_live, drawn_cells = times_drawn @ live, times_drawn @ (live + dead)
-    return drawn_live[drawn_cells > 0] / drawn_cells[drawn_cells > 0]
 
 
 def _is_covered(field: FieldViability) -> bool:

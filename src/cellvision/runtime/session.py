@@ -112,7 +112,6 @@ def open_session(bundle_folder: Path | str, *, provider: str = "cpu", threads: i
         raise ConfigError(explain(got=f"threads={threads}", need="a whole number from 1 up", hint="leave it out"))
     full_name = _find_provider(provider)
     manifest = load_manifest(folder)
-    _check_kind(folder, manifest)
     graph = (folder / manifest.graph_file).read_bytes()
     if has_external_data(graph):
         raise BundleError(
@@ -163,28 +162,6 @@ def _start_engine(path: Path, graph: bytes, full_name: str, threads: int | None)
             )
         )
     return engine
-
-
-def _check_kind(folder: Path, manifest: Manifest) -> None:
-    """Raise BundleError where the manifest asks for cells that its graph cannot give."""
-    faults = {
-        f"is of kind {manifest.kind!r}": manifest.kind not in ("semantic", "viability"),
-        "tells live from dead without these classes": manifest.kind == "viability"
-        and not {"live", "dead"} <= set(manifest.classes[1:]),
-        "splits by distance without that output": manifest.splitting.method == "distance"
-        and "distance" not in manifest.outputs,
-        "has no output 'probabilities'": "probabilities" not in manifest.outputs,
-        f"reads {manifest.input_dtype}": manifest.input_dtype not in ("uint8", "uint16", "float32"),
-        f"has the stride {manifest.stride}": manifest.stride < 1,
-    }
-    if found := [fault for fault, is_true in faults.items() if is_true]:
-        raise BundleError(
-            explain(
-                got=f"{folder} {'; '.join(found)}",
-                need="a manifest that this release can follow",
-                hint="export the bundle again",
-            )
-        )
 
 
 def _check_signature(path: Path, engine: onnxruntime.InferenceSession, manifest: Manifest) -> None:

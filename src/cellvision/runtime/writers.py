@@ -20,6 +20,7 @@ from cellvision.bundle import Manifest
 from cellvision.errors import ConfigError, explain
 from cellvision.runtime.cells import Cells
 
+TABLES = ("cells.csv", "fields.csv")
 ROWS_PER_STRIP = 64
 _CLASSIC_TIFF_BYTES = 2**32 - 2**26  # offsets in a classic TIFF are 32 bits wide
 _part_number = count_up()
@@ -37,10 +38,26 @@ def check_out_folder(images: Iterable[Path], out_dir: Path) -> None:
         )
 
 
+def check_no_results(out_dir: Path) -> None:
+    """Raise ConfigError where a folder holds results already: tables do not list the label images of another run."""
+    tables = [name for name in TABLES if (out_dir / name).exists()]
+    if old := tables + sorted(path.name for path in out_dir.glob("*_labels.tif")):
+        raise ConfigError(
+            explain(
+                got=f"the folder for results, {out_dir}, holds those of another run ({old[0]})",
+                need="a folder for each run, so that its tables list all that lies beside them",
+                hint="another --out, or remove it",
+            )
+        )
+
+
 class StagedFiles:
     """Files of one folder that get their names together, when the ``with`` block ends well.
 
     Until then, and after an error, nothing new is visible under a final name.
+
+    Raises:
+        ConfigError: on entering the block, the folder cannot be made or written; from `path`, the name is a folder's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,8 +68,10 @@ class StagedFiles:
 
     def path(self, name: str) -> Path:
         """Where to write what will be called ``name``."""
+        if (final := self._folder / name).is_dir():
+            raise ConfigError(explain(got=f"{final} is a folder", need="the name of a file", hint="a file inside it"))
         part = self._folder / f".{os.getpid()}-{next(_part_number)}.part"
-        self._staged[part] = self._folder / name
+        self._staged[part] = final
         return part
 
     def discard(self) -> None:
@@ -65,7 +84,21 @@ class StagedFiles:
                 self._folder.rmdir()
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ConfigError(explain(got=f"{self._folder} is a file", need="a folder", hint="another name"))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            self.discard()
+            raise ConfigError(
+                explain(
+                    got=f"cannot write to the folder {self._folder} ({error.strerror})",
+                    need="one that can be made and written",
+                    hint="another folder",
+                )
+            ) from error
         return self
 
     def __exit__(
@@ -183,8 +216,7 @@ class ResultTables:
     def __enter__(self) -> Self:
         self._files.__enter__()
         self._streams = [
-            self._files.path(name).open("w", encoding="utf-8", errors="backslashreplace", newline="")
-            for name in ("cells.csv", "fields.csv")
+            self._files.path(name).open("w", encoding="utf-8", errors="backslashreplace", newline="") for name in TABLES
         ]
         self._cells = csv.DictWriter(self._streams[0], self._cell_columns, lineterminator="\n")
         self._fields = csv.DictWriter(self._streams[1], self._field_columns, lineterminator="\n")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
 
-from cellvision.training.checkpoint import LAST, PREVIOUS, remove_drafts
+from cellvision.errors import check_choice
+from cellvision.training.checkpoint import BEST, LAST, PREVIOUS, remove_drafts
 
 
 def build_progress() -> Callback:
@@ -50,6 +52,62 @@ class EpochLines(ProgressBar):
             f"epoch {done}/{planned}  {values}  {seconds:.1f} s/epoch, {seconds * (planned - done):.0f} s left",
             flush=True,
         )
+
+
+class BestCheckpoint(Checkpoint):
+    """The net with the best validation score so far, in ``best.ckpt``.
+
+    Only the score is remembered, never a path, so that a run folder can be moved between two parts of a run.
+
+    Args:
+        folder: checkpoint folder of the run.
+        monitor: name of the score; an epoch without it (no cell anywhere, say) is passed over.
+        mode: "max" or "min".
+    """
+
+    def __init__(self, *, folder: str | Path, monitor: str, mode: str = "max") -> None:
+        check_choice("monitor_mode", mode, ("max", "min"))
+        self.path = Path(folder) / BEST
+        self.monitor, self.mode = monitor, mode
+        self.score: float | None = None
+        self._validated = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score."""
+        return {"score": self.score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score up again."""
+        self.score = state_dict["score"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that this epoch has scores of its own."""
+        self._validated = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if the epoch was validated and is the best."""
+        validated, self._validated = self._validated, False
+        if not validated:
+            return
+        scores = trainer.callback_metrics
+        if self.monitor not in scores:
+            if trainer.is_global_zero and self.score is None:
+                known = ", ".join(sorted(name for name in scores if name.startswith("val/")))
+                print(f"warning: no score {self.monitor!r} this epoch; there are: {known}", file=sys.stderr)
+            return
+        found = float(scores[self.monitor])
+        if self.score is None or (found > self.score if self.mode == "max" else found < self.score):
+            self.score = found
+            trainer.save_checkpoint(self.path)
+
+
+class EarlyStop(EarlyStopping):
+    """Lightning's early stopping, which also stays stopped: a run that had stopped does not train on when resumed."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop again at once."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class LastCheckpoint(Checkpoint):

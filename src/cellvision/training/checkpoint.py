@@ -14,13 +14,13 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from cellvision.bundle import Channel, Splitting
-from cellvision.errors import CellvisionError, DataError, explain
+from cellvision.errors import CellvisionError, ConfigError, DataError, explain
 from cellvision.models.base import SegNet
 from cellvision.models.build import build_model
 
 RECORD_KEY = "cellvision"
 NET_PREFIX = "net."
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,9 @@ class NetRecord:
         pixel_size_um: of the training images, or None.
         splitting: how cells are separated.
         live_threshold: a cell is live where P(live) reaches it.
+        nucleus_margin_px: px from a nucleus to the annotated outline.
         fingerprint: of the training data.
+        settings: of the run, what a resumed run must not change.
         recipe: compression records, oldest first.
         accuracy: latest validation scores.
     """
@@ -45,7 +47,9 @@ class NetRecord:
     pixel_size_um: float | None
     splitting: Splitting
     live_threshold: float
+    nucleus_margin_px: int
     fingerprint: str
+    settings: dict[str, Any] = field(default_factory=dict)
     recipe: tuple[dict[str, Any], ...] = ()
     accuracy: dict[str, float] = field(default_factory=dict)
 
@@ -108,6 +112,23 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint file; one already gone is no error."""
         Path(path).unlink(missing_ok=True)
+
+
+def find_drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed between two records of ``NetRecord.to_plain``, in words: net, settings, training data."""
+    changes = [
+        f"{name}: {old!r} became {new!r}"
+        for prefix, part in (("model.", "net"), ("", "settings"))
+        for name, old, new in _compare(before.get(part, {}), now[part], prefix)
+    ]
+    return changes + (["the training data changed"] if before["fingerprint"] != now["fingerprint"] else [])
+
+
+def _compare(before: Any, now: Any, path: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [found for key in keys for found in _compare(before.get(key), now.get(key), f"{path}{key}.")]
+    return [] if before == now else [(path.rstrip("."), before, now)]
 
 
 def remove_drafts(folder: Path) -> None:
@@ -200,3 +221,28 @@ def find_newest_checkpoint(folder: Path) -> Path | None:
             continue
         return path
     return None
+
+
+def choose_resume(resume: str | None, folder: Path) -> str | None:
+    """The checkpoint that a run continues from, or None to begin.
+
+    Args:
+        resume: None, "auto" for the newest usable checkpoint of ``folder``, or a checkpoint file.
+        folder: checkpoint folder of the run.
+
+    Raises:
+        ConfigError: the folder holds a run that is not to be resumed, or the file is no checkpoint of a run.
+        DataError: the file cannot be read.
+    """
+    if resume is None:
+        if folder.exists():
+            got = f"{folder.parent} holds a run"
+            raise ConfigError(explain(got=got, need="a new folder", hint="resume=auto to continue that run"))
+        return None
+    chosen = find_newest_checkpoint(folder) if resume == "auto" else Path(resume)
+    print(f"resume: {chosen or 'no checkpoint yet, starting from the beginning'}")
+    if chosen is None:
+        return None
+    if RECORD_KEY not in load_plain_checkpoint(chosen):
+        raise ConfigError(explain(got=f"resume={chosen}", need="a checkpoint of train.py", hint="resume=auto"))
+    return str(chosen)

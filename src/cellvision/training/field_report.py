@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from cellvision.runtime.viability import Viability, compute_viability
+from cellvision.runtime.viability import Viability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,6 @@ class FieldRow:
     predicted: Viability
     true: Viability
     otsu: Viability | None = None
-
-
-def count_viability(cell_classes: np.ndarray, classes: Sequence[str]) -> Viability:
-    """Live and dead cells among (N,) class ids; others, IGNORE too, are not counted."""
-    live, dead = (int(np.count_nonzero(cell_classes == classes.index(name))) for name in ("live", "dead"))
-    return compute_viability(live, dead)
 
 
 def write_field_table(rows: Sequence[FieldRow], path: Path) -> None:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import numpy as np
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from cellvision.data.datamodule import CellDataModule
 from cellvision.metrics.baseline import OtsuBaseline
+from cellvision.metrics.cells import compute_field_score
 from cellvision.metrics.state import CellMetrics
-from cellvision.runtime.viability import Viability
+from cellvision.runtime.viability import Viability, compute_viability
+from cellvision.training.callbacks import BestCheckpoint
 from cellvision.training.checkpoint import load_net
-from cellvision.training.field_report import count_viability, draw_field_viability, write_field_table
+from cellvision.training.field_report import draw_field_viability, write_field_table
 from cellvision.training.task import SegmentationTask
 
 SHOWN = {
@@ -26,8 +27,8 @@ SHOWN = {
     "pixel/foreground_dice": "Dice, foreground pixels",
     "pixel/accuracy": "accuracy, pixels",
     "cell/f1": "cells found, F1 at IoU 0.5",
+    "cell/live_dead_f1": "live/dead F1, all cells",
     "cell/live_dead_accuracy": "live/dead accuracy, found cells",
-    "cell/live_dead_f1": "live/dead F1, found cells",
     "cell/live_dead_auroc": "live/dead AUROC, found cells",
     "field/viability_error_pp": "viability error per field, points",
 }
@@ -43,12 +44,12 @@ class Best:
 
 def finish_run(trainer: Trainer, task: SegmentationTask, data: CellDataModule, *, folder: Path) -> Best:
     """Score the best net on the held-out fields, print the table, write ``results.json`` and the pictures."""
-    best = _find_best(trainer)
+    best = _find_best(trainer, task.monitor)
     if best.checkpoint is not None:
         task.net.load_state_dict(load_net(best.checkpoint)[0].state_dict())
     trainer.test(task, datamodule=data, verbose=False)
     scores = {name.removeprefix("test/"): float(v) for name, v in trainer.callback_metrics.items() if "test/" in name}
-    baseline = score_baseline(data)
+    baseline = score_baseline(data, min_area_px=task.splitting.min_area_px)
     if trainer.is_global_zero:
         fields = sum(int(batches) for batches in trainer.num_test_batches)
         print_scores(scores, baseline.scores, title=f"{task.net.spec.name} on {fields} held-out fields")
@@ -73,22 +74,30 @@ class BaselineScores:
     fields: dict[str, Viability]
 
 
-def score_baseline(data: CellDataModule) -> BaselineScores:
+def score_baseline(data: CellDataModule, *, min_area_px: int) -> BaselineScores:
     """Otsu on the held-out fields: alone, and given the true outlines; nothing without a dead-stain channel.
 
-    The baseline sees all channels of the data set, also those that the net was denied.
+    The baseline sees all channels of the data set, also those that the net was denied, and drops cells by the same
+    smallest area as the net.
     """
     channels = data.held_out.channels
     roles = {channel.role for channel in channels}
     if data.kind != "viability" or "dead" not in roles or not roles & {"nuclear", "live"}:
         return BaselineScores(scores={}, fields={})
-    baseline = OtsuBaseline(channels, expand_px=data.nucleus_margin_px)
+    baseline = OtsuBaseline(channels, expand_px=data.nucleus_margin_px, min_area_px=min_area_px)
     alone, given = CellMetrics(data.classes), CellMetrics(data.classes)
     fields: dict[str, Viability] = {}
     for index in range(len(data.held_out)):
         sample = data.held_out.sample(index)
         free, told = baseline(sample.image), baseline.classify(sample.image, sample.label_image)
-        fields[sample.name] = count_viability(free.cell_classes, data.classes)
+        score = compute_field_score(
+            pred_label_image=free.label_image,
+            pred_classes=free.cell_classes,
+            true_label_image=sample.label_image,
+            true_classes=sample.cell_classes,
+            classes=data.classes,
+        )
+        fields[sample.name] = compute_viability(*score.count_viability(data.classes)[2:])
         for metric, found in ((alone, free), (given, told)):
             metric.update(found.label_image, found.cell_classes, found.p_live, sample.label_image, sample.cell_classes)
     return BaselineScores(scores={"otsu": alone.compute(), "otsu_on_true_cells": given.compute()}, fields=fields)
@@ -126,9 +135,9 @@ def draw_confusions(confusions: dict[str, np.ndarray], classes: tuple[str, ...],
     figure.savefig(path, dpi=110)
 
 
-def _find_best(trainer: Trainer) -> Best:
+def _find_best(trainer: Trainer, monitor: str) -> Best:
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
-            score = None if callback.best_model_score is None else float(callback.best_model_score)
-            return Best(checkpoint=Path(callback.best_model_path), score=score)
-    return Best(checkpoint=None, score=None)
+        if isinstance(callback, BestCheckpoint) and callback.score is not None:
+            return Best(checkpoint=callback.path, score=callback.score)
+    score = trainer.callback_metrics.get(monitor)
+    return Best(checkpoint=None, score=None if score is None else float(score))

@@ -60,6 +60,9 @@ class Optim:
             "weight_decay": (self.weight_decay >= 0, "a number from 0 up", 1e-4),
             "warmup": (0 <= self.warmup < 1, "a share in [0, 1)", 0.05),
             "floor": (0 <= self.floor <= 1, "a share in [0, 1]", 0.0),
+            "momentum": (0 <= self.momentum < 1, "a share in [0, 1)", 0.9),
+            "power": (self.power > 0, "a number above 0", 0.9),
+            "patience": (self.patience >= 0, "a whole number from 0 up", 5),
             "cycles": (self.cycles >= 1, "a whole number from 1 up", 4),
             "factor": (0 < self.factor < 1, "a share in (0, 1)", 0.5),
         }

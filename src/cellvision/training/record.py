@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
+
 from cellvision.data.datamodule import CellDataModule
 from cellvision.models.base import SegNet
+from cellvision.training.task import SegmentationTask
 
 PACKAGES = (
     "cellvision",
@@ -24,6 +28,25 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
 )
+
+
+class RunRecord(Callback):
+    """Writes ``run.json`` when training begins, after a resumed run was found to fit; see ``write_run_record``."""
+
+    def __init__(self, folder: Path, *, settings: dict[str, Any], data: CellDataModule) -> None:
+        self.folder, self.settings, self.data = folder, settings, data
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, and say what is trained on what."""
+        assert isinstance(pl_module, SegmentationTask)
+        if not trainer.is_global_zero:
+            return
+        write_run_record(self.folder, settings=self.settings, data=self.data, net=pl_module.net)
+        fields = ", ".join(f"{len(view)} {split}" for split, view in self.data.views.items())
+        size = sum(parameter.numel() for parameter in pl_module.net.parameters())
+        print(f"run       {self.folder}")
+        print(f"data      {fields} fields; channels {', '.join(channel.name for channel in self.data.channels)}")
+        print(f"net       {pl_module.net.spec.name}, {size:,} parameters; best by {pl_module.monitor}", flush=True)
 
 
 def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: SegNet) -> Path:
@@ -44,6 +67,16 @@ def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: 
     path = folder / "run.json"
     path.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
     return path
+
+
+def mark_latest(folder: Path) -> None:
+    """Make the run folder, and point the link ``latest`` beside it to it where the file system has links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    latest = folder.parent / "latest"
+    with suppress(OSError):
+        if latest.is_symlink() or not latest.exists():
+            latest.unlink(missing_ok=True)
+            latest.symlink_to(folder.name, target_is_directory=True)
 
 
 def collect_versions() -> dict[str, str]:

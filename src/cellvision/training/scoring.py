@@ -9,11 +9,13 @@ import numpy as np
 from torch import nn
 
 from cellvision.bundle import Splitting
+from cellvision.metrics.cells import compute_field_score
 from cellvision.metrics.state import CellMetrics, PixelMetrics
 from cellvision.models.base import NetSpec
 from cellvision.runtime.cells import Cells, build_cells
 from cellvision.runtime.instances import measure_cells, split_cells
-from cellvision.training.field_report import FieldRow, count_viability
+from cellvision.runtime.viability import compute_viability
+from cellvision.training.field_report import FieldRow
 from cellvision.types import IGNORE, Batch
 
 
@@ -41,11 +43,19 @@ class FieldPrediction:
 
 
 def count_field(field: FieldPrediction) -> FieldRow:
-    """The field's viability as predicted and as annotated."""
+    """The field's viability, predicted and annotated; cells of unknown class, and what lies on them, do not count."""
+    cells = field.cells
+    assert cells.label_image is not None
+    score = compute_field_score(
+        pred_label_image=cells.label_image,
+        pred_classes=cells.class_id,
+        true_label_image=field.true_label_image,
+        true_classes=field.true_cell_classes,
+        classes=cells.classes,
+    )
+    true_live, true_dead, live, dead = score.count_viability(cells.classes)
     return FieldRow(
-        name=field.name,
-        predicted=field.cells.viability(),
-        true=count_viability(field.true_cell_classes, field.cells.classes),
+        name=field.name, predicted=compute_viability(live, dead), true=compute_viability(true_live, true_dead)
     )
 
 

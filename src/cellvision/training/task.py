@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from cellvision.bundle import Splitting
 from cellvision.data.datamodule import CellDataModule
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.models.base import SegNet
-from cellvision.training.checkpoint import RECORD_KEY, NetRecord
+from cellvision.training.checkpoint import RECORD_KEY, NetRecord, find_drift
 from cellvision.training.field_report import FieldRow
 from cellvision.training.optim import Mode, Optim
 from cellvision.training.scoring import FieldPrediction, Scores, count_field, predict_field
@@ -43,9 +43,11 @@ class SegmentationTask(LightningModule):
         monitor: metric that chooses the best checkpoint, steers early stopping and the plateau schedule.
         monitor_mode: "max" or "min".
         seed: of the run.
+        settings: plain data that a resumed run must not change; kept in every checkpoint.
 
     Raises:
-        CellvisionError: when 10 steps in a row have no finite loss.
+        ConfigError: live_threshold is not between 0 and 1.
+        CellvisionError: when 10 steps in a row have no finite loss or gradient.
     """
 
     def __init__(
@@ -59,16 +61,22 @@ class SegmentationTask(LightningModule):
         monitor: str = "val/pixel/miou",
         monitor_mode: Mode = "max",
         seed: int = 0,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if not 0.0 < live_threshold < 1.0:
+            need = "a number between 0 and 1"
+            raise ConfigError(explain(got=f"live_threshold={live_threshold}", need=need, hint="live_threshold=0.5"))
         self.net, self.optim, self.splitting, self.mixing = net, optim, splitting, mixing
         self.live_threshold, self.monitor, self.monitor_mode, self.seed = live_threshold, monitor, monitor_mode, seed
         self.scores = nn.ModuleDict({stage: Scores(net.spec) for stage in ("val", "test")})
+        self.settings = dict(settings or {})
         self.record: NetRecord | None = None
         self.confusions: dict[str, np.ndarray] = {}
         self.field_rows: list[FieldRow] = []
         self._extra_losses: dict[str, ExtraLoss] = {}
-        self._skipped_steps = 0
+        self._skipped_steps, self._loss_was_finite = 0, True
+        self._validated = False
 
     @property
     def lr(self) -> float:
@@ -98,7 +106,9 @@ class SegmentationTask(LightningModule):
             pixel_size_um=data.pixel_size_um,
             splitting=self.splitting,
             live_threshold=self.live_threshold,
+            nucleus_margin_px=data.nucleus_margin_px,
             fingerprint=data.fingerprint(),
+            settings=self.settings,
         )
 
     def configure_optimizers(self) -> Any:
@@ -117,7 +127,8 @@ class SegmentationTask(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Step the plateau schedule, after an epoch that was validated."""
-        metric = self.trainer.callback_metrics.get(self.monitor)
+        metric = self.trainer.callback_metrics.get(self.monitor) if self._validated else None
+        self._validated = False
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau) and metric is not None:
                 config.scheduler.step(float(metric))
@@ -138,15 +149,26 @@ class SegmentationTask(LightningModule):
         losses = self.net.losses(batch.images, batch.targets)
         losses |= {name: function(self.net, batch) for name, function in self._extra_losses.items()}
         total = torch.stack(list(losses.values())).sum()
-        if not self._is_finite(total):
-            self._count_skipped(batch, losses)
+        self._loss_was_finite = self._is_finite(total)
+        if not self._loss_was_finite:
+            values = ", ".join(f"{name}={value.item():.3g}" for name, value in losses.items())
+            self._count_skipped(f"loss: {values}; {', '.join(batch.names)}")
             return None
-        self._skipped_steps = 0
         size = len(batch.names)
         self.log("train/loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
         named = {f"train/loss_{name}": value.detach() for name, value in losses.items()}
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=size)
         return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the gradients of a step that are not finite: clipping would spread one of them to every weight."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        if self._is_finite(norm):
+            self._skipped_steps = 0 if self._loss_was_finite else self._skipped_steps
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self._count_skipped(f"gradient, epoch {self.current_epoch}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[FieldPrediction]]:
         """Score a batch of the validation split; the fields are in "fields"."""
@@ -161,6 +183,7 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores."""
+        self._validated = True
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
@@ -179,11 +202,7 @@ class SegmentationTask(LightningModule):
         """Refuse to continue a run with another net or other data."""
         if self.record is None or RECORD_KEY not in checkpoint:
             return
-        before, now = checkpoint[RECORD_KEY], self.record.to_plain()
-        keys = [k for k in now["net"] if before["net"].get(k) != now["net"][k]]
-        drift = [f"model.{k}: {before['net'].get(k)!r} became {now['net'][k]!r}" for k in keys]
-        if before["fingerprint"] != now["fingerprint"]:
-            drift.append("the training data changed")
+        drift = find_drift(checkpoint[RECORD_KEY], self.record.to_plain())
         if drift:
             need = "the settings the run began with"
             raise ConfigError(explain(got="; ".join(drift), need=need, hint="a new run_dir"))
@@ -196,15 +215,13 @@ class SegmentationTask(LightningModule):
         fine = bool(torch.isfinite(total.detach()))
         return bool(self.trainer.strategy.reduce_boolean_decision(fine, all=True))
 
-    def _count_skipped(self, batch: Batch, losses: dict[str, Tensor]) -> None:
+    def _count_skipped(self, what: str) -> None:
         self._skipped_steps += 1
         if self._skipped_steps >= MAX_SKIPPED_STEPS:
-            values = ", ".join(f"{name}={value.item():.3g}" for name, value in losses.items())
-            steps = f"{MAX_SKIPPED_STEPS} steps in a row"
             raise CellvisionError(
                 explain(
-                    got=f"{steps} without a finite loss ({values}; {', '.join(batch.names)})",
-                    need="finite losses",
+                    got=f"{MAX_SKIPPED_STEPS} steps in a row without a finite loss or gradient ({what})",
+                    need="finite numbers",
                     hint="a lower optim.lr, trainer.precision=32-true, or check those images",
                 )
             )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cellvision.data.batching import SubsetView, build_collate, to_field
+from cellvision.data.batching import SubsetView, collate, to_field
 from cellvision.data.datamodule import CellDataModule
 from cellvision.data.synthetic import SyntheticLiveDead
 from cellvision.data.transforms import RandomCrop, RandomFlip, RandomIntensity
@@ -121,7 +121,7 @@ def test_fields_of_several_sizes_need_a_crop():
     small = replace(CELLS.sample(0), image=CELLS.sample(0).image[:, :20], label_image=CELLS.sample(0).label_image[:20])
     items = [(to_field(sample, [0]), sample) for sample in (small, CELLS.sample(1))]
     with pytest.raises(DataError, match=r"one batch with .*20.*keep data\.augment\.crop"):
-        build_collate(with_distance=False)(items)
+        collate(items)
 
 
 def test_the_cache_stays_within_its_budget():

@@ -5,6 +5,7 @@ import pytest
 import torch.distributed as dist
 
 from cellvision.data.sampler import EpochSampler, compute_class_weights_per_sample
+from cellvision.errors import ConfigError
 
 
 def draw(epoch: int, **settings) -> list[tuple[int, int, int]]:
@@ -51,3 +52,18 @@ def test_fields_without_cells_keep_a_chance():
     weights = compute_class_weights_per_sample(np.array([[5, 1], [0, 0], [0, 3]]))
     assert (weights > 0).all()
     assert (compute_class_weights_per_sample(np.zeros((3, 2), int)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"draws": 0}, r"data\.draws_per_epoch=0; need a whole number from 1 up; try: data\.draws_per_epoch=null"),
+        ({"draws": -5}, r"data\.draws_per_epoch=-5; need"),
+        ({"draws": 2.5}, r"data\.draws_per_epoch=2\.5; need"),
+        ({"seed": -1}, r"seed=-1; need a whole number from 0 up; try: seed=0"),
+        ({"seed": "x"}, r"seed='x'; need"),
+    ],
+)
+def test_bad_draws_and_seeds_are_explained(settings, text):
+    with pytest.raises(ConfigError, match=text):
+        draw(0, **settings)

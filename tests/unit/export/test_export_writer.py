@@ -105,7 +105,10 @@ def test_checkpoint_of_an_attention_unet_becomes_a_bundle_that_predicts(facts, s
         name="unet", kind="viability", in_channels=2, classes=("background", "live", "dead"), widths=(4, 8, 8)
     )
     net.set_statistics(DataStats(offset=(60.0, 60.0), scale=(100.0, 100.0), class_pixels=(10, 1, 1)))
-    shared = ("channels", "image_dtypes", "pixel_size_um", "splitting", "live_threshold", "accuracy")
+    facts["nucleus_margin_px"] = 6
+    shared = (
+        "channels", "image_dtypes", "pixel_size_um", "splitting", "live_threshold", "nucleus_margin_px", "accuracy",
+    )  # fmt: skip
     record = NetRecord(net=net.config, fingerprint="00", **{name: facts[name] for name in shared})
     weights = {f"net.{name}": value for name, value in net.state_dict().items()}
     torch.save({"state_dict": weights, "cellvision": record.to_plain()}, tmp_path / "best.ckpt")
@@ -204,6 +207,20 @@ def test_bundle_is_as_readable_as_any_other_folder(net, facts, tmp_path):
 )
 def test_arguments_that_do_not_fit_are_named(net, facts, tmp_path, change, error, message):
     with pytest.raises(error, match=message):
+        export_bundle(net, tmp_path / "bundle", **(facts | change))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": (Channel(name="PI"), Channel(name="PI"))}, "channels.name=.* all different"),
+        ({"pixel_size_um": 0.0}, "pixel_size_um=0.0; need a number above 0"),
+        ({"nucleus_margin_px": 1.5}, "nucleus_margin_px=1.5; need a whole number from 0 up"),
+    ],
+)
+def test_facts_that_no_manifest_can_hold_are_named_before_any_work(net, facts, tmp_path, change, message):
+    with pytest.raises(BundleError, match=message):
         export_bundle(net, tmp_path / "bundle", **(facts | change))
     assert not list(tmp_path.iterdir())
 

@@ -142,12 +142,12 @@ def test_graph_that_does_not_suit_its_manifest(tmp_path, graph, facts, message):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"kind": "instance"}, "is of kind 'instance'"),
-        ({"classes": ("background", "alive", "dead")}, "tells live from dead without these classes"),
-        ({"outputs": ("probabilities",)}, "splits by distance without that output"),
-        ({"outputs": ("distance",)}, "has no output 'probabilities'"),
-        ({"input_dtype": "float16"}, "reads float16"),
-        ({"stride": 0}, "has the stride 0"),
+        ({"kind": "instance"}, "kind='instance'; need one of semantic, viability"),
+        ({"classes": ("background", "alive", "dead")}, "need live and dead after the background"),
+        ({"outputs": ("probabilities",)}, "need distance too for splitting.method=distance"),
+        ({"outputs": ("distance",)}, "need different names, probabilities first"),
+        ({"input_dtype": "float16"}, "input_dtype='float16'; need one of"),
+        ({"stride": 0}, "stride=0; need a whole number from 1 up"),
     ],
 )
 def test_manifest_that_cannot_be_followed(tmp_path, facts, message):

@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import locale
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,20 @@ from scipy.stats import binomtest
 
 from cellvision.bundle import Channel
 from cellvision.data.images import read_label_image
+from cellvision.errors import ConfigError
 from cellvision.runtime.cells import build_cells
 from cellvision.runtime.instances import measure_cells
 from cellvision.runtime.overlay import LARGEST_OVERVIEW_PX, Overview, draw_overlay, format_viability, index_classes
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.session import open_session
-from cellvision.runtime.writers import ROWS_PER_STRIP, LabelSpool, ResultTables, StagedFiles, write_label_image
+from cellvision.runtime.writers import (
+    ROWS_PER_STRIP,
+    LabelSpool,
+    ResultTables,
+    StagedFiles,
+    check_no_results,
+    write_label_image,
+)
 from stain_net import CHANNELS, draw_cells, write_bundle
 
 
@@ -95,12 +104,53 @@ def test_staged_files_appear_together_or_not_at_all(tmp_path):
 
 
 def test_a_name_that_cannot_be_given_leaves_no_part(tmp_path):
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "file").touch()
     with pytest.raises(OSError), StagedFiles(tmp_path) as staged:  # noqa: PT012
         staged.path("taken").write_text("a")
         staged.path("later").write_text("b")
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken" / "file").touch()
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_folder_in_place_of_a_file_is_named_before_any_work(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(ConfigError, match="taken is a folder; need the name of a file"), StagedFiles(tmp_path) as files:
+        files.path("taken")
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file", "file is a file; need a folder; try: "),
+        (
+            "file/inside",
+            r"cannot write to the folder .*inside \(Not a directory\); need one that can be made and written",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, name, message):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=message), StagedFiles(tmp_path / name):
+        pytest.fail("entered")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that nobody can write, root included")
+@pytest.mark.parametrize("folder", ["/proc", "/proc/x"])
+def test_a_folder_that_cannot_be_written_is_named(folder):
+    with pytest.raises(ConfigError, match=rf"cannot write to the folder {folder} \("), StagedFiles(Path(folder)):
+        pytest.fail("entered")
+
+
+@pytest.mark.parametrize("name", ["cells.csv", "fields.csv", "A1_labels.tif"])
+def test_results_of_another_run_are_found(tmp_path, name):
+    check_no_results(tmp_path / "missing")
+    (tmp_path / "notes.txt").touch()
+    check_no_results(tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=rf"holds those of another run \({name}\); need .*; try: another --out"):
+        check_no_results(tmp_path)
 
 
 def read_table(path):

@@ -35,6 +35,7 @@ def save(net, path: Path) -> Path:
         pixel_size_um=0.5,
         splitting=Splitting(min_area_px=7),
         live_threshold=0.4,
+        nucleus_margin_px=2,
         fingerprint="abc",
         accuracy={"val/loss": 0.5},
     )

@@ -7,10 +7,9 @@ import numpy as np
 from PIL import Image
 
 from cellvision.runtime.viability import compute_viability
-from cellvision.training.field_report import FieldRow, count_viability, draw_field_viability, write_field_table
+from cellvision.training.field_report import FieldRow, draw_field_viability, write_field_table
 from cellvision.training.finish import draw_confusions, print_scores
 from cellvision.training.history import draw_curves, write_history
-from cellvision.types import IGNORE
 
 ROWS = [
     FieldRow(name="a", predicted=compute_viability(8, 2), true=compute_viability(9, 1), otsu=compute_viability(5, 5)),
@@ -25,11 +24,6 @@ def test_field_table_leaves_undefined_values_empty(tmp_path):
     assert first["predicted_low_percent"] == "49.02"  # Wilson interval of 8 of 10
     assert first["otsu_live"] == "5"
     assert (empty["predicted_live"], empty["predicted_viability_percent"], empty["otsu_live"]) == ("0", "", "")
-
-
-def test_only_live_and_dead_cells_count():
-    found = count_viability(np.array([1, 1, 2, IGNORE]), ("background", "live", "dead"))
-    assert (found.live, found.dead) == (2, 1)
 
 
 def test_pictures_show_something(tmp_path):

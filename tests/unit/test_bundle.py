@@ -1,0 +1,196 @@
+"""The manifest: what was written comes back, and anything else is one sentence that names the key."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from cellvision.bundle import Channel, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
+from cellvision.errors import BundleError
+
+HEX = "0123456789abcdef" * 4
+FACTS = {
+    "model": "unet", "kind": "viability", "graph_file": "graph.onnx", "graph_sha256": HEX, "input_dtype": "uint16",
+    "image_dtypes": ("uint8", "uint16"), "channels": (Channel(name="Hoechst", role="nuclear"), Channel(name="PI")),
+    "pixel_size_um": 0.5, "classes": ("background", "live", "dead"), "outputs": ("probabilities", "distance"),
+    "stride": 16, "splitting": Splitting(),
+}  # fmt: skip
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A folder with a manifest that suits its graph."""
+    (tmp_path / "graph.onnx").write_bytes(b"graph")
+    write_manifest(Manifest(**(FACTS | {"graph_sha256": compute_sha256(tmp_path / "graph.onnx")})), tmp_path)
+    return tmp_path
+
+
+def edit(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_was_written_comes_back(tmp_path):
+    (tmp_path / "graph.onnx").write_bytes(b"graph")
+    facts = FACTS | {
+        "graph_sha256": compute_sha256(tmp_path / "graph.onnx"), "pixel_size_um": None, "tile_px": 64, "overlap_px": 0,
+        "nucleus_margin_px": 6, "live_threshold": 0.4, "recipe": ({"step": "prune"},), "versions": {"numpy": "2"},
+    }  # fmt: skip
+    write_manifest(Manifest(**facts), tmp_path)
+    assert load_manifest(tmp_path) == Manifest(**facts)
+
+
+def test_what_has_a_default_may_be_absent(bundle):
+    record = json.loads((bundle / "manifest.json").read_text())
+    for key in ("nucleus_margin_px", "live_threshold", "tile_px", "recipe", "provenance"):
+        del record[key]
+    (bundle / "manifest.json").write_text(json.dumps(record))
+    assert load_manifest(bundle).nucleus_margin_px == 0
+
+
+WRONG = [
+    ("model", 3, "a name"),
+    ("kind", "instance", "one of semantic, viability"),
+    ("kind", ["semantic"], "one of semantic, viability"),
+    ("graph_file", 3, "a name"),
+    ("graph_sha256", "", "64 lowercase hex digits"),
+    ("graph_sha256", HEX.upper(), "64 lowercase hex digits"),
+    ("input_dtype", "float16", "one of uint8, uint16, float32"),
+    ("image_dtypes", [], "different ones of uint8, uint16, float32"),
+    ("image_dtypes", "uint8", "a list"),
+    ("image_dtypes", ["uint8", "int8"], "different ones of"),
+    ("image_dtypes", ["uint8", ["uint8"]], "different ones of"),
+    ("pixel_size_um", "x", "a number above 0, or null"),
+    ("pixel_size_um", 0, "a number above 0"),
+    ("pixel_size_um", float("nan"), "a number above 0"),
+    ("pixel_size_um", float("inf"), "a number above 0"),
+    ("pixel_size_um", True, "a number above 0"),
+    ("classes", ["background"], "at least two different names"),
+    ("classes", ["background", "live", "live"], "at least two different names"),
+    ("classes", "live", "a list"),
+    ("classes", None, "a list"),
+    ("classes", ["background", "Live", "dead"], "live and dead after the background, for viability"),
+    ("classes", ["live", "dead"], "live and dead after the background, for viability"),
+    ("outputs", ["distance", "probabilities"], "different names, probabilities first"),
+    ("outputs", ["probabilities"], "distance too for splitting.method=distance"),
+    ("outputs", [], "different names, probabilities first"),
+    ("outputs", ["probabilities", "distance", "distance"], "different names, probabilities first"),
+    ("stride", "4", "a whole number from 1 up"),
+    ("stride", 0, "a whole number from 1 up"),
+    ("stride", True, "a whole number from 1 up"),
+    ("live_threshold", 2, "a number between 0 and 1"),
+    ("live_threshold", 1.0, "a number between 0 and 1"),
+    ("live_threshold", "x", "a number between 0 and 1"),
+    ("tile_px", -8, "a whole number from 1 up"),
+    ("tile_px", "big", "a whole number from 1 up"),
+    ("tile_px", 512.0, "a whole number from 1 up"),
+    ("tile_px", 100, "a multiple of stride=16; try: tile_px=112"),
+    ("overlap_px", -100, "a whole number from 0 up"),
+    ("overlap_px", 1.5, "a whole number from 0 up"),
+    ("overlap_px", 97, "a multiple of stride=16; try: overlap_px=112"),
+    ("nucleus_margin_px", -1, "a whole number from 0 up"),
+    ("recipe", ["prune"], "a list of records"),
+    ("recipe", {}, "a list"),
+    ("parity", None, "names with values"),
+    ("versions", [], "names with values"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "need"), WRONG, ids=lambda entry: str(entry)[:20])
+def test_a_value_that_cannot_be_is_named_on_load(bundle, key, value, need):
+    edit(bundle, **{key: value})
+    with pytest.raises(BundleError) as caught:
+        load_manifest(bundle)
+    message = str(caught.value)
+    assert message.startswith(f"{bundle / 'manifest.json'}: {key}=")
+    assert f"; need {need}" in message
+    assert f"; try: {key}=" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("channels", [], r"channels.name=\(\); need at least one name, all different"),
+        ("channels", [{"name": "PI"}, {"name": "PI"}], r"channels.name=\('PI', 'PI'\); need .* all different"),
+        ("channels", [{"name": 3}], r"channels.name=\(3,\); need"),
+        ("channels", [{"name": "PI", "role": 3}], r"channels.role=\(3,\); need nuclear, live, dead"),
+        ("channels", [{"role": "dead"}], "channels: lacks name; need the keys name, role"),
+        ("channels", [{"name": "PI", "colour": "red"}], "channels: unknown colour; need the keys name, role"),
+        ("channels", ["PI"], "channels='PI'; need the keys name, role"),
+        ("channels", 3, "channels=3; need a list"),
+        ("splitting", None, "splitting=None; need the keys foreground_threshold, method"),
+        ("splitting", {"speed": 1}, "splitting: unknown speed; need the keys foreground_threshold, method"),
+        ("splitting", {"method": "flood"}, "splitting.method='flood'; need one of distance, components"),
+        ("splitting", {"method": ["distance"]}, "splitting.method=.*; need one of distance, components"),
+        ("splitting", {"seed_threshold": "0.5"}, "splitting.seed_threshold='0.5'; need a number between 0 and 1"),
+        ("splitting", {"foreground_threshold": 1}, "splitting.foreground_threshold=1; need a number between"),
+        ("splitting", {"min_area_px": 0}, "splitting.min_area_px=0; need a whole number from 1 up"),
+        ("splitting", {"min_seed_px": 2.5}, "splitting.min_seed_px=2.5; need a whole number from 1 up"),
+        ("splitting", {"min_seed_px": True}, "splitting.min_seed_px=True; need a whole number from 1 up"),
+        ("provenance", {"tiling": 3}, "provenance.tiling=3; need names with values"),
+        ("stride", 3, "tile_px=512; need a multiple of stride=3; try: tile_px=513"),
+        ("colour", "red", "unknown colour; need the keys of this release"),
+    ],
+)
+def test_a_fault_inside_an_entry_is_named_on_load(bundle, key, value, message):
+    edit(bundle, **{key: value})
+    with pytest.raises(BundleError, match=rf"manifest\.json: {message}"):
+        load_manifest(bundle)
+
+
+def test_a_missing_key_is_named(bundle):
+    record = json.loads((bundle / "manifest.json").read_text())
+    del record["stride"], record["model"]
+    (bundle / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(BundleError, match=r"manifest\.json: lacks model, stride; need the keys of this release"):
+        load_manifest(bundle)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("\xff", "is not JSON"),
+        ("[]", "is not of format"),
+        ('{"format": "cellvision-bundle", "format_version": 2}', "has format version 2, this release reads 1"),
+        ('{"format": "cellvision-bundle", "format_version": true}', "has format version True"),
+    ],
+    ids=range(6),
+)
+def test_a_file_that_is_no_manifest(bundle, text, message):
+    (bundle / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleError, match=rf"manifest\.json {message}.*; need an unaltered bundle; try: "):
+        load_manifest(bundle)
+
+
+@pytest.mark.parametrize("name", ["../graph.onnx", "missing.onnx", ".."])
+def test_a_graph_elsewhere_is_refused(bundle, name):
+    edit(bundle, graph_file=name)
+    with pytest.raises(BundleError, match="names the graph"):
+        load_manifest(bundle)
+
+
+def test_a_long_value_is_cut(bundle):
+    edit(bundle, tile_px="9" * 10_000)
+    with pytest.raises(BundleError) as caught:
+        load_manifest(bundle)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "change", [{"channels": ["PI"]}, {"classes": ["background", "live"]}, {"splitting": {}}, {"recipe": [1]}]
+)
+def test_a_manifest_made_in_python_is_checked_too(change):
+    with pytest.raises(BundleError, match=f"^{next(iter(change))}="):
+        Manifest(**(FACTS | change))
+
+
+def test_semantic_bundles_name_their_classes_freely():
+    facts = FACTS | {"kind": "semantic", "classes": ("ground", "round"), "outputs": ("probabilities",)}
+    assert Manifest(**(facts | {"splitting": Splitting(method="components")})).classes == ("ground", "round")
+
+
+def test_every_key_is_documented():
+    assert not [f.name for f in fields(Manifest) if f.name not in Manifest.__doc__]
