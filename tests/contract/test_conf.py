@@ -100,7 +100,7 @@ def test_foreign_targets_are_refused(node):
         ("data.channels=[pi,pi]", r"data\.channels=\['pi', 'pi'\]; need different names"),
         ("live_threshold=2", r"live_threshold=2; need a number between 0 and 1"),
         ("splitting.min_area_px=0", r"splitting\.min_area_px=0"),
-        ("optim.momentum=2", r"optim\.momentum=2"),
+        ("+optim.momentum=2", r"optim\.momentum=2"),
         ("optim.power=-1", r"optim\.power=-1"),
     ],
 )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from cellvision.bundle import Channel
 from cellvision.data.batching import Crops, Fields, SubsetView, collate
 from cellvision.data.dataset import CellDataset
-from cellvision.data.sampler import EpochSampler, FieldSampler, compute_class_weights_per_sample
+from cellvision.data.sampler import EpochSampler, FieldSampler, check_whole, compute_class_weights_per_sample
 from cellvision.data.splits import check_leakage, split_by_group
 from cellvision.data.statistics import compute_stats
 from cellvision.data.transforms import Augment, Step
@@ -66,6 +66,7 @@ class CellDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_whole("seed", seed, low=0, example="0")
         _check_numbers(batch_size=batch_size, workers=workers, cache_mib=cache_mib, nucleus_margin_px=nucleus_margin_px)
         self.views = _build_views(datasets, fractions, cache_mib=cache_mib, seed=seed)
         first = self.views["train"]
