@@ -79,9 +79,8 @@ def train(cfg: DictConfig) -> float | None:
     from cellvision.training.checkpoint import choose_resume
     from cellvision.training.find_lr import find_lr
     from cellvision.training.finish import finish_run
-    from cellvision.training.record import RunRecord, mark_latest
+    from cellvision.training.record import RunRecord
 
-    mark_latest(folder)
     _quieten()
     if cfg.seed < 0:
         raise ConfigError(explain(got=f"seed={cfg.seed}", need="a whole number from 0 up", hint="seed=0"))

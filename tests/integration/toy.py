@@ -13,7 +13,7 @@ SETTINGS = [
 ]  # fmt: skip
 STATEFUL = [
     "callbacks=ema", "~callbacks.pictures", "monitor=val/loss", "monitor_mode=min",
-    "model.dropout=0.2", "optim.schedule=plateau", "optim.patience=0",
+    "data.workers=2", "model.dropout=0.2", "optim.schedule=plateau", "optim.patience=0",
     "optim.warmup=0.2", "trainer.accumulate_grad_batches=2", "trainer.deterministic=true",
     "mixing={_target_: cellvision.data.mixing.Mixing, mixup_probability: 0.4, cutmix_probability: 0.4}",
 ]  # fmt: skip

@@ -49,10 +49,11 @@ def finish_run(trainer: Trainer, task: SegmentationTask, data: CellDataModule, *
         task.net.load_state_dict(load_net(best.checkpoint)[0].state_dict())
     trainer.test(task, datamodule=data, verbose=False)
     scores = {name.removeprefix("test/"): float(v) for name, v in trainer.callback_metrics.items() if "test/" in name}
-    baseline = score_baseline(data, min_area_px=task.splitting.min_area_px)
+    fields = sum(int(batches) for batches in trainer.num_test_batches)
+    baseline = score_baseline(data, min_area_px=task.splitting.min_area_px, fields=fields)
     if trainer.is_global_zero:
-        fields = sum(int(batches) for batches in trainer.num_test_batches)
-        print_scores(scores, baseline.scores, title=f"{task.net.spec.name} on {fields} held-out fields")
+        kind = "test" if "test" in data.views else "validation"
+        print_scores(scores, baseline.scores, title=f"{task.net.spec.name} on {fields} {kind} fields")
         record = {"monitored": best.score, "held_out": scores, **baseline.scores}
         (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         draw_confusions(task.confusions, task.net.spec.classes, folder / "confusion.png")
@@ -74,8 +75,8 @@ class BaselineScores:
     fields: dict[str, Viability]
 
 
-def score_baseline(data: CellDataModule, *, min_area_px: int) -> BaselineScores:
-    """Otsu on the held-out fields: alone, and given the true outlines; nothing without a dead-stain channel.
+def score_baseline(data: CellDataModule, *, min_area_px: int, fields: int) -> BaselineScores:
+    """Otsu on the first ``fields`` held-out fields, alone and given the true outlines; nothing without a dead stain.
 
     The baseline sees all channels of the data set, also those that the net was denied, and drops cells by the same
     smallest area as the net.
@@ -86,8 +87,8 @@ def score_baseline(data: CellDataModule, *, min_area_px: int) -> BaselineScores:
         return BaselineScores(scores={}, fields={})
     baseline = OtsuBaseline(channels, expand_px=data.nucleus_margin_px, min_area_px=min_area_px)
     alone, given = CellMetrics(data.classes), CellMetrics(data.classes)
-    fields: dict[str, Viability] = {}
-    for index in range(len(data.held_out)):
+    found_fields: dict[str, Viability] = {}
+    for index in range(min(fields, len(data.held_out))):
         sample = data.held_out.sample(index)
         free, told = baseline(sample.image), baseline.classify(sample.image, sample.label_image)
         score = compute_field_score(
@@ -97,10 +98,10 @@ def score_baseline(data: CellDataModule, *, min_area_px: int) -> BaselineScores:
             true_classes=sample.cell_classes,
             classes=data.classes,
         )
-        fields[sample.name] = compute_viability(*score.count_viability(data.classes)[2:])
+        found_fields[sample.name] = compute_viability(*score.count_viability(data.classes)[2:])
         for metric, found in ((alone, free), (given, told)):
             metric.update(found.label_image, found.cell_classes, found.p_live, sample.label_image, sample.cell_classes)
-    return BaselineScores(scores={"otsu": alone.compute(), "otsu_on_true_cells": given.compute()}, fields=fields)
+    return BaselineScores(scores={"otsu": alone.compute(), "otsu_on_true_cells": given.compute()}, fields=found_fields)
 
 
 def print_scores(scores: dict[str, float], baselines: dict[str, dict[str, float]], *, title: str) -> None:

@@ -41,6 +41,7 @@ class RunRecord(Callback):
         assert isinstance(pl_module, SegmentationTask)
         if not trainer.is_global_zero:
             return
+        mark_latest(self.folder)
         write_run_record(self.folder, settings=self.settings, data=self.data, net=pl_module.net)
         fields = ", ".join(f"{len(view)} {split}" for split, view in self.data.views.items())
         size = sum(parameter.numel() for parameter in pl_module.net.parameters())

@@ -76,7 +76,7 @@ class SegmentationTask(LightningModule):
         self.field_rows: list[FieldRow] = []
         self._extra_losses: dict[str, ExtraLoss] = {}
         self._skipped_steps, self._loss_was_finite = 0, True
-        self._validated = False
+        self._validated, self._is_resumed = False, False
 
     @property
     def lr(self) -> float:
@@ -136,6 +136,21 @@ class SegmentationTask(LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch; Lightning itself cannot move frozen records."""
         return batch.to(device)
+
+    def on_train_start(self) -> None:
+        """Note whether this is a resumed run."""
+        self._is_resumed = self.trainer.current_epoch > 0
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the first epoch of a resumed run with that epoch's draws.
+
+        Lightning makes the loader's iterator before it restores the epoch, and loader processes fetch ahead at once:
+        they would deliver the crops of epoch 0. There is no public call for a new iterator.
+        """
+        fetcher = self.trainer.fit_loop._data_fetcher
+        if self._is_resumed and fetcher is not None:
+            iter(fetcher)
+        self._is_resumed = False
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and mixing by what step this is, not by what happened before."""
