@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 # Each pattern is written so that it does not match its own text.
 PATTERNS = {
     "a registry address": re.compile(
-        r"pypi[.]org|pythonhosted[.]org|anaconda[.]org|download[.]pytorch"
+        r"pypi[.]org|python"
+        r"hosted[.]org|anaconda[.]org|download[.]pytorch"
         r"|(?:extra-)?index-url[ =]|find-links[ =]|(?<=/)simple/?\b(?=[\s'\"]|$)"
     ),
     "a path of one machine": re.compile(r"(?<![\w.~<>*/-])(?:/(?:home|root|Users|work|opt|mnt)/\w|[A-Z]:\\\\?Users\b)"),
