@@ -88,8 +88,7 @@ class StagedFiles:
             raise ConfigError(explain(got=f"{self._folder} is a file", need="a folder", hint="another name"))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._folder):
-                pass
+            tempfile.TemporaryFile(dir=self._folder).close()  # can it be written to?
         except OSError as error:
             self.discard()
             raise ConfigError(
