@@ -86,6 +86,8 @@ class Targets:
         label_image: (B, H, W) int32, 0 = background.
         cell_classes: one (N,) int64 per image, as in Sample.
         soft_classes: (B, K, H, W) float32 class probabilities that replace class_map in losses after MixUp, or None.
+        sizes: (height, width) in px of each image, where images of several sizes were padded on the right and at the
+            bottom to form the batch (label 0 and class IGNORE there); None where all fill it.
     """
 
     class_map: Tensor
@@ -93,6 +95,7 @@ class Targets:
     label_image: Tensor
     cell_classes: tuple[Tensor, ...]
     soft_classes: Tensor | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on another device."""
@@ -102,12 +105,13 @@ class Targets:
             label_image=self.label_image.to(device),
             cell_classes=tuple(one.to(device) for one in self.cell_classes),
             soft_classes=None if self.soft_classes is None else self.soft_classes.to(device),
+            sizes=self.sizes,
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Images of one size with their targets.
+    """Images with their targets, padded to one size where they differ.
 
     Attributes:
         images: (B, C, H, W) float32, raw counts.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 from cellvision.types import DataStats, Targets
 
-KINDS = ("semantic", "viability")
+MAP_KINDS = ("semantic", "viability")
+"""Nets that say something of every pixel; cells are separated afterwards."""
+
+KINDS = (*MAP_KINDS, "instance")
+"""And nets that find the cells themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,7 @@ class NetSpec:
         outputs: names of the results of ``forward`` in order.
         tiles: False where a layer sees the whole image, so that a tile's result depends on its surroundings
             beyond any overlap (squeeze-and-excitation, self-attention).
+        exportable: False where no bundle can be made of the net.
     """
 
     name: str
@@ -36,6 +42,7 @@ class NetSpec:
     stride: int
     outputs: tuple[str, ...]
     tiles: bool
+    exportable: bool = True
 
 
 class SegNet(nn.Module, ABC):
@@ -44,10 +51,14 @@ class SegNet(nn.Module, ABC):
     Attributes:
         spec: see NetSpec.
         config: plain data from which ``build_model(**config)`` makes the same structure again.
+        report: lines that tell how the net began: weights loaded and left out.
+        decided: arguments of another value than given, by which the same structure is made without outside weights.
     """
 
     spec: NetSpec
     config: dict[str, Any]
+    report: Sequence[str] = ()
+    decided: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -57,7 +68,15 @@ class SegNet(nn.Module, ABC):
             images: (B, C, H, W) raw counts, uint8, uint16 or float32; any H, W >= 1.
 
         Returns:
-            "probabilities": (B, K, H, W) float32 in 0..1; for viability also "distance": (B, 1, H, W) float32 in 0..1.
+            Kinds semantic and viability: "probabilities" (B, K, H, W) float32 in 0..1; for viability also "distance"
+            (B, 1, H, W) float32 in 0..1.
+
+            Kind instance, for D the most cells found in an image of the batch, each image's best cell first:
+            "boxes" (B, D, 4) float32 left, top, right, bottom in px, inside the image; "scores" (B, D) float32 in 0..1;
+            "classes" (B, D) int64 in 1..K-1; "valid" (B, D) bool, False behind an image's last cell; "class_scores"
+            (B, D, K-1) float32 in 0..1, each class on its own; "masks" (B, D, M, M) float32 in 0..1, stretched over the
+            box. "mask_scores" (B, D) float32, score times predicted mask IoU, where the net rates its masks;
+            "probabilities" as above where it also has a semantic branch.
         """
 
     @abstractmethod
@@ -70,7 +89,10 @@ class SegNet(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Named scalar losses, already weighted; their sum is what training minimises."""
+        """Named scalar losses, already weighted; their sum is what training minimises.
+
+        Every trainable parameter gets a finite gradient from them, also where no pixel or no cell counts.
+        """
 
     @abstractmethod
     def losses_from(self, logits: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:

@@ -20,9 +20,9 @@ BACKBONES = Registry("backbone")
 def build_model(*, name: str, **arguments: Any) -> SegNet:
     """The net registered as ``name``, made with ``arguments`` and carrying them as plain data in ``config``.
 
-    ``build_model(**net.config)`` makes the same structure again, with every default written out, so that a
-    checkpoint outlives a changed default. Downloaded weights are not fetched a second time: ``pretrained`` is
-    recorded as false, because the weights then come from the checkpoint.
+    ``build_model(**net.config)`` makes the same structure again, with every default and all that the net decided by
+    itself written out, so that a checkpoint outlives a changed default. Weights are not read or fetched a second time,
+    because they then come from the checkpoint.
 
     Args:
         name: one of ``list_models()``.
@@ -40,9 +40,7 @@ def build_model(*, name: str, **arguments: Any) -> SegNet:
     plain = _to_plain(arguments)
     config = _complete(name, builder, plain)
     net: SegNet = MODELS.build(name, **plain)
-    if "pretrained" in config:
-        config["pretrained"] = False
-    net.config = config
+    net.config = {**config, **net.decided}
     return net
 
 
@@ -58,7 +56,9 @@ def list_models() -> list[str]:
 
 def _complete(name: str, builder: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with every default filled in and the name first; ConfigError names what does not fit."""
-    parameters = inspect.signature(builder).parameters
+    parameters = dict(inspect.signature(builder).parameters)
+    if parameters.pop("settings", None) is not None:  # the fields of its dataclass ``options``, with their defaults
+        parameters |= inspect.signature(builder.options).parameters
     known = [f"model.{key}" for key in parameters]
     for key in arguments:
         if key not in parameters:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cellvision.errors import ConfigError, check_choice, explain
-from cellvision.models.base import KINDS, NetSpec, SegNet
+from cellvision.models.base import MAP_KINDS, NetSpec, SegNet
 from cellvision.models.build import MODELS
 from cellvision.models.preprocess import Normalize, pad_to_stride
 from cellvision.models.unet.attention import (
@@ -84,9 +84,10 @@ class UNet(SegNet):
         """
         super().__init__()
         _check_plain(in_channels, classes, widths, dropout)
-        _check_choices(kind=(kind, KINDS), attention=(attention, ATTENTIONS), norm=(norm, NORMS))
+        _check_choices(kind=(kind, MAP_KINDS), attention=(attention, ATTENTIONS), norm=(norm, NORMS))
         _check_choices(activation=(activation, ACTIVATIONS))
         _check_fit(kind, classes, widths, norm, activation, encoder, pretrained)
+        self.decided = {"pretrained": False}
         self.activation = activation
         self.has_distance = kind == "viability"
         self.class_outputs = len(classes) - (activation == "sigmoid")
