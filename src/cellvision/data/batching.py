@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from cellvision.data.dataset import CellDataset
 from cellvision.data.sampler import Draw
-from cellvision.data.transforms import Augment, Field
-from cellvision.errors import DataError, explain
+from cellvision.data.transforms import Augment, Field, compute_background
 from cellvision.ops.targets import compute_distance
-from cellvision.types import Batch, Sample, Targets
+from cellvision.types import IGNORE, Batch, Sample, Targets
 
 
 class SubsetView:
@@ -98,31 +98,49 @@ def to_field(sample: Sample, channels: Sequence[int]) -> Field:
 
 
 def collate(items: list[tuple[Field, Sample]]) -> Batch:
-    """The Batch of a list of fields of one size; DataError names two samples of different sizes."""
-    check_equal_sizes(items)
-    labels = torch.stack([field.label_image.as_subclass(torch.Tensor) for field, _ in items])
-    classes = [torch.from_numpy(sample.cell_classes.astype(np.int64)) for _, sample in items]
-    of_label = [torch.cat([torch.zeros(1, dtype=torch.int64), one]) for one in classes]
+    """The Batch of a list of fields; smaller ones are padded on the right and at the bottom, see ``Targets.sizes``.
+
+    Padding has the counts of an empty place of its own field, so that it stays in the range the net knows, label 0,
+    distance 0 and class IGNORE.
+    """
+    sizes = tuple((field.height, field.width) for field, _ in items)
+    target = (max(height for height, _ in sizes), max(width for _, width in sizes))
+    classes = [_find_classes(field, sample) for field, sample in items]
+    labels = [field.label_image.as_subclass(torch.Tensor) for field, _ in items]
+    # Label 0 is background: entry 0 of the table.
+    tables = [torch.cat([torch.zeros(1, dtype=torch.int64), one]) for one in classes]
+    class_maps = [table[one.long()] for one, table in zip(labels, tables, strict=True)]
+    distances = [torch.from_numpy(compute_distance(one.numpy())) for one in labels]
     return Batch(
-        images=torch.stack([field.image.as_subclass(torch.Tensor) for field, _ in items]),
+        images=torch.stack([_pad_image(field, target) for field, _ in items]),
         targets=Targets(
-            class_map=torch.stack([table[one.long()] for one, table in zip(labels, of_label, strict=True)]),
-            distance=torch.stack([torch.from_numpy(compute_distance(one.numpy())) for one in labels]),
-            label_image=labels,
+            class_map=torch.stack([_pad(one, target, IGNORE) for one in class_maps]),
+            distance=torch.stack([_pad(one, target, 0) for one in distances]),
+            label_image=torch.stack([_pad(one, target, 0) for one in labels]),
             cell_classes=tuple(classes),
+            sizes=sizes if len(set(sizes)) > 1 else None,
         ),
         names=tuple(sample.name for _, sample in items),
     )
 
 
-def check_equal_sizes(items: list[tuple[Field, Sample]]) -> None:
-    """Raise DataError, naming two samples, unless all fields of a batch have one size."""
-    sizes = {tuple(field.image.shape): sample.name for field, sample in items}
-    if len(sizes) > 1:
-        raise DataError(
-            explain(
-                got=f"one batch with {' and '.join(f'{name} {shape}' for shape, name in list(sizes.items())[:2])}",
-                need="crops of one size",
-                hint="keep data.augment.crop, or set data.batch_size=1",
-            )
-        )
+def _find_classes(field: Field, sample: Sample) -> Tensor:
+    """(N,) int64 class of each label, IGNORE for those that the crop has left slivers of."""
+    classes = torch.from_numpy(sample.cell_classes.astype(np.int64))
+    if field.ignored:
+        classes[torch.tensor(sorted(field.ignored)) - 1] = IGNORE
+    return classes
+
+
+def _pad_image(field: Field, size: tuple[int, int]) -> Tensor:
+    image = field.image.as_subclass(torch.Tensor)
+    if (field.height, field.width) == size:
+        return image
+    padded = compute_background(field).expand(-1, *size).clone()
+    padded[:, : field.height, : field.width] = image
+    return padded
+
+
+def _pad(plane: Tensor, size: tuple[int, int], value: int) -> Tensor:
+    height, width = plane.shape
+    return torch.nn.functional.pad(plane, (0, size[1] - width, 0, size[0] - height), value=value)

@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cellvision.bundle import Channel
-from cellvision.data.coco_file import CocoFile, load_coco, raise_faults
-from cellvision.data.coco_masks import compute_runs, paint_cells
-from cellvision.data.dataset import compute_fingerprint, list_faults, to_channels, to_classes
-from cellvision.data.images import ImageInfo, image_stem, read_image, read_info
-from cellvision.errors import DataError, explain, unknown_name
+from cellvision.data.coco_file import CocoFile, load_coco, load_file_names
+from cellvision.data.coco_images import check_images, name_images
+from cellvision.data.coco_masks import OVERLAPS, Overlap, compute_runs, count_overlap, order_cells, paint_cells
+from cellvision.data.dataset import compute_fingerprint, to_channels, to_classes
+from cellvision.data.groups import find_groups
+from cellvision.data.images import read_image
+from cellvision.data.packed_cells import CellRow
+from cellvision.errors import DataError, check_choice, explain, unknown_name
 from cellvision.types import IGNORE, Sample
 
 
 class CocoDataset:
     """Fields and cells of one COCO file; a CellDataset.
 
-    Label n of a field is its n-th annotation in the file. A pixel claimed twice stays with the first annotation;
+    Label n of a field is its n-th annotation in the file. A pixel claimed twice goes to one cell, see ``overlap``;
     crowd regions (``iscrowd``) come last and get only what no cell claims. A cell that others cover fully has no pixel.
     Everything but the pixels is checked when the data set is made.
 
     Args:
         annotations: the JSON file.
         images: folder that its file names start from.
+        search_subfolders: find files that are not there by their name in all folders below, as LIVECell needs it.
         channels: "name" or "name:role" each; None takes the file's own, see ``to_channels``.
         categories: category names that become classes 1, 2 ... in this order; None takes all that are not ignored, in
             the order of their ids.
         ignore: categories whose cells stay in the label image with class IGNORE, as crowd regions do.
         pattern: only images whose file name matches, e.g. "fluor_*".
         group_key: key of an image entry that names its group; images without it are a group of their own.
+        group_pattern: regular expression searched in the file name; what its first group (...) matches is the field's
+            group. None leaves it to ``group_key``.
+        overlap: who gets a pixel claimed twice: "first" in the file, or the "smallest", which would else be hidden.
+        repeated_images: what becomes of a file that is listed under several ids, with annotations for each: "error";
+            "first" leaves out all but the first; "keep" makes each a field of one group.
+        excluding: other COCO files whose images (by file name) are left out here, where a training list shares
+            images with a validation list.
+        faulty_cells: what becomes of annotations without a usable segmentation: "error", or "skip" to leave them out;
+            ``skipped`` says what was wrong with each.
+
+    Attributes:
+        skipped: faults of the annotations that were left out, one text each.
 
     Raises:
         ConfigError: wrong names of channels.
@@ -60,32 +75,40 @@ class CocoDataset:
         *,
         annotations: Path | str,
         images: Path | str,
+        search_subfolders: bool = False,
         channels: Sequence[str] | None = None,
         categories: Sequence[str] | None = None,
         ignore: Sequence[str] = (),
         pattern: str = "*",
         group_key: str = "group",
+        group_pattern: str | None = None,
+        overlap: str = "first",
+        repeated_images: str = "error",
+        excluding: Sequence[Path | str] = (),
+        faulty_cells: str = "error",
     ) -> None:
         """Read the JSON and the header of every image."""
-        self._folder, self._pattern = Path(images), pattern
-        self._file = load_coco(Path(annotations), pattern=pattern)
+        check_choice("overlap", overlap, OVERLAPS)
+        self._file = load_coco(
+            Path(annotations),
+            pattern=pattern,
+            excluding=frozenset[str]().union(*(load_file_names(Path(other)) for other in excluding)),
+            repeated_images=repeated_images,
+            faulty_cells=faulty_cells,
+        )
+        self._overlap, self.skipped = overlap, self._file.skipped
         self._class_of = _number_categories(self._file, categories, ignore)
         self.classes: tuple[str, ...] = to_classes(
             name for name, _ in sorted(self._class_of.items(), key=lambda c: c[1]) if self._class_of[name] != IGNORE
         )
         if not self._file.images:
-            raise DataError(
-                explain(
-                    got=f"{annotations} has no image named like {pattern!r}", need="at least one", hint='pattern="*"'
-                )
-            )
-        infos = _check_files(self._file, self._folder)
+            got = f"{annotations} has no image named like {pattern!r}" + (" that is not excluded" if excluding else "")
+            raise DataError(explain(got=got, need="at least one", hint='pattern="*"'))
+        infos = check_images(self._file, Path(images), search_subfolders=search_subfolders)
+        self._paths = [info.path for info in infos]
         self.channels: tuple[Channel, ...] = to_channels(channels, infos)
-        self.names: tuple[str, ...] = _name_images(self._file)
-        groups = (image.get(group_key) for image in self._file.images)
-        self.groups: tuple[str, ...] = tuple(
-            name if group is None else str(group) for group, name in zip(groups, self.names, strict=True)
-        )
+        self.names: tuple[str, ...] = name_images(self._file.images, path=self._file.path)
+        self.groups: tuple[str, ...] = self._find_groups(group_key, group_pattern)
 
     def __len__(self) -> int:
         return len(self._file.images)
@@ -96,29 +119,53 @@ class CocoDataset:
 
     def sample(self, index: int) -> Sample:
         """The field at ``index``; DataError if its pixels cannot be decoded."""
-        entry = self._file.images[index]
-        cells = self._file.cells[entry["id"]]
-        image, info = read_image(self._folder / entry["file_name"])
-        height, width = entry["height"], entry["width"]
-        order = sorted(range(len(cells)), key=lambda i: bool(cells[i].get("iscrowd")))  # sorted() keeps the order else
-        runs = ((i + 1, compute_runs(cells[i]["segmentation"], height=height, width=width)) for i in order)
+        entry, rows = self._file.images[index], self._file.cells[index]
+        image, info = read_image(self._paths[index])
         return Sample(
             name=self.names[index],
             group=self.groups[index],
             image=image,
-            label_image=paint_cells(runs, height=height, width=width),
-            cell_classes=np.array([self._find_class(cell) for cell in cells], dtype=np.int64),
+            label_image=self._paint(entry, rows)[0],
+            cell_classes=np.array([self._find_class(row) for row in rows], dtype=np.int64),
             pixel_size_um=entry.get("um_per_pixel", info.pixel_size_um),
         )
 
+    def count_overlap(self, index: int) -> Overlap:
+        """What the cells of the field at ``index`` lose to each other; no pixel of the image is decoded for it."""
+        rows = self._file.cells[index]
+        labels, runs = self._paint(self._file.images[index], rows)
+        return count_overlap(labels, runs, [row.is_crowd for row in rows])
+
     def fingerprint(self) -> str:
         """See CellDataset; reads all files."""
-        settings = {"classes": self.classes, "class_of": self._class_of, "groups": self.groups}
-        files = [self._folder / entry["file_name"] for entry in self._file.images]
-        return compute_fingerprint(settings=settings, files=[self._file.path, *files])
+        settings = {
+            "classes": self.classes,
+            "class_of": self._class_of,
+            "groups": self.groups,
+            "names": self.names,
+            "overlap": self._overlap,
+            "skipped": len(self.skipped),
+        }
+        return compute_fingerprint(settings=settings, files=[self._file.path, *self._paths])
 
-    def _find_class(self, cell: dict[str, Any]) -> int:
-        return IGNORE if cell.get("iscrowd") else self._class_of[self._file.categories[cell["category_id"]]]
+    def _paint(self, entry: dict[str, Any], rows: Sequence[CellRow]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(H, W) int32 label image, and the run lengths of each cell."""
+        height, width = entry["height"], entry["width"]
+        runs = [compute_runs(row.segmentation, height=height, width=width) for row in rows]
+        order = order_cells(runs, [row.is_crowd for row in rows], overlap=self._overlap)
+        return paint_cells(((i + 1, runs[i]) for i in order), height=height, width=width), runs
+
+    def _find_class(self, row: CellRow) -> int:
+        return IGNORE if row.is_crowd else self._class_of[self._file.categories[row.category]]
+
+    def _find_groups(self, key: str, pattern: str | None) -> tuple[str, ...]:
+        files = [entry["file_name"] for entry in self._file.images]
+        if pattern is not None:
+            return find_groups(files, pattern, what="file name")
+        # All fields of one file are a group, also where the file is listed twice.
+        first = dict(zip(reversed(files), reversed(self.names), strict=True))
+        keys = (entry.get(key) for entry in self._file.images)
+        return tuple(first[file] if group is None else str(group) for group, file in zip(keys, files, strict=True))
 
 
 def _number_categories(file: CocoFile, categories: Sequence[str] | None, ignore: Sequence[str]) -> dict[str, int]:
@@ -128,8 +175,7 @@ def _number_categories(file: CocoFile, categories: Sequence[str] | None, ignore:
         if name not in known:
             raise DataError(f"{file.path}: {unknown_name('category', name, known)}")
     chosen = [name for name in known if name not in ignore] if categories is None else list(categories)
-    used = {file.categories[cell["category_id"]] for cells in file.cells.values() for cell in cells}
-    if left_over := sorted(used - {*chosen, *ignore}):
+    if left_over := sorted(file.used_categories - {*chosen, *ignore}):
         raise DataError(
             explain(
                 got=f"{file.path} has cells of the categories {', '.join(left_over)}",
@@ -138,37 +184,3 @@ def _number_categories(file: CocoFile, categories: Sequence[str] | None, ignore:
             )
         )
     return {name: number for number, name in enumerate(chosen, start=1)} | dict.fromkeys(ignore, IGNORE)
-
-
-def _check_files(file: CocoFile, folder: Path) -> list[ImageInfo]:
-    """Headers of all images; DataError lists those missing, damaged or of another size."""
-    infos, faults = [], []
-    for entry in file.images:
-        path = folder / entry["file_name"]
-        if not path.is_file():
-            faults.append(f"{path} is missing")
-            continue
-        try:
-            info = read_info(path)
-        except DataError as error:
-            faults.append(str(error))
-            continue
-        if info.shape[1:] != (entry["height"], entry["width"]):
-            found, said = info.shape[1:], (entry["height"], entry["width"])
-            faults.append(f"{path} is {found[0]}x{found[1]} px, the JSON says {said[0]}x{said[1]}")
-        infos.append(info)
-    raise_faults(file.path, faults)
-    return infos
-
-
-def _name_images(file: CocoFile) -> tuple[str, ...]:
-    """File stems, with their folders where stems alone are not unique."""
-    paths = [PurePosixPath(entry["file_name"].replace("\\", "/")) for entry in file.images]
-    stems = [image_stem(path.name) for path in paths]
-    if len(set(stems)) < len(stems):
-        stems = ["_".join((*path.parent.parts, stem)) for path, stem in zip(paths, stems, strict=True)]
-    if twice := [f"{stem} is the name of {count} images" for stem, count in Counter(stems).items() if count > 1]:
-        raise DataError(
-            explain(got=f"{file.path}: {list_faults(twice)}", need="one file stem per image", hint="rename the files")
-        )
-    return tuple(stems)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from cellvision.bundle import Channel
 from cellvision.data.batching import Crops, Fields, SubsetView, collate
+from cellvision.data.cropping import CROPS, RandomCrop, RandomScaleCrop
 from cellvision.data.dataset import CellDataset
 from cellvision.data.sampler import EpochSampler, FieldSampler, check_whole, compute_class_weights_per_sample
 from cellvision.data.splits import check_leakage, split_by_group
@@ -37,6 +38,8 @@ class CellDataModule(LightningDataModule):
         batch_size: crops per training step on one device; fields are validated one by one, whole.
         draws_per_epoch: crops per epoch; None draws as many as cover the training pixels once.
         balanced: draw fields with rare cell classes more often.
+        group_by_aspect: batches of fields that are higher than wide, and batches of the others, so that little is
+            padding where fields are not cut to one size.
         workers: loader processes; 0 loads in the main process.
         cache_mib: decoded samples kept in memory, per split, in MiB.
         nucleus_margin_px: how far a cell's outline lies beyond its nucleus, told to the Otsu baseline so that it is
@@ -44,7 +47,7 @@ class CellDataModule(LightningDataModule):
         seed: of sampling, augmentation and splitting.
 
     Raises:
-        ConfigError: splits or channels that do not exist.
+        ConfigError: splits or channels that do not exist, or group_by_aspect with a crop to one size.
         DataError: leakage between splits, or unreadable data.
     """
 
@@ -60,6 +63,7 @@ class CellDataModule(LightningDataModule):
         batch_size: int = 8,
         draws_per_epoch: int | None = None,
         balanced: bool = False,
+        group_by_aspect: bool = False,
         workers: int = 1,
         cache_mib: float = 1024.0,
         nucleus_margin_px: int = 0,
@@ -74,15 +78,18 @@ class CellDataModule(LightningDataModule):
         self.channel_positions = _find_channels(first.channels, channels)
         self.channels: tuple[Channel, ...] = tuple(first.channels[i] for i in self.channel_positions)
         self.augment = Augment(augment or {})
+        if group_by_aspect:
+            _check_no_crop(self.augment)
         self.normalization, self.percentiles = normalization, (float(percentiles[0]), float(percentiles[1]))
         self.batch_size, self.draws_per_epoch = batch_size, draws_per_epoch
-        self.balanced, self.workers, self.seed = balanced, workers, seed
+        self.balanced, self.group_by_aspect, self.workers, self.seed = balanced, group_by_aspect, workers, seed
         self.nucleus_margin_px = nucleus_margin_px
         self.stats: DataStats | None = None
         self.image_dtypes: tuple[str, ...] = ()
         self.pixel_size_um: float | None = None
         self.small_cell_px = 1
         self._weights: np.ndarray | None = None
+        self._aspects: list[int] | None = None
         self._draws = 0
 
     @property
@@ -107,9 +114,8 @@ class CellDataModule(LightningDataModule):
         self.pixel_size_um = float(np.median(seen.pixel_sizes_um)) if seen.pixel_sizes_um else None
         self.image_dtypes = tuple(sorted(seen.dtypes | {"float32"}))
         self.small_cell_px = seen.find_small_cell_px()
-        crop, _ = self._build_crops()[0, 0, 0]
-        covering = max(len(train), round(seen.pixels / (crop.height * crop.width)))
-        self._draws = covering if self.draws_per_epoch is None else self.draws_per_epoch
+        self._draws = self._count_covering(seen.pixels) if self.draws_per_epoch is None else self.draws_per_epoch
+        self._aspects = seen.aspects if self.group_by_aspect else None
         if self.balanced:
             counts = np.stack(seen.class_counts)[:, 1 : len(self.classes)]
             self._weights = compute_class_weights_per_sample(counts)
@@ -123,7 +129,14 @@ class CellDataModule(LightningDataModule):
         """Shuffled, augmented crops; the order and every random number follow from (seed, epoch) alone."""
         crops = self._build_crops()
         weights = None if self._weights is None else self._weights.tolist()
-        sampler = EpochSampler(length=len(crops), draws=self._draws, seed=self.seed, weights=weights)
+        sampler = EpochSampler(
+            length=len(crops),
+            draws=self._draws,
+            seed=self.seed,
+            weights=weights,
+            aspects=self._aspects,
+            batch_size=self.batch_size,
+        )
         return self._build_loader(crops, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -147,6 +160,14 @@ class CellDataModule(LightningDataModule):
     def _build_crops(self) -> Crops:
         return Crops(self.views["train"], channels=self.channel_positions, augment=self.augment, seed=self.seed)
 
+    def _count_covering(self, pixels: int) -> int:
+        """Draws that show as many pixels as there are; each field once where none is cut."""
+        fields = len(self.views["train"])
+        if not any(isinstance(step, CROPS) for step in self.augment.steps.values()):
+            return fields
+        crop, _ = self._build_crops()[0, 0, 0]
+        return max(fields, round(pixels / (crop.height * crop.width)))
+
     def _build_field_loader(self, view: SubsetView) -> DataLoader[Batch]:
         fields = Fields(view, channels=self.channel_positions)
         return self._build_loader(fields, batch_size=1, sampler=FieldSampler(len(view)))
@@ -169,6 +190,7 @@ class _Watch:
         self.dtypes: set[str] = set()
         self.pixel_sizes_um: list[float] = []
         self.class_counts: list[np.ndarray] = []
+        self.aspects: list[int] = []
         self.pixels = 0
         self._areas: list[np.ndarray] = []
 
@@ -176,6 +198,7 @@ class _Watch:
         for sample in self._samples:
             self.pixels += sample.label_image.size
             self.dtypes.add(sample.image.dtype.name)
+            self.aspects.append(int(sample.label_image.shape[0] > sample.label_image.shape[1]))
             self.class_counts.append(np.bincount(sample.cell_classes, minlength=IGNORE + 1))
             self._areas.append(np.bincount(sample.label_image.ravel())[1:])
             if sample.pixel_size_um is not None:
@@ -209,6 +232,13 @@ def _build_views(
             )
         )
     return views
+
+
+def _check_no_crop(augment: Augment) -> None:
+    for name, step in augment.steps.items():
+        if isinstance(step, RandomCrop | RandomScaleCrop):
+            got = f"data.group_by_aspect=true with data.augment.{name}, after which all fields have one size"
+            raise ConfigError(explain(got=got, need="fields of their own shape", hint=f"data.augment.{name}=null"))
 
 
 def _check_numbers(**numbers: float) -> None:

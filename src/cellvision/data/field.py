@@ -31,6 +31,8 @@ class Field:
     Attributes:
         image: (C, H, W) float32, raw counts.
         label_image: (H, W) int32, 0 = background, ids below 2**24.
+        ignored: labels of which a crop has left so little that nothing is to be learnt from it. They stay in the label
+            image, so that every step moves them along, and get class IGNORE in the batch.
 
     Raises:
         ShapeError: dtypes or sizes differ from these.
@@ -38,6 +40,7 @@ class Field:
 
     image: Tensor
     label_image: Tensor
+    ignored: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         image, labels = self.image, self.label_image

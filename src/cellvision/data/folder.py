@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import numpy as np
 from skimage.measure import label as label_components
 
 from cellvision.bundle import Channel
-from cellvision.data.dataset import compute_fingerprint, list_faults, to_channels, to_classes
+from cellvision.data.dataset import compute_fingerprint, to_channels, to_classes
+from cellvision.data.groups import find_groups
 from cellvision.data.images import image_stem, list_images, read_image, read_info, read_label_image
 from cellvision.data.pairing import find_cell_numbers, find_label_files
 from cellvision.errors import ConfigError, DataError, check_choice, explain
@@ -83,7 +83,7 @@ class FolderDataset:
             raise DataError(
                 explain(got=f"{folders[0]}: several images named {twice}", need="one per stem", hint="rename or remove")
             )
-        self.groups: tuple[str, ...] = _find_groups(self.names, group_pattern)
+        self.groups: tuple[str, ...] = find_groups(self.names, group_pattern)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -152,28 +152,3 @@ def _find_folders(root: Path | str | None, images: Path | str | None, labels: Pa
             got=f"root={root}, images={images}, labels={labels}", need="root, or images and labels", hint="root=DIR"
         )
     )
-
-
-def _find_groups(names: Sequence[str], pattern: str | None) -> tuple[str, ...]:
-    if pattern is None:
-        return tuple(names)
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            explain(got=f"group_pattern {pattern!r}: {error}", need="a regular expression", hint='"(.*)_s[0-9]+"')
-        ) from error
-    if not expression.groups:
-        raise ConfigError(
-            explain(got=f"group_pattern {pattern!r} has no group", need="one in parentheses", hint=f'"({pattern})"')
-        )
-    found = [expression.search(name) for name in names]
-    if unmatched := [name for name, match in zip(names, found, strict=True) if match is None or match[1] is None]:
-        raise DataError(
-            explain(
-                got=f"group_pattern {pattern!r} does not match {list_faults(unmatched)}",
-                need="a match in each file stem",
-                hint="a wider group_pattern, or a narrower pattern",
-            )
-        )
-    return tuple(match[1] for match in found if match is not None)

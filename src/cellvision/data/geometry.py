@@ -7,7 +7,7 @@ place and the labels with background; mirrored cells there would be cells that t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,11 +15,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from cellvision.data.draws import check_numbers, draw_chance, draw_factor, draw_smooth, draw_uniform
+from cellvision.data.draws import check_numbers, draw_chance, draw_smooth, draw_uniform
 from cellvision.data.field import Field, compute_background
 from cellvision.errors import ConfigError, explain
-
-Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +46,7 @@ class RandomFlip:
             image, labels = tv.vertical_flip(image), tv.vertical_flip(labels)
         if draw_chance(rng, self.turn) and field.height == field.width:
             image, labels = image.rot90(1, (1, 2)), labels.rot90(1, (0, 1))
-        return Field(image=image, label_image=labels)
+        return replace(field, image=image, label_image=labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,56 +107,56 @@ class RandomElastic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomCrop:
-    """A part of the field at random, always of one size.
+class ResizeShortestEdge:
+    """The whole field at another size, its shape kept: the shorter edge is drawn from a list, the longer is limited.
 
     Attributes:
-        size: edge, or (height, width), in px. A smaller field is laid at random into an empty one of this size.
+        sizes: lengths in px of the shorter edge, each as likely as the others; give a length twice to draw it more.
+        max_size: greatest length in px of the longer edge; where it would be longer, the field is smaller than drawn.
     """
 
-    size: Size
+    sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    max_size: int = 1333
 
     def __post_init__(self) -> None:
-        _check_size(self)
+        numbers = (*self.sizes, self.max_size) if isinstance(self.sizes, Sequence) else ()
+        if len(numbers) < 2 or not all(type(n) is int and n > 0 for n in numbers):
+            got = f"ResizeShortestEdge sizes={self.sizes}, max_size={self.max_size}"
+            hint = "sizes=[640,672,704], max_size=1333"
+            raise ConfigError(explain(got=got, need="lengths of at least 1 px, one size or more", hint=hint))
 
     def __call__(self, field: Field, rng: torch.Generator) -> Field:
-        """The part."""
-        return _cut(field, _draw_window(field, rng, *_to_pair(self.size)))
+        """The resized field."""
+        drawn = self.sizes[int(torch.randint(len(self.sizes), (), generator=rng))]
+        return resize(field, compute_resized(field.height, field.width, shortest=drawn, longest=self.max_size))
 
 
-@dataclass(frozen=True, kw_only=True)
-class RandomScaleCrop:
-    """A part of the field at random, enlarged or reduced to one size: cells of several magnifications.
+def compute_resized(height: int, width: int, *, shortest: int, longest: int) -> tuple[int, int]:
+    """Height and width in px that a field is resized to; halves are rounded up, and no edge becomes 0.
 
-    Attributes:
-        size: edge, or (height, width), in px, of the result.
-        scale: smallest and largest magnification; 2 shows cells twice as large.
-        probability: of magnifying; otherwise a plain crop.
+    Example:
+        >>> compute_resized(520, 704, shortest=800, longest=1333)
+        (800, 1083)
     """
+    scale = shortest / min(height, width)
+    # Python's round would take halves to the even number: other sizes than published recipes have.
+    exact = [shortest if edge == min(height, width) else scale * edge for edge in (height, width)]
+    if max(exact) > longest:
+        exact = [edge * (longest / max(exact)) for edge in exact]
+    return max(1, int(exact[0] + 0.5)), max(1, int(exact[1] + 0.5))
 
-    size: Size
-    scale: tuple[float, float] = (0.75, 1.33)
-    probability: float = 1.0
 
-    def __post_init__(self) -> None:
-        _check_size(self)
-        check_numbers(self, "scale", low=0.05, high=20)
-        check_numbers(self, "probability", low=0, high=1)
-
-    def __call__(self, field: Field, rng: torch.Generator) -> Field:
-        """The magnified part."""
-        size = _to_pair(self.size)
-        scale = draw_factor(rng, *self.scale) if draw_chance(rng, self.probability) else 1.0
-        window = (max(1, round(size[0] / scale)), max(1, round(size[1] / scale)))
-        part = _cut(field, _draw_window(field, rng, *window))
-        if window == size:
-            return part
-        # Plain "nearest" would shift labels by up to half a source pixel against the image.
-        labels = part.label_image.as_subclass(Tensor)[None]
-        return Field(
-            image=tv.resize(part.image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True),
-            label_image=tv.resize(labels, list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0],
-        )
+def resize(field: Field, size: tuple[int, int]) -> Field:
+    """The field at another (height, width) in px: the image smoothed where it shrinks, labels to the nearest pixel."""
+    if size == (field.height, field.width):
+        return field
+    # Plain "nearest" would shift labels by up to half a source pixel against the image.
+    labels = field.label_image.as_subclass(Tensor)[None]
+    return replace(
+        field,
+        image=tv.resize(field.image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True),
+        label_image=tv.resize(labels, list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0],
+    )
 
 
 def _resample(field: Field, move: Callable[[Tensor, InterpolationMode], Tensor]) -> Field:
@@ -169,42 +167,3 @@ def _resample(field: Field, move: Callable[[Tensor, InterpolationMode], Tensor])
     moved = move(image - level, InterpolationMode.BILINEAR) + level
     labels = move(field.label_image.as_subclass(Tensor)[None], InterpolationMode.NEAREST)[0]
     return replace(field, image=moved.clamp_(min=image.amin()), label_image=labels)
-
-
-def _cut(field: Field, window: tuple[int, int, int, int]) -> Field:
-    """The window (top, left, height, width) of the field; it may reach beyond the field."""
-    top, left, height, width = window
-    before = (max(-top, 0), max(-left, 0))
-    after = (max(top + height - field.height, 0), max(left + width - field.width, 0))
-    if any(before + after):
-        padding = [before[1], before[0], after[1], after[0]]
-        field = Field(
-            image=tv.pad(field.image, padding, fill=compute_background(field).flatten().tolist()),
-            label_image=tv.pad(field.label_image, padding, fill=0),
-        )
-        top, left = top + before[0], left + before[1]
-    place = (top, left, height, width)
-    return Field(image=tv.crop(field.image, *place), label_image=tv.crop(field.label_image, *place))
-
-
-def _draw_window(field: Field, rng: torch.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    starts = []
-    for spare in (field.height - height, field.width - width):
-        drawn = int(torch.randint(abs(spare) + 1, (), generator=rng))
-        starts.append(drawn if spare >= 0 else -drawn)
-    return starts[0], starts[1], height, width
-
-
-def _to_pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _check_size(step: RandomCrop | RandomScaleCrop) -> None:
-    if min(_to_pair(step.size)) < 1:
-        raise ConfigError(
-            explain(
-                got=f"{type(step).__name__} size={step.size}",
-                need="a height and a width of at least 1 px",
-                hint="size=256",
-            )
-        )

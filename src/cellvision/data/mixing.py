@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cellvision.data.draws import draw_uniform
-from cellvision.errors import ConfigError, explain
+from cellvision.errors import ConfigError, DataError, explain
 from cellvision.types import IGNORE, Batch, Targets
 
 
@@ -113,7 +113,15 @@ class Mixing:
             raise ConfigError(explain(got=f"mixing alpha={self.alpha}", need="a number above 0", hint="alpha=0.4"))
 
     def __call__(self, batch: Batch, generator: torch.Generator, *, classes: int) -> Batch:
-        """The mixed batch, or the same one; ``classes`` is K, background included."""
+        """The mixed batch, or the same one; ``classes`` is K, background included.
+
+        Raises:
+            DataError: the images of the batch are of several sizes, so that half of a mixture would be padding.
+        """
+        if batch.targets.sizes is not None:
+            sizes = " and ".join(f"{height}x{width}" for height, width in sorted(set(batch.targets.sizes)))
+            hint = "mixing=null, or data.augment.crop"
+            raise DataError(explain(got=f"mixing of images of {sizes} px", need="images of one size", hint=hint))
         chance = draw_uniform(generator, 0.0, 1.0)
         if chance < self.mixup_probability:
             return mixup(batch, alpha=self.alpha, generator=generator, classes=classes)

@@ -46,10 +46,10 @@ def draw_cell(rng: np.random.Generator, *, kind: int, radius_px: float, ambiguou
     radius = radius_px * (rng.uniform(0.6, 0.85) if dead else 1.0)
     side = 2 * int(np.ceil(1.7 * radius)) + 3
     dy, dx = np.mgrid[:side, :side].astype(np.float32) - np.float32(side // 2)
-    rho = _draw_outline(rng, dy, dx, radius=radius, roughness=0.05 if dead else 0.1, stretch=1.12 if dead else 1.45)
+    rho = draw_outline(rng, dy, dx, radius=radius, roughness=0.05 if dead else 0.1, stretch=1.12 if dead else 1.45)
     mask = rho < 1
     nucleus = _draw_nucleus(rng, dy, dx, radius=radius, dead=dead) * mask
-    body = np.sqrt(np.clip(1 - rho**2, 0, 1)) * mask * _draw_texture(rng, side, sigma=1.6, depth=0.12)
+    body = np.sqrt(np.clip(1 - rho**2, 0, 1)) * mask * draw_texture(rng, (side, side), sigma=1.6, depth=0.12)
     paint = _paint_dead if dead else _paint_live
     emission = paint(rng, body, nucleus, ambiguous=ambiguous)
     return DrawnCell(kind=kind, mask=mask, emission=emission.astype(np.float32))
@@ -78,7 +78,7 @@ def place_cells(
         radius = float(np.sqrt(cell.mask.sum() / np.pi))
         for _ in range(_TRIES):
             y, x = _propose_centre(rng, centres, radius, height=height, width=width)
-            field_part, cell_part = _overlap(cell.mask.shape[0], y, x, height=height, width=width)
+            field_part, cell_part = find_overlap(cell.mask.shape[0], y, x, height=height, width=width)
             if _try_label(label_image, field_part, cell.mask[cell_part], homes):
                 centres.append((y, x, radius))
                 kinds.append(cell.kind)
@@ -94,18 +94,27 @@ def draw_debris(rng: np.random.Generator, *, pieces: int, height: int, width: in
         radius = rng.uniform(0.5, 2.4) / pixel_size_um
         side = 2 * int(np.ceil(1.7 * radius)) + 3
         dy, dx = np.mgrid[:side, :side].astype(np.float32) - np.float32(side // 2)
-        rho = _draw_outline(rng, dy, dx, radius=radius, roughness=0.15, stretch=2.2)
+        rho = draw_outline(rng, dy, dx, radius=radius, roughness=0.15, stretch=2.2)
         piece = np.sqrt(np.clip(1 - rho**2, 0, 1))
         glow = rng.gamma(1.2, 60.0, STAINS) * (rng.random(STAINS) < 0.6)
-        field_part, part = _overlap(side, rng.uniform(0, height), rng.uniform(0, width), height=height, width=width)
+        field_part, part = find_overlap(side, rng.uniform(0, height), rng.uniform(0, width), height=height, width=width)
         emission[(slice(None), *field_part)] += glow[:, None, None] * piece[part]
     return emission
 
 
-def _draw_outline(
+def draw_outline(
     rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, *, radius: float, roughness: float, stretch: float
 ) -> np.ndarray:
-    """Distance from the centre as a share of the outline's radius in that direction: below 1 is inside."""
+    """Distance from the centre as a share of the outline's radius in that direction: below 1 is inside.
+
+    Args:
+        rng: source of all chance.
+        dy: distance of each pixel from the centre downwards, in px.
+        dx: as ``dy``, to the right.
+        radius: mean radius in px.
+        roughness: of the outline, 0 = smooth; 0.1 is a cell.
+        stretch: greatest ratio of length to width; at least 1.
+    """
     angle = np.arctan2(dy, dx) - rng.uniform(0, 2 * np.pi)
     axis = np.sqrt(rng.uniform(1.0, stretch))
     outline = 1 / np.sqrt((np.cos(angle) / axis) ** 2 + (np.sin(angle) * axis) ** 2)
@@ -115,9 +124,9 @@ def _draw_outline(
     return np.hypot(dy, dx) / (radius * np.clip(outline, 0.45, 1.7))
 
 
-def _draw_texture(rng: np.random.Generator, side: int, *, sigma: float, depth: float) -> np.ndarray:
-    """(side, side) positive factors around 1, correlated over ``sigma`` px."""
-    grain = ndimage.gaussian_filter(rng.standard_normal((side, side), dtype=np.float32), sigma)
+def draw_texture(rng: np.random.Generator, shape: tuple[int, ...], *, sigma: float, depth: float) -> np.ndarray:
+    """Positive factors around 1 in that shape, correlated over ``sigma`` px; ``depth`` is their deviation."""
+    grain = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma)
     # A Gaussian filter leaves a standard deviation of 1 / (2 sqrt(pi) sigma) of white noise.
     return np.clip(1 + depth * 2 * np.sqrt(np.pi) * sigma * grain, 0.3, 1.8)
 
@@ -130,8 +139,8 @@ def _draw_nucleus(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, *, r
     if dead and rng.random() < 0.3:
         return _draw_fragments(rng, dy, dx, radius=radius)
     size = radius * (rng.uniform(0.44, 0.58) if dead else rng.uniform(0.48, 0.6))
-    rho = _draw_outline(rng, dy, dx, radius=size, roughness=0.04, stretch=1.3)
-    nucleus = np.clip(1 - rho**4, 0, 1) * _draw_texture(rng, len(dy), sigma=1.1, depth=0.10)
+    rho = draw_outline(rng, dy, dx, radius=size, roughness=0.04, stretch=1.3)
+    nucleus = np.clip(1 - rho**4, 0, 1) * draw_texture(rng, dy.shape, sigma=1.1, depth=0.10)
     for _ in range(0 if dead else rng.integers(1, 4)):
         y, x = rng.uniform(-0.45, 0.45, 2) * size
         nucleus = nucleus * (1 - 0.35 * np.exp(-((dy - y) ** 2 + (dx - x) ** 2) / (2 * (0.16 * size) ** 2)))
@@ -188,7 +197,7 @@ def _propose_centre(
     return rng.uniform(0, height), rng.uniform(0, width)
 
 
-def _overlap(
+def find_overlap(
     side: int, y: float, x: float, *, height: int, width: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Where a square patch centred at (y, x) lies in the field, and which part of the patch that is."""

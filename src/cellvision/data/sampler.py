@@ -25,15 +25,28 @@ class EpochSampler(Sampler[Draw]):
         draws: draws per epoch over all ranks, at least 1; samples repeat when it exceeds ``length``.
         seed: of the run, at least 0.
         weights: chance of each sample relative to the others, or None for every sample equally often.
+        aspects: kind of each sample, e.g. whether it is portrait; all draws of a batch are then of one kind. None mixes
+            them.
+        batch_size: draws per batch on one device; matters for ``aspects`` only.
 
     Raises:
         ConfigError: ``draws`` or ``seed`` is not a whole number, or too low.
     """
 
-    def __init__(self, *, length: int, draws: int, seed: int, weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        length: int,
+        draws: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        aspects: Sequence[int] | None = None,
+        batch_size: int = 1,
+    ) -> None:
         check_whole("data.draws_per_epoch", draws, low=1, example="null")
         check_whole("seed", seed, low=0, example="0")
         self.length, self.draws, self.seed, self.epoch = length, draws, seed, 0
+        self.aspects, self.batch_size = None if aspects is None else np.asarray(aspects), batch_size
         self.chances = None if weights is None else np.asarray(weights, dtype=np.float64) / np.sum(weights)
 
     def set_epoch(self, epoch: int) -> None:
@@ -47,15 +60,43 @@ class EpochSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         world, rank = _world_and_rank()
         total = len(self) * world
-        order = self._order(total)
+        order = self._order(total, in_a_row=self.batch_size * world)
         return iter([(int(order[at]), self.epoch, at) for at in range(rank, total, world)])
 
-    def _order(self, total: int) -> np.ndarray:
+    def _order(self, total: int, *, in_a_row: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.chances is not None:
-            return rng.choice(self.length, size=total, p=self.chances)
-        rounds = -(-total // self.length)
-        return np.concatenate([rng.permutation(self.length) for _ in range(rounds)])[:total]
+            order = rng.choice(self.length, size=total, p=self.chances)
+        else:
+            rounds = -(-total // self.length)
+            order = np.concatenate([rng.permutation(self.length) for _ in range(rounds)])[:total]
+        return order if self.aspects is None else _group_draws(order, self.aspects[order], in_a_row, rng)
+
+
+def _group_draws(order: np.ndarray, kinds: np.ndarray, in_a_row: int, rng: np.random.Generator) -> np.ndarray:
+    """The draws of an epoch, every ``in_a_row`` of them (a batch on each device) of one kind.
+
+    What is left of each kind when its full batches are dealt fills up with repeats of that kind, most numerous first,
+    and the surplus of the others is left out: fewer than ``in_a_row`` draws per kind are exchanged, and the epoch
+    keeps its length.
+    """
+    batches, rests = [], []
+    for kind in np.unique(kinds):
+        pile = order[kinds == kind]
+        full = len(pile) // in_a_row * in_a_row
+        batches += list(pile[:full].reshape(-1, in_a_row))
+        rests.append((pile[full:], pile))
+    missing = len(order) - len(batches) * in_a_row
+    last = order[:0]
+    for rest, pile in sorted(rests, key=lambda r: -len(r[0])):
+        wanted = min(in_a_row, missing)
+        filled = np.concatenate([rest, rng.choice(pile, size=max(0, wanted - len(rest)))])[:wanted]
+        missing -= wanted
+        if wanted == in_a_row:
+            batches.append(filled)
+        elif wanted:
+            last = filled
+    return np.concatenate([*(batches[i] for i in rng.permutation(len(batches))), last])
 
 
 def check_whole(key: str, value: int, *, low: int, example: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from cellvision.bundle import Channel
+from cellvision.data.generating import build_generator, check_ranges
 from cellvision.data.optics import Camera, draw_illumination, record_counts, spread_light
 from cellvision.data.phantom import DEAD, LIVE, STAINS, DrawnCell, draw_cell, draw_debris, place_cells
 from cellvision.errors import ConfigError, explain
@@ -79,8 +80,7 @@ class SyntheticLiveDead:
     )
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
-            _check_range(name, getattr(self, name), low=low, high=high)
+        check_ranges(self, _RANGES)
         rows = [list(row) for row in self.bleed_through]
         if [len(row) for row in rows] != [STAINS] * STAINS or min(map(min, rows)) < 0:
             raise ConfigError(
@@ -117,7 +117,7 @@ class SyntheticLiveDead:
         """
         if not 0 <= index < self.fields:
             raise IndexError(f"field {index} of {self.fields}")
-        rng = _build_generator(self.seed, index)
+        rng = build_generator(self.seed, index)
         gains, dead_fraction = self._draw_well(index // self.fields_per_well)
         drawn = self._draw_cells(rng, dead_fraction)
         label_image, kinds, emission = place_cells(rng, drawn, height=self.height, width=self.width)
@@ -139,7 +139,7 @@ class SyntheticLiveDead:
 
     def _draw_well(self, well: int) -> tuple[np.ndarray, float]:
         """Staining strength, (STAINS,) float32 around 1, and the share of dead cells: what fields of a well share."""
-        rng = _build_generator(self.seed, well, _WELL_STREAM)
+        rng = build_generator(self.seed, well, _WELL_STREAM)
         return rng.lognormal(0.0, 0.25, STAINS).astype(np.float32), rng.uniform(*self.dead_fraction)
 
     def _draw_cells(self, rng: np.random.Generator, dead_fraction: float) -> list[DrawnCell]:
@@ -182,20 +182,3 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("read_noise_counts", 0, 10**4),
     ("bit_depth", 10, 16),
 )
-
-
-def _check_range(name: str, value: Any, *, low: float, high: float) -> None:
-    """Raise ConfigError unless a number, or both of a (least, most) pair, lie in low..high, the pair in order."""
-    default = getattr(SyntheticLiveDead, name)
-    numbers = list(value) if isinstance(default, tuple) and isinstance(value, list | tuple) else [value]
-    whole = isinstance(np.min(default), np.integer)
-    right = len(numbers) == np.size(default) and all(isinstance(n, int if whole else int | float) for n in numbers)
-    if not right or not low <= numbers[0] <= numbers[-1] <= high:
-        kind = "whole numbers" if whole else "numbers"
-        need = f"{kind} in {low}..{high}" + (", the least and the most" if np.size(default) == 2 else "")
-        raise ConfigError(explain(got=f"synthetic data setting {name}={value}", need=need, hint=f"{name}={default}"))
-
-
-def _build_generator(*key: int) -> np.random.Generator:
-    # PCG64 and SeedSequence are named because numpy promises their streams; default_rng may change.
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))

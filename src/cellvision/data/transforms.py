@@ -1,4 +1,4 @@
-"""Augmentation by named steps: those of ``geometry`` move pixels, those of ``intensity`` change counts."""
+"""Augmentation by named steps: ``cropping`` chooses parts, ``geometry`` moves pixels, ``intensity`` changes counts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
+from cellvision.data.cropping import CropByCells, RandomCrop, RandomScaleCrop
 from cellvision.data.field import Boxes, Field, Step, compute_background, compute_boxes
-from cellvision.data.geometry import RandomCrop, RandomElastic, RandomFlip, RandomRotate, RandomScaleCrop
+from cellvision.data.geometry import RandomElastic, RandomFlip, RandomRotate, ResizeShortestEdge
 from cellvision.data.intensity import (
     ChannelJitter,
     GaussianNoise,
@@ -23,6 +24,7 @@ __all__ = [
     "Augment",
     "Boxes",
     "ChannelJitter",
+    "CropByCells",
     "Field",
     "GaussianNoise",
     "IlluminationField",
@@ -35,6 +37,7 @@ __all__ = [
     "RandomIntensity",
     "RandomRotate",
     "RandomScaleCrop",
+    "ResizeShortestEdge",
     "Step",
     "build_default_steps",
     "compute_background",

@@ -1,15 +1,13 @@
 """Batches: equal for equal (seed, epoch), whole for validation, with the channels asked for."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from cellvision.data.batching import SubsetView, collate, to_field
+from cellvision.data.batching import SubsetView
 from cellvision.data.datamodule import CellDataModule
 from cellvision.data.synthetic import SyntheticLiveDead
-from cellvision.data.transforms import RandomCrop, RandomFlip, RandomIntensity
+from cellvision.data.transforms import CropByCells, RandomCrop, RandomFlip, RandomIntensity, ResizeShortestEdge
 from cellvision.errors import ConfigError, DataError
 from cellvision.ops.targets import compute_distance
 
@@ -117,11 +115,46 @@ def test_leakage_is_an_error():
         build(datasets={"train": Renamed("a"), "val": Renamed("b")})
 
 
-def test_fields_of_several_sizes_need_a_crop():
-    small = replace(CELLS.sample(0), image=CELLS.sample(0).image[:, :20], label_image=CELLS.sample(0).label_image[:20])
-    items = [(to_field(sample, [0]), sample) for sample in (small, CELLS.sample(1))]
-    with pytest.raises(DataError, match=r"one batch with .*20.*keep data\.augment\.crop"):
-        collate(items)
+class Mixed:
+    """Wide and high fields in turns."""
+
+    def __init__(self) -> None:
+        shapes = {"height": 32, "width": 48}, {"height": 48, "width": 32}
+        self._sets = [SyntheticLiveDead(fields=7, cells=(2, 5), seed=at, **shape) for at, shape in enumerate(shapes)]
+        self.classes, self.channels = CELLS.classes, CELLS.channels
+        self.names = tuple(self._sets[at % 2].names[at // 2] for at in range(14))
+        self.groups = self.names
+
+    def __len__(self) -> int:
+        return 14
+
+    def sample(self, index: int):
+        return self._sets[index % 2].sample(index // 2)
+
+    def fingerprint(self) -> str:
+        return "mixed"
+
+
+def test_whole_fields_of_several_sizes_are_trained_and_each_is_drawn_once():
+    data = build(datasets={"all": Mixed()}, augment={"flip": RandomFlip()}, batch_size=4)
+    batches = read(data, 0)
+    assert sorted(name for batch in batches for name in batch.names) == sorted(data.views["train"].names)
+    mixed = [batch for batch in batches if batch.targets.sizes is not None]
+    assert {tuple(batch.images.shape[-2:]) for batch in mixed} == {(48, 48)}
+    resize = ResizeShortestEdge(sizes=(16,))
+    assert sum(len(batch.names) for batch in read(build(augment={"resize": resize}), 0)) == 6
+
+
+def test_batches_by_aspect():
+    data = build(datasets={"all": Mixed()}, augment={}, batch_size=2, group_by_aspect=True)
+    for epoch in range(3):
+        batches = read(data, epoch)
+        assert all(batch.targets.sizes is None for batch in batches)
+        assert {tuple(batch.images.shape[-2:]) for batch in batches} == {(32, 48), (48, 32)}
+        assert [b.names for b in batches] == [b.names for b in read(data, epoch)]
+    with pytest.raises(ConfigError, match=r"group_by_aspect=true with data\.augment\.crop.*data\.augment\.crop=null"):
+        build(group_by_aspect=True)
+    build(augment={"crop": CropByCells(size=30, max_cells=2)}, group_by_aspect=True)  # keeps the shape of a field
 
 
 def test_the_cache_stays_within_its_budget():

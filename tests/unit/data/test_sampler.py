@@ -41,6 +41,46 @@ def test_ranks_share_an_epoch_without_overlap(monkeypatch):
     assert len({position for _, _, position in seen}) == 10
 
 
+def take_part(monkeypatch, world: int, rank: int) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: world)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0] * 15])
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(("batch_size", "draws"), [(1, 30), (4, 30), (4, 61), (8, 17), (50, 30)])
+def test_batches_are_of_one_aspect_on_every_rank(monkeypatch, world, batch_size, draws, weights):
+    portrait = np.random.default_rng(1).random(30) < 0.3
+    settings = {"length": 30, "draws": draws, "weights": weights}
+    grouped = {**settings, "aspects": portrait.astype(int).tolist(), "batch_size": batch_size}
+    seen, plain = [], []
+    for rank in range(world):
+        take_part(monkeypatch, world, rank)
+        part = draw(2, **grouped)
+        assert part == draw(2, **grouped)
+        plain += draw(2, **settings)
+        batches = [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
+        assert all(len({portrait[index] for index, _, _ in batch}) == 1 for batch in batches)
+        seen += part
+    assert len(seen) == len(plain)
+    assert sorted(at for _, _, at in seen) == list(range(len(seen)))
+    # As many draws as are needed to fill up batches are exchanged, and no more.
+    counts, before = (np.bincount([index for index, _, _ in one], minlength=30) for one in (seen, plain))
+    assert np.abs(counts - before).sum() <= 2 * 2 * (batch_size * world - 1)
+    if batch_size == world == 1:
+        assert (counts == before).all()
+
+
+def test_aspects_are_shuffled_anew_in_every_epoch():
+    settings = {"length": 40, "draws": 40, "aspects": [0, 1] * 20, "batch_size": 4}
+    orders = [[index % 2 for index, _, _ in draw(epoch, **settings)] for epoch in range(6)]
+    assert all(sum(order) == 20 for order in orders)
+    assert len({tuple(order) for order in orders}) > 3
+    alone = draw(0, length=40, draws=40, aspects=[1] * 40, batch_size=4)
+    assert sorted(index for index, _, _ in alone) == list(range(40))
+
+
 def test_rare_classes_are_drawn_about_as_often_as_common_ones():
     counts = np.array([[10, 0]] * 95 + [[0, 10]] * 5)
     weights = compute_class_weights_per_sample(counts)

@@ -14,6 +14,7 @@ from cellvision.data.synthetic import SyntheticLiveDead
 from cellvision.data.transforms import (
     Augment,
     ChannelJitter,
+    CropByCells,
     Field,
     GaussianNoise,
     IlluminationField,
@@ -26,6 +27,7 @@ from cellvision.data.transforms import (
     RandomIntensity,
     RandomRotate,
     RandomScaleCrop,
+    ResizeShortestEdge,
     build_default_steps,
     compute_background,
     compute_boxes,
@@ -39,6 +41,8 @@ GEOMETRY = {
     "crop": RandomCrop(size=24),
     "crop_larger": RandomCrop(size=(70, 20)),
     "scale_crop": RandomScaleCrop(size=32, scale=(0.5, 2.0)),
+    "crop_by_cells": CropByCells(size=40, max_cells=3, min_visible=0.4),
+    "resize": ResizeShortestEdge(sizes=(60, 130), max_size=150),
 }
 INTENSITY = {
     "intensity": RandomIntensity(probability=1),
