@@ -42,7 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_PrintVersion)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="{predict,evaluate,info}")
     _add_predict(verbs.add_parser("predict", help="find the cells of images", description=_run_predict.__doc__))
-    _add_evaluate(verbs.add_parser("evaluate", help="score a bundle against truth", description=_run_evaluate.__doc__))
+    _add_evaluate(
+        verbs.add_parser(
+            "evaluate", help="score predictions or a bundle against truth", description=_run_evaluate.__doc__
+        )
+    )
     info = verbs.add_parser("info", help="show what is in a bundle", description=_run_info.__doc__)
     info.add_argument("bundle", type=Path, help="bundle folder")
     _add_debug(info, _run_info)
@@ -72,21 +76,34 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
-    truth = parser.add_mutually_exclusive_group(required=True)
+    files = parser.add_argument_group("score a file of predictions")
+    files.add_argument("predictions", nargs="?", type=Path, metavar="PREDICTIONS.json", help="COCO results with masks")
+    files.add_argument("--truth", type=Path, metavar="FILE", help="COCO annotations of the same images")
+    files.add_argument(
+        "--max-dets", type=_split_numbers, metavar="A,B", help="predictions per image that count (100,500,2000)"
+    )
+    files.add_argument("--areas", choices=("livecell", "coco"), help="bounds of small and large cells (livecell)")
+    threshold = files.add_mutually_exclusive_group()
+    threshold.add_argument("--score-threshold", type=float, metavar="X", help="for all but COCO's scores (0.5)")
+    threshold.add_argument("--fit", action="store_true", help="choose that threshold on these images")
+    files.add_argument("--out", type=Path, metavar="OUT", help="file for the scores")
+    bundle = parser.add_argument_group("score a bundle")
+    bundle.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
+    truth = bundle.add_mutually_exclusive_group()
     truth.add_argument("--labels", type=Path, metavar="DIR", help="label images of the same names")
     truth.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations")
-    parser.add_argument("--classes", type=Path, metavar="CSV", help="with --labels: table with image, label, class")
-    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="file for the scores")
-    _add_engine(parser)
+    bundle.add_argument("--classes", type=Path, metavar="CSV", help="with --labels: table with image, label, class")
+    bundle.add_argument("--json", type=Path, metavar="OUT", help="file for the scores")
+    _add_engine(bundle, required=False)
     _add_image_meaning(
-        parser, channels_help="name or name:role of the images' channels in order, e.g. hoechst:nuclear,pi:dead"
+        bundle, channels_help="name or name:role of the images' channels in order, e.g. hoechst:nuclear,pi:dead"
     )
     _add_debug(parser, _run_evaluate)
+    parser.set_defaults(refuse=parser.error)
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="bundle folder")
+def _add_engine(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
+    parser.add_argument("--bundle", type=Path, required=required, metavar="DIR", help="bundle folder")
     parser.add_argument(
         "--provider", default="cpu", metavar="NAME", help="cpu (default), cuda ..; there is no fallback"
     )
@@ -96,7 +113,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap-px", type=int, metavar="N", help="margin around tiles (default: the bundle's)")
 
 
-def _add_image_meaning(parser: argparse.ArgumentParser, *, channels_help: str) -> None:
+def _add_image_meaning(parser: argparse._ActionsContainer, *, channels_help: str) -> None:
     parser.add_argument("--channels", type=_split_names, metavar="A,B", help=channels_help)
     parser.add_argument(
         "--intensity-scale", type=float, metavar="F", help="factor to the training counts, e.g. 257 from 8 to 16 bits"
@@ -110,6 +127,13 @@ def _add_debug(parser: argparse.ArgumentParser, run: object) -> None:
 
 def _split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
+
+
+def _split_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers like 100,500,2000") from None
 
 
 def _run_predict(chosen: argparse.Namespace) -> int:
@@ -140,7 +164,62 @@ def _run_predict(chosen: argparse.Namespace) -> int:
 
 
 def _run_evaluate(chosen: argparse.Namespace) -> int:
-    """Score a bundle: pixels, cells, classes, and the viability of each field next to an Otsu baseline."""
+    """Score a file of predictions: COCO's average precision and all else that is made of masks. Or score a bundle.
+
+    A bundle is scored by pixels, cells, classes, and the viability of each field next to an Otsu baseline.
+    """
+    _check_evaluate(chosen)
+    return _evaluate_file(chosen) if chosen.predictions else _evaluate_bundle(chosen)
+
+
+def _check_evaluate(chosen: argparse.Namespace) -> None:
+    """Leave with a usage error unless the options are all of one of the two ways."""
+    of_file = {"--truth": chosen.truth, "--max-dets": chosen.max_dets, "--areas": chosen.areas, "--out": chosen.out}
+    of_file |= {"--score-threshold": chosen.score_threshold, "--fit": chosen.fit or None}
+    of_bundle = {"--bundle": chosen.bundle, "--images": chosen.images, "--json": chosen.json}
+    of_bundle |= {"--labels or --coco": chosen.labels or chosen.coco}
+    needed = {"--truth": chosen.truth} if chosen.predictions else dict(of_bundle)
+    of_bundle |= {
+        f"--{name.replace('_', '-')}": getattr(chosen, name)
+        for name in ("classes", "channels", "intensity_scale", "threads", "tile_px", "overlap_px")
+    }
+    foreign = of_bundle if chosen.predictions else of_file
+    if given := [name for name, value in foreign.items() if value is not None]:
+        chosen.refuse(f"{', '.join(given)}: only {'without' if chosen.predictions else 'with'} a file of predictions")
+    if missing := [name for name, value in needed.items() if value is None]:
+        chosen.refuse(f"the following arguments are required: {', '.join(missing)}")
+
+
+def _evaluate_file(chosen: argparse.Namespace) -> int:
+    from contextlib import nullcontext
+
+    from cellvision.commands.evaluate_instances import (
+        evaluate_predictions,
+        load_truth,
+        print_evaluation,
+        write_evaluation,
+    )
+    from cellvision.commands.progress import show_progress
+    from cellvision.runtime.writers import StagedFiles
+
+    settings = {"max_dets": chosen.max_dets, "areas": chosen.areas, "score_threshold": chosen.score_threshold}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if chosen.fit:
+        settings["score_threshold"] = None
+    # Staged before the work: a place that cannot be written must not cost an evaluation.
+    with StagedFiles(chosen.out.parent) if chosen.out else nullcontext() as staged:
+        part = staged.path(chosen.out.name) if staged else None
+        with show_progress("evaluate", unit="images") as progress:
+            evaluation = evaluate_predictions(
+                chosen.predictions, load_truth(chosen.truth), progress=progress, **settings
+            )
+        if part:
+            write_evaluation(evaluation, part)
+    print_evaluation(evaluation)
+    return EXIT_OK
+
+
+def _evaluate_bundle(chosen: argparse.Namespace) -> int:
     from cellvision.commands.evaluate import evaluate_bundle, print_scores, write_scores
     from cellvision.commands.progress import show_progress
     from cellvision.commands.truth import open_truth
