@@ -23,7 +23,7 @@ class Cells:
         shape: (H, W) of the image.
         classes: names, background first.
         channels: names of the channels in the order of ``mean_intensity``.
-        kind: "semantic" or "viability".
+        kind: "semantic", "viability" or "instance".
         pixel_size_um: edge of a pixel in micrometres, or None where unknown.
         label_image: (H, W) int32, 0 = background; None where it was streamed to a file.
         label: (N,) int32, ascending.
@@ -34,6 +34,7 @@ class Cells:
         mean_intensity: (N, C) float64, in the image's own counts.
         probabilities: (N, K-1) float64 in 0..1, of each class but the background; rows sum to 1.
         tiles: number of tiles that the image was worked on in.
+        score: (N,) float64 in 0..1, how sure the net is of each cell; None for nets that do not find cells themselves.
     """
 
     shape: tuple[int, int]
@@ -51,6 +52,7 @@ class Cells:
     mean_intensity: np.ndarray
     probabilities: np.ndarray
     tiles: int = 1
+    score: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -58,7 +60,12 @@ class Cells:
     @property
     def p_live(self) -> np.ndarray | None:
         """(N,) float64 in 0..1, or None for a net that does not tell live from dead."""
-        return self.probabilities[:, self.classes.index("live") - 1] if self.kind == "viability" else None
+        return self.probabilities[:, self.classes.index("live") - 1] if self.has_viability else None
+
+    @property
+    def has_viability(self) -> bool:
+        """Whether these cells are told apart as live and dead; see `tells_viability`."""
+        return tells_viability(self.kind, self.classes)
 
     @property
     def area_um2(self) -> np.ndarray | None:
@@ -75,7 +82,7 @@ class Cells:
         Raises:
             BundleError: the net does not tell live from dead.
         """
-        if self.kind != "viability":
+        if not self.has_viability:
             raise BundleError(
                 explain(
                     got=f"cells of the classes {', '.join(self.classes[1:])}",
@@ -102,7 +109,7 @@ class Cells:
                     hint="cells.filter(cells.area_px > 100)",
                 )
             )
-        columns = {name: value[keep] for name, value in vars(self).items() if name in _COLUMNS}
+        columns = {name: value[keep] for name, value in vars(self).items() if name in _COLUMNS and value is not None}
         label_image = self.label_image
         if label_image is not None:
             table = np.zeros(int(self.label.max(initial=0)) + 1, np.int32)
@@ -127,12 +134,53 @@ class Cells:
             }
             if p_live is not None:
                 row["p_live"] = float(p_live[i])
+            if self.score is not None:
+                row["score"] = float(self.score[i])
             yield row
 
 
 _COLUMNS = (
     "label", "class_id", "area_px", "centroid_y_px", "centroid_x_px", "bbox", "mean_intensity", "probabilities",
+    "score",
 )  # fmt: skip
+
+
+def tells_viability(kind: str, classes: tuple[str, ...]) -> bool:
+    """Whether a net of this kind counts live and dead cells: viability nets, and instance nets of just those classes.
+
+    A semantic net does not, whatever its classes are called: its cells are connected regions, so a live and a dead cell
+    that touch count as one.
+    """
+    return kind == "viability" or (kind == "instance" and set(classes[1:]) == {"live", "dead"})
+
+
+def index_classes(cells: Cells) -> np.ndarray:
+    """(largest label + 1,) uint8: class id by label, 0 for the background and for labels that do not occur."""
+    table = np.zeros(int(cells.label.max(initial=0)) + 1, np.uint8)
+    table[cells.label] = cells.class_id
+    return table
+
+
+def to_class_map(cells: Cells) -> np.ndarray:
+    """(H, W) uint8: class of every pixel, 0 = background, as a semantic net would give it.
+
+    Where detections overlap, the pixel has the class of the cell that it was painted with: the best one there; see
+    `paint_detections`.
+
+    Args:
+        cells: with their label image.
+
+    Example:
+        >>> from cellvision.runtime.instances import measure_cells
+        >>> maps = np.array([[[1, 0, 0]], [[0, 1, 0]], [[0, 0, 1]]], np.float32)
+        >>> sums = measure_cells(np.array([[0, 1, 2]]), maps, maps)
+        >>> to_class_map(build_cells(sums, classes=("background", "round", "flat"), channels=("a", "b", "c"),
+        ...     kind="semantic", live_threshold=0.5, shape=(1, 3), label_image=np.array([[0, 1, 2]]),
+        ...     pixel_size_um=None))
+        array([[0, 1, 2]], dtype=uint8)
+    """
+    assert cells.label_image is not None, "cells were streamed to a file"
+    return index_classes(cells)[cells.label_image]
 
 
 def build_cells(
@@ -173,7 +221,7 @@ def build_cells(
         pixel_size_um=pixel_size_um,
         label_image=label_image,
         label=np.arange(1, len(area) + 1, dtype=np.int32),
-        class_id=_choose_classes(probabilities, classes, live_threshold if kind == "viability" else None),
+        class_id=choose_classes(probabilities, classes, live_threshold if kind == "viability" else None),
         area_px=sums.area,
         centroid_y_px=sums.sum_y / sums.area,
         centroid_x_px=sums.sum_x / sums.area,
@@ -184,7 +232,8 @@ def build_cells(
     )
 
 
-def _choose_classes(probabilities: np.ndarray, classes: tuple[str, ...], live_threshold: float | None) -> np.ndarray:
+def choose_classes(probabilities: np.ndarray, classes: tuple[str, ...], live_threshold: float | None) -> np.ndarray:
+    """(N,) int64 class ids from (N, K-1) probabilities: the likeliest, or live and dead by a threshold on P(live)."""
     if live_threshold is None:
         return probabilities.argmax(axis=1) + 1
     live, dead = classes.index("live"), classes.index("dead")

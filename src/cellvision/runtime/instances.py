@@ -112,7 +112,7 @@ class CellSums:
 def measure_cells(
     label_image: np.ndarray,
     image: np.ndarray,
-    probabilities: np.ndarray,
+    probabilities: np.ndarray | None,
     *,
     count: int | None = None,
     origin: tuple[int, int] = (0, 0),
@@ -123,7 +123,7 @@ def measure_cells(
     Args:
         label_image: (H, W) int32, 0 = background.
         image: (C, H, W) raw counts.
-        probabilities: (K, H, W) float32, background first.
+        probabilities: (K, H, W) float32, background first; None where no pixel has any, for sums of no class.
         count: number of labels; None takes the largest that occurs.
         origin: (top, left) of this piece in the whole image.
         image_width: of the whole image; None where this piece is the whole image.
@@ -141,7 +141,9 @@ def measure_cells(
     width = label_image.shape[1] if image_width is None else image_width
     top, bottom = _find_extremes(labels, y, count)
     left, right = _find_extremes(labels, x, count)
-    shares = probabilities[1:].reshape(len(probabilities) - 1, -1)[:, inside].astype(np.float64)
+    shares = np.zeros((0, inside.size))
+    if probabilities is not None:
+        shares = probabilities[1:].reshape(len(probabilities) - 1, -1)[:, inside].astype(np.float64)
     shares /= np.maximum(shares.sum(axis=0), 1e-12)  # a class map may call a pixel foreground at P = 0 after rounding
     return CellSums(
         area=np.bincount(labels, minlength=count + 1)[1:],

@@ -18,7 +18,7 @@ import tifffile
 
 from cellvision.bundle import Manifest
 from cellvision.errors import ConfigError, explain
-from cellvision.runtime.cells import Cells
+from cellvision.runtime.cells import Cells, tells_viability
 
 TABLES = ("cells.csv", "fields.csv")
 ROWS_PER_STRIP = 64
@@ -201,14 +201,16 @@ class ResultTables:
     def __init__(self, folder: Path, *, manifest: Manifest) -> None:
         """Prepare tables with the columns of this bundle; use the object in a ``with`` block."""
         self._files = StagedFiles(folder)
+        has_viability = tells_viability(manifest.kind, manifest.classes)
         self._cell_columns = [
             "image", "label", "class", "area_px", "area_um2", "centroid_y_px", "centroid_x_px",
             *(f"mean_{channel.name}" for channel in manifest.channels),
-            *(["p_live"] if manifest.kind == "viability" else []),
+            *(["p_live"] if has_viability else []),
+            *(["score"] if manifest.kind == "instance" else []),
         ]  # fmt: skip
         self._field_columns = [
             "image", "cells", *manifest.classes[1:],
-            *(["viability_percent", "low_percent", "high_percent"] if manifest.kind == "viability" else []),
+            *(["viability_percent", "low_percent", "high_percent"] if has_viability else []),
         ]  # fmt: skip
         self._images = 0
 
@@ -238,7 +240,7 @@ class ResultTables:
         for row in cells.to_rows():
             self._cells.writerow({"image": name, **{key: _format(value) for key, value in row.items()}})
         row = {"cells": len(cells), **{k: cells.count(k) for k in cells.classes[1:]}}
-        if cells.kind == "viability":
+        if cells.has_viability:
             found = cells.viability()
             row |= {
                 f"{key}_percent": None if share is None else 100.0 * share
