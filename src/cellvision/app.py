@@ -22,19 +22,6 @@ from omegaconf.errors import OmegaConfBaseException
 from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
 from cellvision.settings import check_targets, collect_fixed
 
-DEFAULT_MONITORS = {"viability": "val/cell/live_dead_f1", "semantic": "val/pixel/miou"}
-
-# Torch's worker threads spin while they wait for each other, which on a machine whose cores also run the data loaders
-# made a training step two to three times as slow; set before torch is imported, or not at all.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Callback, Trainer
-
-    from cellvision.data.datamodule import CellDataModule
-    from cellvision.models.base import SegNet
-    from cellvision.training.task import SegmentationTask
-
 # Torch's worker threads spin while they wait for each other, which on a machine whose cores also run the data loaders
 # made a training step two to three times as slow; set before torch is imported, or not at all.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -93,9 +80,13 @@ def train(cfg: DictConfig) -> float | None:
     if cfg.find_lr and resume is None:
         find_lr(_build_trainer(cfg, folder, record=None), task, data)
     trainer.fit(task, datamodule=data, ckpt_path=resume)
-    best = finish_run(trainer, task, data, folder=folder)
+    fit_score = task.net.spec.kind == "instance" and cfg.splitting.score_threshold is None
+    best = finish_run(trainer, task, data, folder=folder, fit_score=fit_score)
     if cfg.bundle and best.checkpoint is not None and trainer.is_global_zero:
-        _bundle_and_predict(cfg, data, best.checkpoint, folder)
+        if task.net.spec.exportable:
+            _bundle_and_predict(cfg, data, best.checkpoint, folder)
+        else:
+            print(f"bundle    none: a {task.net.spec.name} net cannot be exported")
     return best.score
 
 
@@ -195,20 +186,21 @@ def _find_run_folder(cfg: DictConfig) -> Path:
 
 
 def _build_task(cfg: DictConfig, data: CellDataModule) -> SegmentationTask:
-    from cellvision.metrics.cells import has_viability
+    from cellvision.training.scoring import choose_monitor, choose_splitting
     from cellvision.training.task import SegmentationTask
 
     given = {"in_channels": len(data.channels), "classes": data.classes}
     net: SegNet = build(cfg.model, "model", **given, kind=cfg.model.get("kind") or data.kind)
-    method = cfg.splitting.method or ("distance" if "distance" in net.spec.outputs else "components")
+    method = cfg.splitting.method or choose_splitting(net.spec)
     min_area_px = cfg.splitting.min_area_px
     if min_area_px is None:
         min_area_px = max(1, data.small_cell_px // 2)
-    cfg.monitor = cfg.monitor or ("val/cell/live_dead_f1" if has_viability(data.classes) else "val/pixel/miou")
+    score = 0.5 if cfg.splitting.score_threshold is None else cfg.splitting.score_threshold
+    cfg.monitor = cfg.monitor or choose_monitor(net.spec)
     return SegmentationTask(
         net=net,
         optim=build(cfg.optim, "optim"),
-        splitting=build(cfg.splitting, "splitting", method=method, min_area_px=min_area_px),
+        splitting=build(cfg.splitting, "splitting", method=method, min_area_px=min_area_px, score_threshold=score),
         mixing=build(cfg.mixing, "mixing") if cfg.mixing is not None else None,
         live_threshold=cfg.live_threshold,
         monitor=cfg.monitor,

@@ -18,7 +18,7 @@ FORMAT = "cellvision-bundle"
 FORMAT_VERSION = 1
 KINDS = ("semantic", "viability")
 DTYPES = ("uint8", "uint16", "float32")
-SPLITTING_METHODS = ("distance", "components")
+SPLITTING_METHODS = ("distance", "components", "instances")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,15 @@ class Channel:
 
 @dataclass(frozen=True, kw_only=True)
 class Splitting:
-    """How probability maps become separate cells.
+    """How a net's outputs become separate cells.
 
     Attributes:
-        method: "distance" floods from the peaks of the distance map; "components" takes connected foreground.
-        foreground_threshold: a pixel is foreground where 1 - P(background) reaches it, in (0, 1).
+        method: "distance" floods from the distance map's peaks; "components" takes connected foreground; "instances"
+            takes the cells that the net itself found.
+        foreground_threshold: a pixel is foreground where 1 - P(background) reaches it, or the cell's mask; in (0, 1).
         seed_threshold: a cell's core is where the distance map reaches it, in (0, 1).
+        score_threshold, min_visible: "instances": a cell with a lower score is dropped, and one of which better cells
+            leave a smaller share; in (0, 1).
         min_area_px: smaller cells are dropped; >= 1.
         min_seed_px: smaller cores start no cell of their own; >= 1.
     """
@@ -44,13 +47,15 @@ class Splitting:
     method: str = "distance"
     foreground_threshold: float = 0.5
     seed_threshold: float = 0.5
+    score_threshold: float = 0.5
+    min_visible: float = 0.5
     min_area_px: int = 20
     min_seed_px: int = 3
 
     def __post_init__(self) -> None:
         methods = ", ".join(SPLITTING_METHODS)
         _check(self.method in SPLITTING_METHODS, "splitting.method", self.method, f"one of {methods}", "distance")
-        for name in ("foreground_threshold", "seed_threshold"):
+        for name in ("foreground_threshold", "seed_threshold", "score_threshold", "min_visible"):
             value = getattr(self, name)
             _check(_is_between(value, 0, 1), f"splitting.{name}", value, "a number between 0 and 1", 0.5)
         for name in ("min_area_px", "min_seed_px"):
@@ -198,9 +203,7 @@ def _is_name(value: object) -> bool:
 
 
 def _are_names(values: object, *, least: int) -> bool:
-    if not isinstance(values, tuple) or not all(map(_is_name, values)):
-        return False
-    return len(values) == len(set(values)) >= least
+    return isinstance(values, tuple) and all(map(_is_name, values)) and len(values) == len(set(values)) >= least
 
 
 def compute_sha256(path: Path) -> str:

@@ -44,8 +44,10 @@ def test_parts_of_every_choice_can_be_built(group, choice, tmp_path):
     assert all(app.build(node, group) is not None for node in nodes)
 
 
-def test_every_model_has_a_config_of_its_name():
-    assert {choice for group, choice in CHOICES if group == "model"} == set(list_models())
+def test_every_model_has_a_config_of_its_name_and_every_config_a_model():
+    choices = {choice for group, choice in CHOICES if group == "model"}
+    assert set(list_models()) <= choices
+    assert {compose(f"model={choice}").model.name for choice in choices} == set(list_models())
 
 
 def test_the_default_data_and_model_fit_together():
@@ -83,7 +85,7 @@ def test_foreign_targets_are_refused(node):
     ("override", "said"),
     [
         ("model.attention=gates", r"model\.attention 'gates'; need one of: cbam, gate, none, se, self; try: 'gate'"),
-        ("model.name=unett", r"model 'unett'; need one of: unet"),
+        ("model.name=unett", r"model 'unett'; need one of: centermask2, detectron2, unet; try: 'unet'"),
         ("optim.schedule=cos", r"optim\.schedule 'cos'"),
         ("splitting.method=watershed", r"splitting\.method"),
         ("data.normalization=minmax", r"data\.normalization 'minmax'; need one of: none, percentile, zscore"),

@@ -36,10 +36,14 @@ SETTINGS_PACKAGES = {"hydra", "omegaconf"}
 TORCH_IN_DATA = {
     f"data.{name}"
     for name in (
-        "batching", "datamodule", "draws", "field", "geometry", "intensity", "mixing", "sampler", "transforms",
+        "batching", "cropping", "datamodule", "draws", "field", "geometry", "intensity", "mixing", "sampler",
+        "transforms",
     )
 }  # fmt: skip
 """What makes batches out of samples. Reading files needs no torch: the ``cellvision`` command does it too."""
+
+TORCH_IN_METRICS = {"metrics.state", "metrics.instance_state"}
+"""The stateful shells; what they compute is numpy, for the ``cellvision`` command too."""
 
 WITHOUT_TORCH = {"data.images", "data.coco", "data.folder", "data.livedead", "data.synthetic", "ops.targets", "types"}
 """Modules that must load where torch is not installed, with all they bring in; as must runtime, commands and cli."""
@@ -128,7 +132,7 @@ def find_misplaced_packages(graph):
         if layer not in ("training", "compression", "app") and inner != "data.datamodule":
             forbidden |= LIGHTNING
         free_of_torch = layer in BASE | {"images", "runtime", "commands", "cli", None} or inner in WITHOUT_TORCH
-        in_numpy = (layer == "data" and inner not in TORCH_IN_DATA) or (layer == "metrics" and inner != "metrics.state")
+        in_numpy = layer in ("data", "metrics") and inner not in TORCH_IN_DATA | TORCH_IN_METRICS
         if free_of_torch or in_numpy:
             forbidden |= TRAINING_PACKAGES
         faults += [

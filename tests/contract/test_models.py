@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cellvision.models.base import KINDS, SegNet
+from cellvision.models.base import MAP_KINDS, SegNet
 from cellvision.models.build import build_model, list_models
 from cellvision.models.unet.attention import ATTENTIONS
 from cellvision.types import IGNORE, DataStats, Targets
@@ -17,7 +17,7 @@ SMALL = {"unet": {"widths": (4, 8, 8)}}
 
 VARIANTS = {
     "unet": [
-        *({"attention": attention, "kind": kind} for attention in ATTENTIONS for kind in KINDS),
+        *({"attention": attention, "kind": kind} for attention in ATTENTIONS for kind in MAP_KINDS),
         {"activation": "sigmoid"},
         {"norm": "group", "kind": "viability"},
         {"widths": (4, 8)},
@@ -25,7 +25,11 @@ VARIANTS = {
         {"encoder": "resnet10t", "kind": "viability", "attention": "gate"},
     ]
 }
-CASES = [(name, variant) for name in list_models() for variant in VARIANTS.get(name, [{}])]
+FIND_CELLS = {"centermask2", "detectron2"}
+"""Nets of kind instance, which have tests of their own."""
+
+MAP_NETS = [name for name in list_models() if name not in FIND_CELLS]
+CASES = [(name, variant) for name in MAP_NETS for variant in VARIANTS.get(name, [{}])]
 
 
 def describe(case):

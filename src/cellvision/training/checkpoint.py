@@ -194,6 +194,13 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
     return net.eval(), record
 
 
+def replace_in_record(path: Path, **changes: Any) -> None:
+    """Give some entries of a checkpoint's record new plain values; the file is replaced in one step."""
+    checkpoint = load_plain_checkpoint(path)
+    checkpoint[RECORD_KEY] = {**checkpoint[RECORD_KEY], **changes}
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the new name itself durable, where the system allows opening a folder."""
     if hasattr(os, "O_DIRECTORY"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from cellvision.metrics.cells import compute_field_score
 from cellvision.metrics.state import CellMetrics
 from cellvision.runtime.viability import Viability, compute_viability
 from cellvision.training.callbacks import BestCheckpoint
-from cellvision.training.checkpoint import load_net
+from cellvision.training.checkpoint import load_net, replace_in_record
 from cellvision.training.field_report import draw_field_viability, write_field_table
+from cellvision.training.instance_report import InstanceReport, fit_threshold
 from cellvision.training.task import SegmentationTask
 
 SHOWN = {
@@ -31,6 +32,14 @@ SHOWN = {
     "cell/live_dead_accuracy": "live/dead accuracy, found cells",
     "cell/live_dead_auroc": "live/dead AUROC, found cells",
     "field/viability_error_pp": "viability error per field, points",
+    "mask/ap": "AP, masks (COCO)",
+    "mask/ap50": "AP, masks at IoU 0.5 (COCO)",
+    "box/ap": "AP, boxes (COCO)",
+    "instance/ap_dsb_50": "TP / (TP + FP + FN) at IoU 0.5",
+    "instance/ap_dsb_70": "TP / (TP + FP + FN) at IoU 0.7",
+    "instance/ap_dsb_90": "TP / (TP + FP + FN) at IoU 0.9",
+    "instance/aji": "aggregated Jaccard index",
+    "instance/pq": "panoptic quality",
 }
 
 
@@ -42,11 +51,26 @@ class Best:
     score: float | None
 
 
-def finish_run(trainer: Trainer, task: SegmentationTask, data: CellDataModule, *, folder: Path) -> Best:
-    """Score the best net on the held-out fields, print the table, write ``results.json`` and the pictures."""
+def finish_run(
+    trainer: Trainer, task: SegmentationTask, data: CellDataModule, *, folder: Path, fit_score: bool = False
+) -> Best:
+    """Score the best net on the held-out fields, print the table, write ``results.json`` and the pictures.
+
+    Args:
+        trainer: after its fit.
+        task: what it fitted; gets the best weights.
+        data: what it was fitted on.
+        folder: of the run.
+        fit_score: choose the score from which cells count on training fields, first, and write it into the checkpoint.
+    """
     best = _find_best(trainer, task.monitor)
     if best.checkpoint is not None:
         task.net.load_state_dict(load_net(best.checkpoint)[0].state_dict())
+    if fit_score:
+        _fit_score(trainer, task, data, best.checkpoint)
+    report = InstanceReport() if task.net.spec.kind == "instance" else None
+    if report is not None:
+        trainer.callbacks.append(report)  # type: ignore[attr-defined]
     trainer.test(task, datamodule=data, verbose=False)
     scores = {name.removeprefix("test/"): float(v) for name, v in trainer.callback_metrics.items() if "test/" in name}
     fields = sum(int(batches) for batches in trainer.num_test_batches)
@@ -63,8 +87,24 @@ def finish_run(trainer: Trainer, task: SegmentationTask, data: CellDataModule, *
             write_field_table(rows, folder / "fields.csv")
             draw_field_viability(rows, folder / "viability.png")
             written += ["fields.csv", "viability.png"]
+        if report is not None:
+            written += report.write(folder, task, data)
         print(f"results   {folder}: {', '.join(written)}")
     return best
+
+
+def _fit_score(trainer: Trainer, task: SegmentationTask, data: CellDataModule, checkpoint: Path | None) -> None:
+    """Take over the score threshold that is best on training fields, into the checkpoint too."""
+    fitted = fit_threshold(trainer, task, data)
+    if fitted is None:
+        print(f"threshold {task.splitting.score_threshold} as before: nothing was found in the training fields")
+        return
+    task.splitting = replace(task.splitting, score_threshold=fitted.threshold)
+    if checkpoint is not None and trainer.is_global_zero:
+        replace_in_record(checkpoint, splitting=asdict(task.splitting))
+    print(
+        f"threshold cells count from score {fitted.threshold:.3f} up, the best on training fields ({fitted.value:.3f})"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,10 @@ CURVES = (
     "cell/f1",
     "cell/live_dead_f1",
     "cell/live_dead_auroc",
+    "mask/ap",
+    "mask/ap50",
+    "box/ap",
+    "instance/ap_dsb_50",
 )
 
 

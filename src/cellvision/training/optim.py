@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from cellvision.errors import ConfigError, check_choice, explain
 
 OPTIMIZERS = ("adamw", "sgd")
 Mode = Literal["min", "max"]
-SCHEDULES = ("constant", "cosine", "warm_restarts", "cyclic", "polynomial", "plateau")
+SCHEDULES = ("constant", "cosine", "warm_restarts", "cyclic", "polynomial", "steps", "plateau")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +25,18 @@ class Optim:
 
     Attributes:
         name: one of OPTIMIZERS.
-        lr: peak learning rate.
+        lr: peak learning rate, for a batch of ``reference_batch`` where that is given.
+        reference_batch: images per step that ``lr`` was chosen for; the rate is multiplied by the run's images per
+            step over all devices / ``reference_batch`` (linear scaling, Goyal et al. 2017, arXiv 1706.02677). None
+            takes ``lr`` as it is.
         weight_decay: on weights of two or more dimensions; norms and biases are spared.
         momentum: of SGD (Nesterov).
         schedule: one of SCHEDULES. cosine: Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts;
             warm_restarts: the same with ``cycles`` of equal length; cyclic: triangles, Smith 2017, arXiv 1506.01186;
-            polynomial: DeepLab's, arXiv 1606.00915; plateau: times ``factor`` when the monitored score stalls.
+            polynomial: DeepLab's, arXiv 1606.00915; steps: times ``factor`` at each of ``milestones``; plateau: times
+            ``factor`` when the monitored score stalls.
         warmup: share of all steps with a linear rise from ``lr / 100``, in [0, 1).
+        milestones: of steps: shares of the run, rising, each in (0, 1).
         floor: lowest learning rate as a share of ``lr``, in [0, 1].
         power: exponent of the polynomial schedule.
         cycles: number of cycles of warm_restarts and cyclic.
@@ -42,6 +48,7 @@ class Optim:
 
     name: str = "adamw"
     lr: float = 1e-3
+    reference_batch: int | None = None
     weight_decay: float = 1e-4
     momentum: float = 0.9
     schedule: str = "cosine"
@@ -49,6 +56,7 @@ class Optim:
     floor: float = 0.0
     power: float = 0.9
     cycles: int = 4
+    milestones: tuple[float, ...] = (0.67, 0.89)
     factor: float = 0.5
     patience: int = 5
 
@@ -65,6 +73,8 @@ class Optim:
             "patience": (self.patience >= 0, "a whole number from 0 up", 5),
             "cycles": (self.cycles >= 1, "a whole number from 1 up", 4),
             "factor": (0 < self.factor < 1, "a share in (0, 1)", 0.5),
+            "reference_batch": (self.reference_batch is None or self.reference_batch >= 1, "a number from 1 up", 16),
+            "milestones": (_is_rising((0.0, *self.milestones, 1.0)), "rising shares in (0, 1)", "[0.67,0.89]"),
         }
         for key, (fine, need, example) in ranges.items():
             if not fine:
@@ -72,8 +82,19 @@ class Optim:
                 raise ConfigError(explain(got=got, need=need, hint=f"optim.{key}={example}"))
 
     def with_lr(self, lr: float) -> Optim:
-        """The same settings with another peak learning rate."""
-        return replace(self, lr=lr)
+        """The same settings with another peak learning rate, to be taken as it is."""
+        return replace(self, lr=lr, reference_batch=None)
+
+    def scale_lr(self, images_per_step: int) -> Optim:
+        """The same settings with the learning rate for so many images per step over all devices.
+
+        Example:
+            >>> Optim(lr=0.01, reference_batch=16).scale_lr(4).lr
+            0.0025
+        """
+        if self.reference_batch is None:
+            return self
+        return replace(self, lr=self.lr * images_per_step / self.reference_batch, reference_batch=None)
 
     def build_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over a module's trainable parameters, in two groups: with and without weight decay."""
@@ -118,7 +139,9 @@ def compute_lr_factor(optim: Optim, step: int, warm_steps: int, total_steps: int
     """
     if step < warm_steps:
         return 0.01 + 0.99 * step / warm_steps
-    done = min(1.0, (step - warm_steps) / max(1, total_steps - warm_steps))
+    # Milestones are shares of the whole run, as published recipes give them; the other shapes begin after the rise.
+    begin = 0 if optim.schedule == "steps" else warm_steps
+    done = min(1.0, (step - begin) / max(1, total_steps - begin))
     return optim.floor + (1 - optim.floor) * _falling(optim, done)
 
 
@@ -134,8 +157,14 @@ def _falling(optim: Optim, done: float) -> float:
             return abs(1 - 2 * within_cycle) if done < 1.0 else 1.0
         case "polynomial":
             return (1 - done) ** optim.power
+        case "steps":
+            return optim.factor ** sum(done >= milestone for milestone in optim.milestones)
         case _:
             return 1.0
+
+
+def _is_rising(values: Sequence[float]) -> bool:
+    return all(low < high for low, high in pairwise(values))
 
 
 def _split_decay(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -47,7 +47,9 @@ class RunRecord(Callback):
         size = sum(parameter.numel() for parameter in pl_module.net.parameters())
         print(f"run       {self.folder}")
         print(f"data      {fields} fields; channels {', '.join(channel.name for channel in self.data.channels)}")
-        print(f"net       {pl_module.net.spec.name}, {size:,} parameters; best by {pl_module.monitor}", flush=True)
+        print(f"net       {pl_module.net.spec.name}, {size:,} parameters; best by {pl_module.monitor}")
+        for line in pl_module.net.report:
+            print(f"weights   {line}", flush=True)
 
 
 def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: SegNet) -> Path:

@@ -9,13 +9,18 @@ import numpy as np
 from torch import nn
 
 from cellvision.bundle import Splitting
-from cellvision.metrics.cells import compute_field_score
+from cellvision.metrics.cells import compute_field_score, has_viability
+from cellvision.metrics.instance_field import InstanceField
+from cellvision.metrics.instance_state import InstanceMetrics
 from cellvision.metrics.state import CellMetrics, PixelMetrics
 from cellvision.models.base import NetSpec
-from cellvision.runtime.cells import Cells, build_cells
+from cellvision.runtime.cells import Cells, build_cells, to_class_map
+from cellvision.runtime.detected_cells import build_detected_cells
+from cellvision.runtime.detections import Detections, read_detections
 from cellvision.runtime.instances import measure_cells, split_cells
 from cellvision.runtime.viability import compute_viability
 from cellvision.training.field_report import FieldRow
+from cellvision.training.instance_fields import to_found_field, to_separate_field
 from cellvision.types import IGNORE, Batch
 
 
@@ -29,8 +34,9 @@ class FieldPrediction:
         true_class_map: (H, W) int64, 0..K-1 or IGNORE.
         true_label_image: (H, W) int32.
         true_cell_classes: (N,) int64.
-        probabilities: (K, H, W) float32.
+        probabilities: (K, H, W) float32; 0 and 1 where the net finds cells and says nothing of pixels.
         cells: predicted, with their label image.
+        detections: all that an instance net found, below any threshold too; None for other nets.
     """
 
     name: str
@@ -40,6 +46,21 @@ class FieldPrediction:
     true_cell_classes: np.ndarray
     probabilities: np.ndarray
     cells: Cells
+    detections: Detections | None = None
+
+
+def choose_monitor(spec: NetSpec) -> str:
+    """The validation score that tells which net of a run is best."""
+    if spec.kind == "instance":
+        return "val/mask/ap"
+    return "val/cell/live_dead_f1" if has_viability(spec.classes) else "val/pixel/miou"
+
+
+def choose_splitting(spec: NetSpec) -> str:
+    """The best way to separate cells that the net's outputs allow."""
+    if spec.kind == "instance":
+        return "instances"
+    return "distance" if "distance" in spec.outputs else "components"
 
 
 def count_field(field: FieldPrediction) -> FieldRow:
@@ -60,11 +81,23 @@ def count_field(field: FieldPrediction) -> FieldRow:
 
 
 class Scores(nn.Module):
-    """The scores of a net over many fields: per pixel, per cell, per field."""
+    """The scores of a net over many fields: per pixel, per cell, per field, and of cells as instances.
 
-    def __init__(self, spec: NetSpec) -> None:
+    "instance/.." is scored on the separate cells, as they are delivered; "mask/.." and "box/..", of nets that find
+    cells themselves, on all they found, however unsure and overlapping, because average precision goes through all
+    thresholds.
+
+    Args:
+        spec: of the net.
+        mask_threshold: smallest probability of a found cell's pixel.
+    """
+
+    def __init__(self, spec: NetSpec, *, mask_threshold: float) -> None:
         super().__init__()
         self.pixel, self.cell = PixelMetrics(spec.classes), CellMetrics(spec.classes)
+        self.separate = InstanceMetrics(spec.classes, score_threshold=0.0)
+        self.found = InstanceMetrics(spec.classes) if spec.kind == "instance" else None
+        self.mask_threshold = mask_threshold
 
     def update(self, field: FieldPrediction) -> None:
         """Count a field."""
@@ -74,19 +107,38 @@ class Scores(nn.Module):
         self.cell.update(
             cells.label_image, cells.class_id, cells.p_live, field.true_label_image, field.true_cell_classes
         )
+        truth = InstanceField.from_label_image(field.true_label_image, field.true_cell_classes)
+        self.separate.update(to_separate_field(cells), truth, field.name)
+        if self.found is not None and field.detections is not None:
+            found = to_found_field(field.detections, shape=cells.shape, mask_threshold=self.mask_threshold)
+            self.found.update(found, truth, field.name)
 
     def compute(self) -> dict[str, float]:
         """Flat scores so far, gathered over all processes."""
-        return {**self.pixel.compute(), **self.cell.compute()}
+        found = {} if self.found is None else self.found.compute()
+        kept = {name: value for name, value in self.separate.compute().items() if name.startswith("instance/")}
+        ranked = {name: value for name, value in found.items() if name.startswith(("mask/", "box/"))}
+        return {**self.pixel.compute(), **self.cell.compute(), **kept, **ranked}
 
     def confusions(self) -> dict[str, np.ndarray]:
         """Confusion matrices (K, K) int64 by what is counted: true classes in rows, predicted in columns."""
         return {"pixel": self.pixel.confusion.cpu().numpy(), "cell": self.cell.confusion.cpu().numpy()}
 
+    def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """(recall, precision) at IoU 0.5 by "mask" or "box" and class, on this process; empty for other nets."""
+        if self.found is None:
+            return {}
+        return {
+            f"{kind}, {name}": curve
+            for kind in ("mask", "box")
+            for name, curve in self.found.compute_coco(kind).to_curves().items()
+        }
+
     def reset(self) -> None:
         """Forget all fields."""
-        self.pixel.reset()
-        self.cell.reset()
+        for metric in (self.pixel, self.cell, self.separate, self.found):
+            if metric is not None:
+                metric.reset()
 
 
 def predict_field(
@@ -104,14 +156,21 @@ def predict_field(
         spec: of the net.
         batch: what went in.
         at: position in the batch.
-        outputs: of the net: "probabilities" (B, K, H, W) and, if it has one, "distance" (B, 1, H, W), float32.
+        outputs: of the net, see ``SegNet.forward``; float32.
         splitting: how cells are separated.
         live_threshold: a cell is live where P(live) reaches it.
     """
-    probabilities = outputs["probabilities"][at]
-    distance = outputs["distance"][at, 0] if "distance" in spec.outputs else None
-    label_image = split_cells(probabilities, distance, splitting=splitting)
     image = batch.images[at].cpu().numpy()
+    detections = None
+    if spec.kind == "instance":
+        detections = read_detections(outputs, at)
+        cells = _take_detections(spec, detections, image, splitting, live_threshold)
+        probabilities = outputs["probabilities"][at] if "probabilities" in outputs else _to_probabilities(cells)
+    else:
+        probabilities = outputs["probabilities"][at]
+        distance = outputs["distance"][at, 0] if "distance" in spec.outputs else None
+        label_image = split_cells(probabilities, distance, splitting=splitting)
+        cells = _build(spec, label_image, image, probabilities, live_threshold)
     return FieldPrediction(
         name=batch.names[at],
         image=image,
@@ -119,14 +178,33 @@ def predict_field(
         true_label_image=batch.targets.label_image[at].cpu().numpy(),
         true_cell_classes=batch.targets.cell_classes[at].cpu().numpy(),
         probabilities=probabilities,
-        cells=_build(spec, label_image, image, probabilities, live_threshold),
+        cells=cells,
+        detections=detections,
     )
+
+
+def _take_detections(
+    spec: NetSpec, detections: Detections, image: np.ndarray, splitting: Splitting, live_threshold: float
+) -> Cells:
+    return build_detected_cells(
+        detections,
+        image,
+        splitting=splitting,
+        classes=spec.classes,
+        channels=_name_channels(image),
+        live_threshold=live_threshold if has_viability(spec.classes) else None,
+    )
+
+
+def _to_probabilities(cells: Cells) -> np.ndarray:
+    """(K, H, W) float32, 1 for the class of each pixel: what a net that finds cells says of pixels."""
+    return _to_one_hot(to_class_map(cells), len(cells.classes))
 
 
 def build_true_cells(spec: NetSpec, field: FieldPrediction) -> Cells:
     """The truth of a field in the form of a prediction, P(true class) = 1; cells of class IGNORE are left out."""
     known = np.where(field.true_class_map == IGNORE, 0, field.true_class_map)
-    probabilities = np.eye(len(spec.classes), dtype=np.float32)[known].transpose(2, 0, 1)
+    probabilities = _to_one_hot(known, len(spec.classes))
     label_image = np.where(known > 0, field.true_label_image, 0)
     _, dense = np.unique(np.append(0, label_image), return_inverse=True)
     dense_image = dense[1:].reshape(label_image.shape).astype(np.int32)
@@ -139,10 +217,18 @@ def _build(
     return build_cells(
         measure_cells(label_image, image, probabilities),
         classes=spec.classes,
-        channels=tuple(f"channel{i}" for i in range(len(image))),
+        channels=_name_channels(image),
         kind=spec.kind,
         live_threshold=live_threshold,
         shape=label_image.shape,
         label_image=label_image,
         pixel_size_um=None,
     )
+
+
+def _name_channels(image: np.ndarray) -> tuple[str, ...]:
+    return tuple(f"channel{i}" for i in range(len(image)))
+
+
+def _to_one_hot(class_map: np.ndarray, class_count: int) -> np.ndarray:
+    return np.eye(class_count, dtype=np.float32)[class_map].transpose(2, 0, 1)

@@ -69,10 +69,13 @@ class SegmentationTask(LightningModule):
             raise ConfigError(explain(got=f"live_threshold={live_threshold}", need=need, hint="live_threshold=0.5"))
         self.net, self.optim, self.splitting, self.mixing = net, optim, splitting, mixing
         self.live_threshold, self.monitor, self.monitor_mode, self.seed = live_threshold, monitor, monitor_mode, seed
-        self.scores = nn.ModuleDict({stage: Scores(net.spec) for stage in ("val", "test")})
+        self.scores = nn.ModuleDict(
+            {stage: Scores(net.spec, mask_threshold=splitting.foreground_threshold) for stage in ("val", "test")}
+        )
         self.settings = dict(settings or {})
         self.record: NetRecord | None = None
         self.confusions: dict[str, np.ndarray] = {}
+        self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.field_rows: list[FieldRow] = []
         self._extra_losses: dict[str, ExtraLoss] = {}
         self._skipped_steps, self._loss_was_finite = 0, True
@@ -113,6 +116,10 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule for the planned number of steps."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, CellDataModule):
+            copies = self.trainer.world_size * self.trainer.accumulate_grad_batches
+            self.optim = self.optim.scale_lr(data.batch_size * copies)
         optimizer = self.optim.build_optimizer(self)
         steps = int(self.trainer.estimated_stepping_batches)
         schedules = self.optim.build_schedules(
@@ -196,6 +203,10 @@ class SegmentationTask(LightningModule):
             self.field_rows += [count_field(field) for field in fields]
         return {"fields": fields}
 
+    def predict_fields(self, batch: Batch) -> list[FieldPrediction]:
+        """The fields of a batch with their cells, unscored; not a hook, for Lightning cannot pass frozen records on."""
+        return self._predict(batch, self.net.logits(batch.images))
+
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores."""
         self._validated = True
@@ -247,21 +258,27 @@ class SegmentationTask(LightningModule):
         total = torch.stack(list(losses.values())).sum()
         size = len(batch.names)
         self.log(f"{stage}/loss", total, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
-        outputs = {name: value.float().cpu().numpy() for name, value in self.net.decode(logits).items()}
-        fields = [
-            predict_field(
-                self.net.spec, batch, i, outputs, splitting=self.splitting, live_threshold=self.live_threshold
-            )
-            for i in range(size)
-        ]
+        fields = self._predict(batch, logits)
         for field in fields:
             self._scores(stage).update(field)
         return fields
 
+    def _predict(self, batch: Batch, logits: Mapping[str, Tensor]) -> list[FieldPrediction]:
+        outputs = {
+            name: (value.float() if value.is_floating_point() else value).cpu().numpy()
+            for name, value in self.net.decode(logits).items()
+        }
+        return [
+            predict_field(
+                self.net.spec, batch, i, outputs, splitting=self.splitting, live_threshold=self.live_threshold
+            )
+            for i in range(len(batch.names))
+        ]
+
     def _log_scores(self, stage: str) -> None:
         scores = self._scores(stage)
         self.log_dict({f"{stage}/{name}": value for name, value in scores.compute().items()}, batch_size=1)
-        self.confusions = scores.confusions()
+        self.confusions, self.curves = scores.confusions(), scores.curves()
         scores.reset()
 
     def _scores(self, stage: str) -> Scores:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, PolynomialLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, PolynomialLR, ReduceLROnPlateau
 
 from cellvision.errors import ConfigError
 from cellvision.training.optim import SCHEDULES, Optim, compute_lr_factor
@@ -28,10 +28,12 @@ def trace(optimizer, scheduler, steps: int) -> list[float]:
     [
         ("cosine", lambda o, n: CosineAnnealingLR(o, T_max=n)),
         ("polynomial", lambda o, n: PolynomialLR(o, total_iters=n, power=0.9)),
+        ("steps", lambda o, n: MultiStepLR(o, milestones=[14, 18], gamma=0.5)),
     ],
 )
 def test_schedules_equal_those_of_torch(schedule, oracle):
-    ours = trace(*(lambda o, r: (o, r[0]["scheduler"]))(*build(Optim(schedule=schedule, warmup=0.0), 20)), 20)
+    mine, records = build(Optim(schedule=schedule, warmup=0.0, milestones=(0.7, 0.9)), 20)
+    ours = trace(mine, records[0]["scheduler"], 20)
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
     assert ours == pytest.approx(trace(optimizer, oracle(optimizer, 20), 20), rel=1e-6)
 
@@ -72,6 +74,12 @@ def test_plateau_keeps_its_reduction_through_and_after_warmup():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3)
 
 
+def test_the_learning_rate_follows_the_batch_of_all_devices():
+    assert Optim(lr=0.01, reference_batch=16).scale_lr(64).lr == pytest.approx(0.04)
+    assert Optim(lr=0.01).scale_lr(64).lr == 0.01
+    assert Optim(lr=0.01, reference_batch=16).with_lr(0.5).scale_lr(64).lr == 0.5
+
+
 def test_norms_and_biases_are_spared_from_weight_decay():
     optimizer = Optim(weight_decay=0.1).build_optimizer(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
     decayed, spared = optimizer.param_groups
@@ -91,6 +99,8 @@ def test_norms_and_biases_are_spared_from_weight_decay():
         ({"cycles": 0}, r"optim.cycles=0"),
         ({"factor": 1.5}, r"optim.factor=1.5"),
         ({"floor": -1.0}, r"optim.floor=-1.0"),
+        ({"reference_batch": 0}, r"optim.reference_batch=0; need a number from 1 up"),
+        ({"milestones": (0.9, 0.7)}, r"optim.milestones=\(0.9, 0.7\); need rising shares"),
         ({"weight_decay": -1.0}, r"optim.weight_decay=-1.0"),
     ],
 )

@@ -128,7 +128,7 @@ def test_the_truth_as_a_prediction_scores_one(data):
 
     found = predict_field(task.net.spec, batch, 0, outputs, splitting=Splitting(), live_threshold=0.5)
     truth = build_true_cells(task.net.spec, found)
-    scores = Scores(task.net.spec)
+    scores = Scores(task.net.spec, mask_threshold=0.5)
     scores.cell.update(truth.label_image, truth.class_id, truth.p_live, found.true_label_image, found.true_cell_classes)
     assert scores.cell.compute()["cell/live_dead_f1"] == 1.0
 
