@@ -87,7 +87,7 @@ def test_small_fields_are_quick():
         begun = time.monotonic()
         data.sample(index)
         seconds.append(time.monotonic() - begun)
-    assert min(seconds) < 0.05
+    assert min(seconds) < 0.5
 
 
 def test_same_bytes_in_another_process():

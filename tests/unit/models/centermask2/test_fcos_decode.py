@@ -104,3 +104,15 @@ def test_half_precision_maps_are_decoded_in_float32():
     halves = FcosOutputs(**{name: tuple(each.half() for each in maps) for name, maps in vars(outputs).items()})
     found = decode(halves, strides=STRIDES, options=FcosDecoding())[0]
     assert found.boxes.dtype == found.scores.dtype == torch.float32
+
+
+def test_a_class_probability_equal_to_the_threshold_is_not_above_it():
+    outputs = make_outputs()
+    flat = FcosOutputs(
+        class_logits=tuple(maps * 0 for maps in outputs.class_logits),
+        ltrb=outputs.ltrb,
+        centreness_logits=outputs.centreness_logits,
+    )
+    for threshold, is_found in ((0.5, False), (0.499, True)):
+        found = decode(flat, strides=STRIDES, options=FcosDecoding(score_threshold=threshold))
+        assert [len(each.scores) > 0 for each in found] == [is_found, is_found]
