@@ -23,6 +23,7 @@ class SemanticBranch(nn.Module):
     logits. Trained by cross-entropy and a soft IoU loss (Rahman and Wang 2016), which is Tversky with both weights 1.
 
     Example:
+        >>> import torch
         >>> branch = SemanticBranch(strides={3: 8, 4: 16}, in_channels=32, width=32, classes=3)
         >>> branch({3: torch.zeros(1, 32, 8, 6), 4: torch.zeros(1, 32, 4, 3)}, size=(60, 41)).shape
         torch.Size([1, 3, 60, 41])

@@ -1,0 +1,64 @@
+"""A whole run with a net that finds cells: trained, its threshold fitted, every score again from the files it leaves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cellvision.training.checkpoint import load_net
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "model=centermask2_lite", "model.backbone=vovnet19_slim_dw", "model.fpn_channels=32", "model.levels=[2,3,4]",
+    "model.top_levels=0", "model.roi_levels=[2,3]", "model.assigning.sizes_of_interest=[24,48]",
+    "model.decoding.score_threshold=0.001", "model.decoding.post_nms=60",
+    "data=synthetic_cells", "data.datasets.all.fields=8", "+data.datasets.all.height=64", "+data.datasets.all.width=64",
+    "data.datasets.all.cells=[8,12]", "data.fractions={train: 0.5, val: 0.25, test: 0.25}", "data.datasets.all.seed=1", "data.augment.crop.size=64",
+    "data.batch_size=3", "data.workers=0", "trainer.max_epochs=2", "logger=csv",
+]  # fmt: skip
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    done = run("train.py", f"run_dir={folder}", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "bundle    none: a centermask2 net cannot be exported" in done.stdout
+    assert "weights   random; norm batch, which is trained" in done.stdout
+    return folder
+
+
+def test_the_run_leaves_predictions_truth_and_pictures(folder):
+    for name in ("predictions.json", "truth.json", "errors.png", "pr_curves.png", "curves.png", "results.json"):
+        assert (folder / name).stat().st_size > 0
+    scores = json.loads((folder / "results.json").read_text())["held_out"]
+    assert {"mask/ap", "box/ap50", "mask/afnr", "instance/ap_dsb_50", "instance/pq", "pixel/miou"} <= scores.keys()
+    assert all(0 <= scores[name] <= 1 for name in ("mask/ap", "instance/ap_dsb_50"))
+
+
+def test_the_fitted_threshold_is_in_the_checkpoint(folder):
+    net, record = load_net(folder / "checkpoints" / "best.ckpt")
+    assert net.spec.kind == "instance"
+    assert record.splitting.method == "instances"
+    assert 0 < record.splitting.score_threshold < 1
+
+
+def test_evaluate_gives_the_run_s_average_precision_again(folder):
+    out = folder / "again.json"
+    command = ["-m", "cellvision", "evaluate", str(folder / "predictions.json"), "--truth", str(folder / "truth.json")]
+    done = run(*command, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    again = json.loads(out.read_text())["scores"]
+    scores = json.loads((folder / "results.json").read_text())["held_out"]
+    for name in ("mask/ap", "mask/ap50", "box/ap", "mask/ar_100"):
+        assert again[name] == pytest.approx(scores[name], abs=1e-6)
