@@ -1,4 +1,4 @@
-"""A whole run with a net that finds cells: trained, its threshold fitted, every score again from the files it leaves."""
+"""A whole run with a net that finds cells: trained, its threshold fitted, every score again from its files."""
 
 import json
 import os
@@ -16,7 +16,8 @@ TINY = [
     "model.top_levels=0", "model.roi_levels=[2,3]", "model.assigning.sizes_of_interest=[24,48]",
     "model.decoding.score_threshold=0.001", "model.decoding.post_nms=60",
     "data=synthetic_cells", "data.datasets.all.fields=8", "+data.datasets.all.height=64", "+data.datasets.all.width=64",
-    "data.datasets.all.cells=[8,12]", "data.fractions={train: 0.5, val: 0.25, test: 0.25}", "data.datasets.all.seed=1", "data.augment.crop.size=64",
+    "data.datasets.all.cells=[8,12]", "data.fractions={train: 0.5, val: 0.25, test: 0.25}", "data.datasets.all.seed=1",
+    "data.augment.crop.size=64",
     "data.batch_size=3", "data.workers=0", "trainer.max_epochs=2", "logger=csv",
 ]  # fmt: skip
 

@@ -46,7 +46,7 @@ class SegmentationTask(LightningModule):
         settings: plain data that a resumed run must not change; kept in every checkpoint.
 
     Raises:
-        ConfigError: live_threshold is not between 0 and 1.
+        ConfigError: live_threshold is not between 0 and 1, or images are to be blended for a net that finds cells.
         CellvisionError: when 10 steps in a row have no finite loss or gradient.
     """
 
@@ -67,6 +67,10 @@ class SegmentationTask(LightningModule):
         if not 0.0 < live_threshold < 1.0:
             need = "a number between 0 and 1"
             raise ConfigError(explain(got=f"live_threshold={live_threshold}", need=need, hint="live_threshold=0.5"))
+        if mixing is not None and mixing.mixup_probability > 0 and net.spec.kind == "instance":
+            need = "cells that can be told apart"
+            got = f"mixing.mixup_probability={mixing.mixup_probability} for {net.spec.name}"
+            raise ConfigError(explain(got=got, need=need, hint="mixing.mixup_probability=0, with CutMix"))
         self.net, self.optim, self.splitting, self.mixing = net, optim, splitting, mixing
         self.live_threshold, self.monitor, self.monitor_mode, self.seed = live_threshold, monitor, monitor_mode, seed
         self.scores = nn.ModuleDict(

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 
 from cellvision.bundle import Splitting
 from cellvision.data.datamodule import CellDataModule
+from cellvision.data.mixing import Mixing
 from cellvision.data.synthetic import SyntheticLiveDead
 from cellvision.data.transforms import RandomCrop
 from cellvision.errors import CellvisionError, ConfigError
@@ -140,3 +141,11 @@ def test_baselines_see_the_dead_stain_even_when_the_net_does_not(data):
     assert set(baseline.fields) == set(data.views["val"].names)
     assert scores["otsu_on_true_cells"]["cell/f1"] == 1.0
     assert 0 < scores["otsu"]["cell/f1"] < 1
+
+
+def test_blended_images_are_refused_for_nets_that_find_cells():
+    net = build_model(
+        name="centermask2", in_channels=1, classes=["background", "cell"], backbone="vovnet19_slim_dw", fpn_channels=32
+    )
+    with pytest.raises(ConfigError, match=r"mixing\.mixup_probability=0\.2 for centermask2; need cells"):
+        SegmentationTask(net=net, optim=Optim(), splitting=Splitting(), mixing=Mixing(mixup_probability=0.2))
