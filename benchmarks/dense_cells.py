@@ -3,11 +3,11 @@
 python benchmarks/dense_cells.py
 python benchmarks/dense_cells.py --cases train --backbones vovnet39 --train-limit-gb 4
 
-The images are generated, with exactly as many cells as asked for. Every case runs in a process of its own, whose peak is
-read from the operating system (Linux), and is a whole image in one piece on the CPU:
+The images are generated, with exactly as many cells as asked for. Every case runs in a process of its own, whose peak
+is read from the operating system (Linux), and is a whole image in one piece on the CPU:
 
-train      two steps of AdamW with forward, losses and backward, for boxes as the model is set by default and as LIVECell
-           was trained: 15,000 proposals, 3,000 boxes per image, a quarter of them on cells.
+train      two steps of AdamW with forward, losses and backward, for boxes as the model is set by default and as
+           LIVECell was trained: 15,000 proposals, 3,000 boxes per image, a quarter of them on cells.
 predict    the net and all that follows up to a label image. Untrained weights are turned so that as many boxes come out
            as there are cells.
 evaluate   instance scores of many such images; predictions are the truth, distorted.
@@ -42,8 +42,8 @@ TRAINING: dict[str, dict[str, Any]] = {
         "roi_sampling": {"per_image": 3000},
     },
 }
-BOX_STRIDES = 1.0
-"""How far an untrained net is told to put the sides of its boxes: boxes of 16 px on the finest level."""
+BOX_PX = 12
+"""Side of all boxes of an untrained net, by its weights."""
 
 
 def main() -> None:
@@ -205,7 +205,7 @@ def read_gb(name: str) -> float:
 
 
 def build_net(chosen: argparse.Namespace, **settings: Any) -> SegNet:
-    """A lite net that knows the range of the images, and whose boxes have the size of cells."""
+    """A lite net that knows the range of the images, untrained but for the size of its boxes."""
     import torch
 
     from cellvision.models.build import build_model
@@ -215,8 +215,15 @@ def build_net(chosen: argparse.Namespace, **settings: Any) -> SegNet:
     parts = {"in_channels": 1, "classes": CLASSES, "backbone": chosen.backbone}
     net = build_model(name="centermask2", **parts, **LITE, **settings)
     net.set_statistics(DataStats(offset=(0.0,), scale=(255.0,), class_pixels=(1, 1)))
-    torch.nn.init.constant_(net.detector.proposal_generator.fcos_head.bbox_pred.bias, BOX_STRIDES)
-    torch.nn.init.constant_(net.detector.roi_heads.mask_head.predictor.bias, 1.0)
+    proposals = net.detector.proposal_generator
+    head = proposals.fcos_head
+    torch.nn.init.zeros_(head.bbox_pred.weight)
+    torch.nn.init.ones_(head.bbox_pred.bias)
+    for scale, stride in zip(head.scales, proposals.strides.values(), strict=True):
+        torch.nn.init.constant_(scale.scale, BOX_PX / 2 / stride)
+    torch.nn.init.ones_(net.detector.roi_heads.mask_head.predictor.bias)  # the mask fills its box
+    torch.nn.init.zeros_(net.detector.roi_heads.maskiou_head.maskiou.weight)  # and no box has a score below 0
+    torch.nn.init.ones_(net.detector.roi_heads.maskiou_head.maskiou.bias)
     return net
 
 
