@@ -229,7 +229,7 @@ def build_net(chosen: argparse.Namespace, **settings: Any) -> SegNet:
 
 def draw_sample(chosen: argparse.Namespace, index: int = 0) -> Sample:
     """One image full of cells."""
-    from cellvision.data.synthetic_cells import SyntheticCells
+    from cellvision.data.synthetic import SyntheticCells
 
     count = (chosen.cells, chosen.cells)
     return SyntheticCells(fields=index + 1, height=chosen.height, width=chosen.width, cells=count).sample(index)

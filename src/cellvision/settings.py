@@ -16,8 +16,8 @@ functions only, and Lightning's Trainer."""
 
 FIXED = ("model", "optim", "mixing", "splitting", "seed", "live_threshold", "monitor", "monitor_mode")
 FIXED_DATA = (
-    "augment", "normalization", "percentiles", "batch_size", "draws_per_epoch", "balanced", "fractions",
-    "group_by_aspect", "overlap",
+    "augment", "normalization", "percentiles", "count_range", "batch_size", "draws_per_epoch", "balanced",
+    "fractions", "group_by_aspect", "overlap",
 )  # fmt: skip
 FIXED_TRAINER = ("precision", "gradient_clip_val", "accumulate_grad_batches", "deterministic")
 

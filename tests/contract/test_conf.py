@@ -88,7 +88,8 @@ def test_foreign_targets_are_refused(node):
         ("model.name=unett", r"model 'unett'; need one of: centermask2, detectron2, unet; try: 'unet'"),
         ("optim.schedule=cos", r"optim\.schedule 'cos'"),
         ("splitting.method=watershed", r"splitting\.method"),
-        ("data.normalization=minmax", r"data\.normalization 'minmax'; need one of: none, percentile, zscore"),
+        ("data.normalization=minmax", r"data\.normalization 'minmax'; need one of: fixed, none, percentile, zscore"),
+        ("data.count_range=[0,255]", r"data\.count_range=\[0, 255\] with data\.normalization=percentile; need fixed"),
         (
             "data.channels=[hoechts]",
             r"data\.channels entry 'hoechts'; need one of: calcein, hoechst, pi; try: 'hoechst'",

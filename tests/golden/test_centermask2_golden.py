@@ -16,16 +16,17 @@ import torch
 from cellvision.models.backbones.bottom_up import build_bottom_up
 from cellvision.models.backbones.fpn import FPN
 from cellvision.models.centermask2.detector import CenterMask
-from cellvision.models.centermask2.fcos import Fcos
-from cellvision.models.centermask2.fcos_head import FcosHead
-from cellvision.models.centermask2.fcos_targets import assign_targets
-from cellvision.models.centermask2.ground_truth import GroundTruth, PolygonMasks
-from cellvision.models.centermask2.mask_head import MaskHead, choose_class
-from cellvision.models.centermask2.maskiou_head import MaskIouHead, compute_mask_ious
+from cellvision.models.centermask2.fcos.branch import Fcos
+from cellvision.models.centermask2.fcos.head import FcosHead
+from cellvision.models.centermask2.fcos.targets import assign_targets
+from cellvision.models.centermask2.ground_truth.cells import GroundTruth
+from cellvision.models.centermask2.ground_truth.polygon_masks import PolygonMasks
 from cellvision.models.centermask2.options import FcosAssigning, FcosDecoding, FcosLosses, MaskLosses, RoiSampling
-from cellvision.models.centermask2.proposals import sample_regions
-from cellvision.models.centermask2.roi_heads import CenterRoiHeads, compute_inside_shares, crop_masks
-from cellvision.models.centermask2.roi_pool import RoiPool, flatten_boxes
+from cellvision.models.centermask2.roi.heads import CenterRoiHeads, compute_inside_shares, crop_masks
+from cellvision.models.centermask2.roi.mask_head import MaskHead, choose_class
+from cellvision.models.centermask2.roi.maskiou_head import MaskIouHead, compute_mask_ious
+from cellvision.models.centermask2.roi.pool import RoiPool, flatten_boxes
+from cellvision.models.centermask2.roi.sampling import sample_regions
 from cellvision.runtime.detections import Detections
 from cellvision.runtime.masks import crop_mask
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cellvision.errors import ConfigError, DataError
 from cellvision.models.build import build_model
-from cellvision.models.centermask2.config_file import read_config_file
+from cellvision.models.centermask2.config_file.reader import read_config_file
 from cellvision.models.detectron2 import add_centermask_config, build_centermask, register
 from cellvision.types import IGNORE, DataStats, Targets
 
@@ -319,7 +319,7 @@ class TestOurNetThere:
 
     def test_bitmaps_are_cut_like_label_images(self):
         """Oracle: the other class of this library, which knows nothing of detectron2."""
-        from cellvision.models.centermask2.label_masks import LabelMasks
+        from cellvision.models.centermask2.ground_truth.label_masks import LabelMasks
         from cellvision.models.detectron2.convert import BitmapMasks
 
         generator = torch.Generator().manual_seed(0)
@@ -575,7 +575,7 @@ class TestTheirNetHere:
             ),
             ({"in_channels": 0}, "model.in_channels=0; need a whole number"),
             ({"classes": ("cell",)}, "need two or more different names"),
-            ({"kind": "semantic"}, "model.kind='semantic'; need instance"),
+            ({"kind": "semantic"}, "unknown model.kind 'semantic'; need one of: instance"),
             ({"config_file": None}, "neither of model.config_file and model.content"),
             ({"config_file": "absent.yaml"}, "model.config_file=absent.yaml; need a file, or a name in"),
             ({"overrides": {"MODEL": {"NONE": 1}}}, "MODEL.NONE.*need keys and values that detectron2 knows"),
@@ -606,7 +606,7 @@ class TestTheirNetHere:
         for key, value in loaded.model.state_dict().items():
             assert key not in weights or torch.equal(value, torch.from_numpy(weights[key]))
         bad.write_bytes(pickle.dumps({"model": {"a": Path("x")}}))
-        with pytest.raises(DataError, match=r"it asks for pathlib.*need numbers, texts and arrays only"):
+        with pytest.raises(DataError, match=r"it asks for pathlib.*need tensors or arrays of numbers and plain data"):
             make_net(files, overrides={"MODEL.WEIGHTS": str(bad)}, pretrained=True)
 
     def test_a_name_in_the_model_zoo(self):

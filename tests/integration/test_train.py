@@ -12,7 +12,7 @@ import tifffile
 from toy import ROOT, finish, start
 
 from cellvision.bundle import load_manifest
-from cellvision.data.livedead_writer import write_livedead_folder
+from cellvision.data.livedead import write_livedead_folder
 from cellvision.data.synthetic import SyntheticLiveDead
 
 

@@ -15,7 +15,7 @@ STATEFUL = [
     "callbacks=ema", "~callbacks.pictures", "monitor=val/loss", "monitor_mode=min",
     "data.workers=2", "model.dropout=0.2", "optim.schedule=plateau", "optim.patience=0",
     "optim.warmup=0.2", "trainer.accumulate_grad_batches=2", "trainer.deterministic=true",
-    "mixing={_target_: cellvision.data.mixing.Mixing, mixup_probability: 0.4, cutmix_probability: 0.4}",
+    "mixing={_target_: cellvision.data.augment.Mixing, mixup_probability: 0.4, cutmix_probability: 0.4}",
 ]  # fmt: skip
 
 

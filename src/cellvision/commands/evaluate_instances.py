@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cellvision.commands.lines import to_line
-from cellvision.data.coco_file import load_coco
+from cellvision.data.coco.file import load_coco
 from cellvision.errors import DataError, explain
 from cellvision.metrics.coco_ap import AREAS, KINDS, MAX_DETS, SIZES, CocoAp, check_max_dets, compute_coco_ap
 from cellvision.metrics.instance_field import InstanceField

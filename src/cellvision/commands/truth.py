@@ -10,11 +10,11 @@ import numpy as np
 
 from cellvision.bundle import Manifest
 from cellvision.data.coco import CocoDataset
-from cellvision.data.coco_file import load_categories
+from cellvision.data.coco.file import load_categories
 from cellvision.data.dataset import CellDataset, to_channels
 from cellvision.data.folder import FolderDataset
 from cellvision.data.images import ImageInfo
-from cellvision.data.livedead_tables import load_cells
+from cellvision.data.livedead.tables import load_cells
 from cellvision.errors import ConfigError, DataError, explain
 from cellvision.metrics.cells import has_viability
 from cellvision.types import IGNORE, Sample

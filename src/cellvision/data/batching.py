@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cellvision.data.augment import Augment, Field, compute_background
 from cellvision.data.dataset import CellDataset
 from cellvision.data.sampler import Draw
-from cellvision.data.transforms import Augment, Field, compute_background
 from cellvision.ops.targets import compute_distance
 from cellvision.types import IGNORE, Batch, Sample, Targets
 

@@ -12,13 +12,13 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from cellvision.bundle import Channel
+from cellvision.data.augment import Augment, Step
+from cellvision.data.augment.cropping import CROPS, RandomCrop, RandomScaleCrop
 from cellvision.data.batching import Crops, Fields, SubsetView, collate
-from cellvision.data.cropping import CROPS, RandomCrop, RandomScaleCrop
 from cellvision.data.dataset import CellDataset
 from cellvision.data.sampler import EpochSampler, FieldSampler, check_whole, compute_class_weights_per_sample
 from cellvision.data.splits import check_leakage, split_by_group
-from cellvision.data.statistics import compute_stats
-from cellvision.data.transforms import Augment, Step
+from cellvision.data.statistics import CountRange, compute_stats
 from cellvision.errors import ConfigError, explain, unknown_name
 from cellvision.types import IGNORE, Batch, DataStats, Sample
 
@@ -34,7 +34,7 @@ class CellDataModule(LightningDataModule):
         fractions: share of each split, e.g. {"train": 0.7, "val": 0.3}; only with "all".
         channels: names of the channels that the net sees, in its order; None takes all.
         augment: named training steps; None switches one off. The crop that makes sizes equal is one of them.
-        normalization, percentiles: see ``compute_stats``.
+        normalization, percentiles, count_range: see ``compute_stats``.
         batch_size: crops per training step on one device; fields are validated one by one, whole.
         draws_per_epoch: crops per epoch; None draws as many as cover the training pixels once.
         balanced: draw fields with rare cell classes more often.
@@ -60,6 +60,7 @@ class CellDataModule(LightningDataModule):
         augment: Mapping[str, Step | None] | None = None,
         normalization: str = "percentile",
         percentiles: tuple[float, float] = (1.0, 99.8),
+        count_range: CountRange | None = None,
         batch_size: int = 8,
         draws_per_epoch: int | None = None,
         balanced: bool = False,
@@ -80,17 +81,16 @@ class CellDataModule(LightningDataModule):
         self.augment = Augment(augment or {})
         if group_by_aspect:
             _check_no_crop(self.augment)
-        self.normalization, self.percentiles = normalization, (float(percentiles[0]), float(percentiles[1]))
-        self.batch_size, self.draws_per_epoch = batch_size, draws_per_epoch
+        self.normalization, self.count_range = normalization, count_range
+        self.percentiles = (float(percentiles[0]), float(percentiles[1]))
+        self.batch_size, self.draws_per_epoch, self.nucleus_margin_px = batch_size, draws_per_epoch, nucleus_margin_px
         self.balanced, self.group_by_aspect, self.workers, self.seed = balanced, group_by_aspect, workers, seed
-        self.nucleus_margin_px = nucleus_margin_px
         self.stats: DataStats | None = None
         self.image_dtypes: tuple[str, ...] = ()
         self.pixel_size_um: float | None = None
-        self.small_cell_px = 1
+        self.small_cell_px, self._draws = 1, 0
         self._weights: np.ndarray | None = None
         self._aspects: list[int] | None = None
-        self._draws = 0
 
     @property
     def kind(self) -> str:
@@ -110,6 +110,7 @@ class CellDataModule(LightningDataModule):
             classes=len(self.classes),
             normalization=self.normalization,
             percentiles=self.percentiles,
+            count_range=self.count_range,
         )
         self.pixel_size_um = float(np.median(seen.pixel_sizes_um)) if seen.pixel_sizes_um else None
         self.image_dtypes = tuple(sorted(seen.dtypes | {"float32"}))

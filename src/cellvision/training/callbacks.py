@@ -16,7 +16,15 @@ from cellvision.training.checkpoint import BEST, LAST, PREVIOUS, remove_drafts
 
 def build_progress() -> Callback:
     """A rich progress bar on a terminal, one line per epoch where the output is a file or a pipe."""
-    return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLines()
+    return EpochBar(leave=True) if sys.stdout.isatty() else EpochLines()
+
+
+class EpochBar(RichProgressBar):
+    """Lightning's bar, which for a run that ends after a number of steps would count "Epoch 3/-2"."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        text = super()._get_train_description(current_epoch)
+        return text if _is_limit(self.trainer.max_epochs) else text.replace("/-2", "").ljust(len(text))
 
 
 class EpochLines(ProgressBar):
@@ -24,7 +32,7 @@ class EpochLines(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._started, self._first_epoch, self._enabled = 0.0, 0, True
+        self._started, self._first_epoch, self._first_step, self._enabled = 0.0, 0, 0, True
 
     def enable(self) -> None:
         """Print from now on."""
@@ -36,22 +44,41 @@ class EpochLines(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time."""
-        self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
+        self._started = time.monotonic()
+        self._first_epoch, self._first_step = trainer.current_epoch, trainer.global_step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
         if not (self._enabled and trainer.is_global_zero):
             return
-        done = trainer.current_epoch + 1
-        planned = trainer.max_epochs or done
-        seconds = (time.monotonic() - self._started) / (done - self._first_epoch)
+        seconds = time.monotonic() - self._started
         shown = ("train/loss", "val/loss", getattr(pl_module, "monitor", ""))
         scores = trainer.callback_metrics
-        values = "  ".join(f"{name} {float(scores[name]):.4f}" for name in shown if name in scores)
-        print(
-            f"epoch {done}/{planned}  {values}  {seconds:.1f} s/epoch, {seconds * (planned - done):.0f} s left",
-            flush=True,
-        )
+        values = [f"{name} {float(scores[name]):.4f}" for name in shown if name in scores]
+        print("  ".join([*self._count(trainer), *values, self._tell_time(trainer, seconds)]), flush=True)
+
+    def _count(self, trainer: Trainer) -> list[str]:
+        """What is done and what is planned: "epoch 3/20", or "epoch 3" and "step 600/9000" where steps end the run."""
+        planned = f"/{trainer.max_epochs}" if _is_limit(trainer.max_epochs) else ""
+        steps = [f"step {trainer.global_step}/{trainer.max_steps}"] if _is_limit(trainer.max_steps) else []
+        return [f"epoch {trainer.current_epoch + 1}{planned}", *steps]
+
+    def _tell_time(self, trainer: Trainer, seconds: float) -> str:
+        """Time per epoch, and time left until the first of the limits."""
+        epochs, steps = trainer.current_epoch + 1, trainer.global_step
+        counts = ((epochs, self._first_epoch, trainer.max_epochs), (steps, self._first_step, trainer.max_steps))
+        left = [
+            seconds * max(0, limit - done) / (done - first)
+            for done, first, limit in counts
+            if limit is not None and _is_limit(limit) and done > first
+        ]
+        pace = f"{seconds / (epochs - self._first_epoch):.1f} s/epoch"
+        return f"{pace}, {min(left):.0f} s left" if left else pace
+
+
+def _is_limit(planned: int | None) -> bool:
+    """Whether a run ends after so many epochs or steps; Lightning says None or -1 where it does not."""
+    return planned is not None and planned >= 0
 
 
 class BestCheckpoint(Checkpoint):

@@ -42,6 +42,9 @@ SHOWN = {
     "instance/pq": "panoptic quality",
 }
 
+LEAST_SCORE = 1e-6
+"""A fitted threshold is at least this and at most one minus this."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
@@ -96,15 +99,14 @@ def finish_run(
 def _fit_score(trainer: Trainer, task: SegmentationTask, data: CellDataModule, checkpoint: Path | None) -> None:
     """Take over the score threshold that is best on training fields, into the checkpoint too."""
     fitted = fit_threshold(trainer, task, data)
-    if fitted is None:
-        print(f"threshold {task.splitting.score_threshold} as before: nothing was found in the training fields")
+    if fitted is None or fitted.value == 0:
+        print(f"threshold {task.splitting.score_threshold} as before: no cell was found in the training fields")
         return
-    task.splitting = replace(task.splitting, score_threshold=fitted.threshold)
+    threshold = min(max(fitted.threshold, LEAST_SCORE), 1 - LEAST_SCORE)
+    task.splitting = replace(task.splitting, score_threshold=threshold)
     if checkpoint is not None and trainer.is_global_zero:
         replace_in_record(checkpoint, splitting=asdict(task.splitting))
-    print(
-        f"threshold cells count from score {fitted.threshold:.3f} up, the best on training fields ({fitted.value:.3f})"
-    )
+    print(f"threshold cells count from score {threshold:.3f} up, the best on training fields ({fitted.value:.3f})")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from cellvision.bundle import Channel
 from cellvision.data.batching import Fields, collate
-from cellvision.data.coco_writer import write_coco
+from cellvision.data.coco import write_coco
 from cellvision.data.datamodule import CellDataModule
 from cellvision.metrics.instance_field import InstanceField
 from cellvision.metrics.score_threshold import ScoreThreshold, fit_score_threshold

@@ -22,7 +22,7 @@ from cellvision.training.scoring import FieldPrediction, Scores, count_field, pr
 from cellvision.types import Batch
 
 if TYPE_CHECKING:
-    from cellvision.data.mixing import Mixing
+    from cellvision.data.augment import Mixing
 
 MAX_SKIPPED_STEPS = 10
 ExtraLoss = Callable[[SegNet, Batch], Tensor]

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from cellvision.data.augment import Mixing, compute_background
 from cellvision.data.batching import collate, to_field
-from cellvision.data.mixing import Mixing
-from cellvision.data.synthetic_cells import SyntheticCells
-from cellvision.data.transforms import compute_background
+from cellvision.data.synthetic import SyntheticCells
 from cellvision.errors import DataError
 from cellvision.ops.targets import compute_distance
 from cellvision.types import IGNORE

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from cellvision.data.augment import CropByCells, RandomCrop, RandomFlip, RandomIntensity, ResizeShortestEdge
 from cellvision.data.batching import SubsetView
 from cellvision.data.datamodule import CellDataModule
 from cellvision.data.synthetic import SyntheticLiveDead
-from cellvision.data.transforms import CropByCells, RandomCrop, RandomFlip, RandomIntensity, ResizeShortestEdge
 from cellvision.errors import ConfigError, DataError
 from cellvision.ops.targets import compute_distance
 

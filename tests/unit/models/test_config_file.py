@@ -7,9 +7,14 @@ import pytest
 import yaml
 
 from cellvision.errors import ConfigError
-from cellvision.models.centermask2.config_file import read_config_file, read_config_tree
-from cellvision.models.centermask2.config_keys import CENTERMASK_DEFAULTS, DETECTRON2_DEFAULTS, FIXED, WITHOUT_EFFECT
-from cellvision.models.centermask2.config_settings import (
+from cellvision.models.centermask2.config_file.keys import (
+    CENTERMASK_DEFAULTS,
+    DETECTRON2_DEFAULTS,
+    FIXED,
+    WITHOUT_EFFECT,
+)
+from cellvision.models.centermask2.config_file.reader import read_config_file, read_config_tree
+from cellvision.models.centermask2.config_file.settings import (
     NET_KEYS,
     TRAINING_KEYS,
     CenterMaskSettings,

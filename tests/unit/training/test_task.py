@@ -5,10 +5,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from cellvision.bundle import Splitting
+from cellvision.data.augment import Mixing, RandomCrop
 from cellvision.data.datamodule import CellDataModule
-from cellvision.data.mixing import Mixing
 from cellvision.data.synthetic import SyntheticLiveDead
-from cellvision.data.transforms import RandomCrop
 from cellvision.errors import CellvisionError, ConfigError
 from cellvision.metrics.cells import has_viability
 from cellvision.models.build import build_model

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cellvision.errors import ConfigError, explain
 from cellvision.models.backbones.bottom_up import build_bottom_up
 from cellvision.models.backbones.fpn import FPN
 from cellvision.models.centermask2.detector import CenterMask
-from cellvision.models.centermask2.fcos import Fcos
-from cellvision.models.centermask2.fcos_head import FcosHead
-from cellvision.models.centermask2.mask_head import MaskHead
-from cellvision.models.centermask2.maskiou_head import MaskIouHead
-from cellvision.models.centermask2.roi_heads import CenterRoiHeads
-from cellvision.models.centermask2.roi_pool import RoiPool
+from cellvision.models.centermask2.fcos.branch import Fcos
+from cellvision.models.centermask2.fcos.head import FcosHead
+from cellvision.models.centermask2.roi.heads import CenterRoiHeads
+from cellvision.models.centermask2.roi.mask_head import MaskHead
+from cellvision.models.centermask2.roi.maskiou_head import MaskIouHead
+from cellvision.models.centermask2.roi.pool import RoiPool
 from cellvision.models.centermask2.semantic import SemanticBranch
 from cellvision.models.centermask2.settings import NetSettings
 
@@ -28,62 +30,15 @@ def build_detector(settings: NetSettings, *, in_channels: int, class_count: int)
         ConfigError: settings out of range or that do not fit together.
     """
     backbone = build_backbone(settings, in_channels=in_channels)
-    head = FcosHead(
-        channels=settings.fpn_channels,
-        class_count=class_count,
-        level_count=len(backbone.levels),
-        class_convs=settings.class_convs,
-        box_convs=settings.box_convs,
-        shared_convs=settings.shared_convs,
-        norm=settings.head_norm,
-        prior=settings.prior,
-    )
-    fcos = Fcos(
-        head=head,
-        strides=backbone.strides,
-        assigning=settings.assigning,
-        losses=settings.fcos_loss,
-        decoding=settings.decoding,
-        training_decoding=settings.proposals,
-    )
-    roi_heads = build_roi_heads(settings, backbone, class_count=class_count)
-    return CenterMask(backbone=backbone, proposal_generator=fcos, roi_heads=roi_heads)
-
-
-def build_roi_heads(settings: NetSettings, backbone: FPN, *, class_count: int) -> CenterRoiHeads:
-    """The heads that draw and rate masks in boxes.
-
-    Raises:
-        ConfigError: a level to pool from is not in the pyramid.
-    """
-    if unknown := [level for level in settings.roi_levels if level not in backbone.levels]:
-        got, need = f"model.roi_levels with {unknown}", f"some of the pyramid's levels {list(backbone.levels)}"
-        raise ConfigError(explain(got=got, need=need, hint=f"model.roi_levels={list(settings.levels)}"))
-    width = settings.fpn_channels
-    mask_head = MaskHead(
-        in_channels=width,
-        width=width,
-        class_count=class_count,
-        conv_count=settings.mask_convs,
-        attention=settings.mask_attention,
-    )
-    maskiou_head = None
-    if settings.mask_iou:
-        maskiou_head = MaskIouHead(
-            in_channels=width, width=width, class_count=class_count, conv_count=settings.maskiou_convs
-        )
-    strides = {level: stride for level, stride in backbone.strides.items() if level in settings.roi_levels}
-    return CenterRoiHeads(
-        pool=RoiPool(strides=strides, criterion=settings.roi_criterion),
-        mask_head=mask_head,
-        maskiou_head=maskiou_head,
-        sampling=settings.roi_sampling,
-        losses=settings.mask_loss,
+    return CenterMask(
+        backbone=backbone,
+        proposal_generator=build_fcos(settings, backbone.strides, class_count=class_count),
+        roi_heads=build_roi_heads(settings, backbone.strides, class_count=class_count),
     )
 
 
-def build_backbone(settings: NetSettings, *, in_channels: int) -> FPN:
-    """The backbone with its pyramid."""
+def build_backbone(settings: NetSettings, *, in_channels: int, kind: type[FPN] = FPN) -> FPN:
+    """The backbone with its pyramid, of class ``kind``, as the other two parts are of theirs."""
     bottom_up = build_bottom_up(
         settings.backbone,
         in_channels=in_channels,
@@ -94,12 +49,57 @@ def build_backbone(settings: NetSettings, *, in_channels: int) -> FPN:
         freeze_at=settings.freeze_at,
         stride_in_1x1=settings.stride_in_1x1,
     )
-    return FPN(
+    return kind(
         bottom_up=bottom_up,
         levels=settings.levels,
         out_channels=settings.fpn_channels,
         top_levels=settings.top_levels,
         fuse=settings.fuse,
+    )
+
+
+def build_fcos(settings: NetSettings, strides: Mapping[int, int], *, class_count: int, kind: type[Fcos] = Fcos) -> Fcos:
+    """The part that finds boxes, for the {level: px} of the whole pyramid, finest first."""
+    head = FcosHead(
+        channels=settings.fpn_channels,
+        class_count=class_count,
+        level_count=len(strides),
+        class_convs=settings.class_convs,
+        box_convs=settings.box_convs,
+        shared_convs=settings.shared_convs,
+        norm=settings.head_norm,
+        prior=settings.prior,
+    )
+    return kind(
+        head=head,
+        strides=strides,
+        assigning=settings.assigning,
+        losses=settings.fcos_loss,
+        decoding=settings.decoding,
+        training_decoding=settings.proposals,
+    )
+
+
+def build_roi_heads(
+    settings: NetSettings, strides: Mapping[int, int], *, class_count: int, kind: type[CenterRoiHeads] = CenterRoiHeads
+) -> CenterRoiHeads:
+    """The heads that draw and rate masks in boxes; ``strides`` as in ``build_fcos``.
+
+    Raises:
+        ConfigError: a level to pool from is not in the pyramid.
+    """
+    if unknown := [level for level in settings.roi_levels if level not in strides]:
+        got, need = f"model.roi_levels with {unknown}", f"some of the pyramid's levels {list(strides)}"
+        raise ConfigError(explain(got=got, need=need, hint=f"model.roi_levels={list(settings.levels)}"))
+    width = settings.fpn_channels
+    sizes = {"in_channels": width, "width": width, "class_count": class_count}
+    pooled = {level: stride for level, stride in strides.items() if level in settings.roi_levels}
+    return kind(
+        pool=RoiPool(strides=pooled, criterion=settings.roi_criterion),
+        mask_head=MaskHead(**sizes, conv_count=settings.mask_convs, attention=settings.mask_attention),
+        maskiou_head=MaskIouHead(**sizes, conv_count=settings.maskiou_convs) if settings.mask_iou else None,
+        sampling=settings.roi_sampling,
+        losses=settings.mask_loss,
     )
 
 

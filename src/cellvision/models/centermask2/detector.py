@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from cellvision.errors import ConfigError, explain
 from cellvision.models.backbones.fpn import FPN
-from cellvision.models.centermask2.fcos import Fcos
-from cellvision.models.centermask2.fcos_decode import Proposals
-from cellvision.models.centermask2.fcos_head import FcosOutputs
-from cellvision.models.centermask2.ground_truth import GroundTruth
-from cellvision.models.centermask2.roi_heads import CenterRoiHeads, DrawnMasks
-from cellvision.models.centermask2.roi_pool import Sizes
+from cellvision.models.centermask2.fcos.branch import Fcos
+from cellvision.models.centermask2.fcos.decode import Proposals
+from cellvision.models.centermask2.fcos.head import FcosOutputs
+from cellvision.models.centermask2.ground_truth.cells import GroundTruth
+from cellvision.models.centermask2.roi.heads import CenterRoiHeads, DrawnMasks
+from cellvision.models.centermask2.roi.pool import Sizes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cellvision.errors import ConfigError, check_choice, explain
+from cellvision.errors import ConfigError, explain
 from cellvision.models.base import NetSpec, SegNet
 from cellvision.models.build import MODELS
 from cellvision.models.centermask2.assembly import build_detector, build_semantic_branch
-from cellvision.models.centermask2.config_file import read_config_file
+from cellvision.models.centermask2.checks import check_images_and_classes
+from cellvision.models.centermask2.config_file.reader import read_config_file
 from cellvision.models.centermask2.detector import Detections
-from cellvision.models.centermask2.fcos_head import FcosOutputs
-from cellvision.models.centermask2.ground_truth import truth_from_labels
+from cellvision.models.centermask2.fcos.head import FcosOutputs
+from cellvision.models.centermask2.ground_truth.cells import truth_from_labels
 from cellvision.models.centermask2.settings import NetSettings
 from cellvision.models.centermask2.start import FROM_CHECKPOINT, choose_norm, load_start
 from cellvision.models.preprocess import Normalize
@@ -79,8 +80,10 @@ class CenterMask2(SegNet):
             ConfigError: an argument is unknown or out of range, or two do not fit together.
         """
         super().__init__()
-        check_choice("model.kind", kind, ("instance",))
-        _check(in_channels, classes, weights, pretrained)
+        check_images_and_classes(kind, in_channels, classes)
+        if weights is not None and pretrained:
+            got = f"model.weights={weights} and model.pretrained=true"
+            raise ConfigError(explain(got=got, need="one of them", hint="model.pretrained=false"))
         base = NetSettings() if config_file is None else NetSettings.from_config_file(read_config_file(config_file).net)
         self.settings = choose_norm(base.change(settings), has_weights=weights is not None or pretrained)
         self.normalize = Normalize(in_channels)
@@ -148,7 +151,7 @@ class CenterMask2(SegNet):
         return {f"stride_{strides[level]}": found for level, found in self._encode(images, sizes=None).items()}
 
     def set_statistics(self, stats: DataStats) -> None:
-        """Take normalisation and automatic class weights from the training data.
+        """Take normalisation from the training data.
 
         The training images' dark and bright end become 0 and 255, which ``pixel_mean`` and ``pixel_std`` then refer to:
         weights learned on 8-bit images see what they know, whatever the camera.
@@ -163,8 +166,6 @@ class CenterMask2(SegNet):
                 class_pixels=stats.class_pixels,
             )
         )
-        if self.semantic is not None:
-            self.semantic.set_statistics(stats.class_pixels)
 
     def _compute_logits(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None) -> dict[str, Tensor]:
         pyramid = self._encode(images, sizes)
@@ -228,19 +229,3 @@ def _name_outputs(settings: NetSettings) -> tuple[str, ...]:
 def _spread(values: Sequence[float], channels: int) -> Sequence[float]:
     """One value per channel; published ones are for red, green and blue, and other channels get their mean."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels
-
-
-def _check(in_channels: int, classes: Sequence[str], weights: str | None, pretrained: bool) -> None:
-    names_fit = not isinstance(classes, str) and len(set(classes)) == len(classes) >= 2
-    for holds, got, need, hint in (
-        (in_channels >= 1, f"in_channels={in_channels!r}", "a whole number from 1 up", "in_channels=1"),
-        (
-            names_fit,
-            f"classes={classes!r}",
-            "two or more different names, background first",
-            "classes=[background,cell]",
-        ),
-        (weights is None or not pretrained, "weights and model.pretrained", "one of them", "pretrained=false"),
-    ):
-        if not holds:
-            raise ConfigError(explain(got=f"model.{got}", need=need, hint=f"model.{hint}"))

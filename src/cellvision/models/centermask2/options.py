@@ -1,11 +1,22 @@
-"""What can be chosen about finding cells and learning to; every default is the number of the published nets."""
+"""What can be chosen about finding cells and learning to; every default is the number of the published nets.
+
+Each group of options knows its ``key`` in the settings of a net, so that its errors name what the user wrote.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from cellvision.errors import ConfigError, check_choice, explain
+from cellvision.errors import check_choice
+from cellvision.models.centermask2.checks import (
+    check_count,
+    check_numbers,
+    check_range,
+    check_rising,
+    check_switch,
+    refuse,
+)
 from cellvision.ops.box_losses import BOX_LOSSES
 
 
@@ -23,20 +34,18 @@ class FcosAssigning:
             crowded field does not outweigh the rest of a batch; None for all.
     """
 
+    key: ClassVar[str] = "model.assigning"
+
     sizes_of_interest: tuple[float, ...] = (64, 128, 256, 512)
     centre_sampling: bool = True
     radius: float = 1.5
     max_positives: int | None = None
 
     def __post_init__(self) -> None:
-        sizes, key = self.sizes_of_interest, "model.assigning.sizes_of_interest"
-        are_numbers = all(isinstance(size, int | float) for size in sizes)
-        if not are_numbers or not all(low < high for low, high in zip((0, *sizes), (*sizes, 1e8), strict=True)):
-            raise ConfigError(
-                explain(got=f"{key}={list(sizes)}", need="rising numbers above 0", hint=f"{key}=[64,128]")
-            )
-        _check_range("model.assigning.radius", self.radius, above=0, example=1.5)
-        _check_count("model.assigning.max_positives", self.max_positives, or_none=True, example=1000)
+        check_rising(f"{self.key}.sizes_of_interest", self.sizes_of_interest)
+        check_switch(f"{self.key}.centre_sampling", self.centre_sampling)
+        check_range(f"{self.key}.radius", self.radius, above=0, example=1.5)
+        check_count(f"{self.key}.max_positives", self.max_positives, or_none=True, example=1000)
 
     @property
     def ranges(self) -> tuple[tuple[float, float], ...]:
@@ -54,8 +63,13 @@ class FcosLosses:
         box_loss: one of BOX_LOSSES.
         smoothing: square strides added to intersection and union; 1 as published, 0 serves small cells better.
         class_weights: one per cell class; how much the class loss of a place that learns such a cell counts. Not
-            those of boxes and masks, which the classes share. None for 1 each.
+            those of boxes and masks, which the classes share. None for 1 each. There is no "auto": about as many
+            places learn a small cell as a large one, so that weights would have to come from cells per class, and the
+            statistics of the training data are pixels per class. Of one set of live and dead cells 4.4 times as many
+            were live, but 6.5 times as many pixels: weights from pixels would be half too large for the dead.
     """
+
+    key: ClassVar[str] = "model.fcos_loss"
 
     alpha: float = 0.25
     gamma: float = 2.0
@@ -64,12 +78,17 @@ class FcosLosses:
     class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        _check_range("model.fcos_loss.alpha", self.alpha, low=0, high=1, example=0.25)
-        _check_range("model.fcos_loss.gamma", self.gamma, low=0, example=2.0)
-        check_choice("model.fcos_loss.box_loss", self.box_loss, BOX_LOSSES)
-        _check_range("model.fcos_loss.smoothing", self.smoothing, low=0, example=0.0)
-        for weight in self.class_weights or ():
-            _check_range("model.fcos_loss.class_weights", weight, low=0, example=1.0)
+        check_range(f"{self.key}.alpha", self.alpha, low=0, high=1, example=0.25)
+        check_range(f"{self.key}.gamma", self.gamma, low=0, example=2.0)
+        check_choice(f"{self.key}.box_loss", self.box_loss, BOX_LOSSES)
+        check_range(f"{self.key}.smoothing", self.smoothing, low=0, example=0.0)
+        if self.class_weights == "auto":
+            need = (
+                "numbers, one per cell class (pixels per class, which are known of the data, are not cells per class)"
+            )
+            raise refuse(f"{self.key}.class_weights", "auto", need=need, example="[1.0,2.0]")
+        if self.class_weights is not None:
+            check_numbers(f"{self.key}.class_weights", self.class_weights, low=0, what="one per cell class")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +105,8 @@ class FcosDecoding:
             ``score_threshold``; None for the hard rule.
     """
 
+    key: ClassVar[str] = "model.decoding"
+
     score_threshold: float = 0.05
     nms_iou: float = 0.6
     pre_nms: int = 1000
@@ -94,12 +115,20 @@ class FcosDecoding:
     soft_nms_sigma: float | None = None
 
     def __post_init__(self) -> None:
-        _check_range("model.decoding.score_threshold", self.score_threshold, low=0, high=1, example=0.05)
-        _check_range("model.decoding.nms_iou", self.nms_iou, low=0, high=1, example=0.6)
-        _check_count("model.decoding.pre_nms", self.pre_nms, example=1000)
-        _check_count("model.decoding.post_nms", self.post_nms, example=50)
+        check_range(f"{self.key}.score_threshold", self.score_threshold, low=0, high=1, example=0.05)
+        check_range(f"{self.key}.nms_iou", self.nms_iou, low=0, high=1, example=0.6)
+        check_count(f"{self.key}.pre_nms", self.pre_nms, example=1000)
+        check_count(f"{self.key}.post_nms", self.post_nms, example=50)
+        check_switch(f"{self.key}.threshold_with_centreness", self.threshold_with_centreness)
         if self.soft_nms_sigma is not None:
-            _check_range("model.decoding.soft_nms_sigma", self.soft_nms_sigma, above=0, example=0.5)
+            check_range(f"{self.key}.soft_nms_sigma", self.soft_nms_sigma, above=0, example=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalDecoding(FcosDecoding):
+    """How predictions become the boxes that the mask branch learns from."""
+
+    key: ClassVar[str] = "model.proposals"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +142,18 @@ class RoiSampling:
         append_truth: the true boxes take part too, or an untrained net would have nothing to learn masks from.
     """
 
+    key: ClassVar[str] = "model.roi_sampling"
+
     per_image: int = 512
     positive_fraction: float = 0.25
     iou: float = 0.5
     append_truth: bool = True
 
     def __post_init__(self) -> None:
-        _check_count("model.roi_sampling.per_image", self.per_image, example=512)
-        _check_range("model.roi_sampling.positive_fraction", self.positive_fraction, above=0, high=1, example=0.25)
-        _check_range("model.roi_sampling.iou", self.iou, above=0, high=1, example=0.5)
+        check_count(f"{self.key}.per_image", self.per_image, example=512)
+        check_range(f"{self.key}.positive_fraction", self.positive_fraction, above=0, high=1, example=0.25)
+        check_range(f"{self.key}.iou", self.iou, above=0, high=1, example=0.5)
+        check_switch(f"{self.key}.append_truth", self.append_truth)
 
     @property
     def max_positives(self) -> int:
@@ -138,35 +170,34 @@ class MaskLosses:
         maskiou_weight: weight of the loss of the predicted mask quality.
     """
 
+    key: ClassVar[str] = "model.mask_loss"
+
     dice: float = 0.0
     boundary: float = 0.0
     maskiou_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("dice", "boundary", "maskiou_weight"):
-            _check_range(f"model.mask_loss.{name}", getattr(self, name), low=0, example=1.0)
+            check_range(f"{self.key}.{name}", getattr(self, name), low=0, example=1.0)
 
 
-def _check_range(
-    key: str,
-    value: float,
-    *,
-    low: float = -math.inf,
-    above: float = -math.inf,
-    high: float = math.inf,
-    example: float,
-) -> None:
-    """Raise ConfigError unless ``value`` is a finite number from ``low``, or above ``above``, up to ``high``."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not (low <= value <= high and above < value < math.inf):
-        start = f"above {above}" if above > low else f"from {low}"
-        end = "" if high == math.inf else f" to {high}"
-        raise ConfigError(explain(got=f"{key}={value!r}", need=f"a number {start}{end}", hint=f"{key}={example}"))
+@dataclass(frozen=True, kw_only=True)
+class Semantic:
+    """A semantic branch trained with the detector.
 
+    Attributes:
+        width: channels inside; even.
+        weight: of its losses.
+    """
 
-def _check_count(key: str, value: int | None, *, or_none: bool = False, example: int) -> None:
-    """Raise ConfigError unless ``value`` is a whole number from 1 up, or None where that is allowed."""
-    if value is None and or_none:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(explain(got=f"{key}={value!r}", need="a whole number from 1 up", hint=f"{key}={example}"))
+    key: ClassVar[str] = "model.semantic"
+
+    width: int = 128
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_count(f"{self.key}.width", self.width, example=128)
+        if self.width % 2:
+            need = "an even number, for two channels or more in each group of its norms"
+            raise refuse(f"{self.key}.width", self.width, need=need, example=self.width + 1)
+        check_range(f"{self.key}.weight", self.weight, low=0, example=0.5)

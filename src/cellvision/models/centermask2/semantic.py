@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -64,10 +64,6 @@ class SemanticBranch(nn.Module):
         """The losses "semantic_ce" and "semantic_iou", already weighted; pixels of class IGNORE do not count."""
         found = self.loss({"classes": logits}, targets)
         return {"semantic_ce": found["ce"], "semantic_iou": found["tversky"]}
-
-    def set_statistics(self, class_pixels: Sequence[int]) -> None:
-        """Take automatic class weights from the training data."""
-        self.loss.set_statistics(class_pixels)
 
 
 def _build_tower(in_channels: int, width: int, *, enlargements: int) -> nn.Sequential:

@@ -11,19 +11,27 @@ from typing import Any
 
 from cellvision.errors import ConfigError, check_choice, explain, unknown_name
 from cellvision.models.backbones.norms import NORMS
-from cellvision.models.centermask2.config_settings import CenterMaskSettings
-from cellvision.models.centermask2.options import FcosAssigning, FcosDecoding, FcosLosses, MaskLosses, RoiSampling
+from cellvision.models.centermask2.checks import (
+    check_count,
+    check_levels,
+    check_numbers,
+    check_range,
+    check_switch,
+    refuse,
+)
+from cellvision.models.centermask2.config_file.settings import CenterMaskSettings
+from cellvision.models.centermask2.options import (
+    FcosAssigning,
+    FcosDecoding,
+    FcosLosses,
+    MaskLosses,
+    ProposalDecoding,
+    RoiSampling,
+    Semantic,
+)
+from cellvision.models.centermask2.weights.fitting import ORDERS
 
 AUTO = "auto"
-ORDERS = ("bgr", "rgb")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Semantic:
-    """A semantic branch trained with the detector: its channels (an even number) and the weight of its losses."""
-
-    width: int = 128
-    weight: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +59,10 @@ class NetSettings:
         mask_iou, maskiou_convs: whether masks are rated, and by how many convolutions; 2 in the lite nets.
         pixel_mean, pixel_std: one per channel, on the scale where 0 is the dark and 255 the bright end of the training
             images; the net sees (value - mean) / std. None: it sees the training images mapped to 0..1.
-        weights_order: "bgr" or "rgb": order of channels that the weights to start from know; all published are "bgr".
-        assigning, fcos_loss, decoding, proposals, roi_sampling, mask_loss: see these classes; ``proposals`` are the
-            boxes that the mask branch learns from.
+        weights_order: "bgr" or "rgb": order of channels that the weights to start from know. None: as their names tell,
+            "rgb" for those of timm and torchvision and "bgr" for the others, as all published detectors are.
+        assigning, fcos_loss, decoding, proposals, roi_sampling, mask_loss: see the classes in ``options``;
+            ``proposals`` are the boxes that the mask branch learns from.
         semantic: see Semantic; None for no such branch.
     """
 
@@ -80,14 +89,35 @@ class NetSettings:
     maskiou_convs: int = 4
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
-    weights_order: str = "bgr"
+    weights_order: str | None = None
     assigning: FcosAssigning = field(default_factory=FcosAssigning)
     fcos_loss: FcosLosses = field(default_factory=FcosLosses)
     decoding: FcosDecoding = field(default_factory=lambda: FcosDecoding(pre_nms=2000, post_nms=1000))
-    proposals: FcosDecoding = field(default_factory=lambda: FcosDecoding(post_nms=100))
+    proposals: ProposalDecoding = field(default_factory=lambda: ProposalDecoding(post_nms=100))
     roi_sampling: RoiSampling = field(default_factory=RoiSampling)
     mask_loss: MaskLosses = field(default_factory=MaskLosses)
     semantic: Semantic | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what no part of the net looks at before it computes with it."""
+        check_choice("model.norm", self.norm, (AUTO, *NORMS))
+        if self.weights_order is not None:
+            check_choice("model.weights_order", self.weights_order, ORDERS)
+        if not isinstance(self.backbone, str):
+            raise refuse("model.backbone", self.backbone, need="a name", example="vovnet39")
+        for name in ("levels", "roi_levels"):
+            check_levels(f"model.{name}", getattr(self, name))
+        for name in ("stride_in_1x1", "deformable", "mask_attention", "mask_iou"):
+            check_switch(f"model.{name}", getattr(self, name))
+        for name in ("class_convs", "box_convs", "shared_convs", "mask_convs"):
+            check_count(f"model.{name}", getattr(self, name), low=0, example=4)
+        check_count("model.maskiou_convs", self.maskiou_convs, example=4)
+        check_count("model.fpn_channels", self.fpn_channels, example=256)
+        check_range("model.prior", self.prior, above=0, below=1, example=0.01)
+        if self.pixel_mean is not None:
+            check_numbers("model.pixel_mean", self.pixel_mean, what="one per channel")
+        if self.pixel_std is not None:
+            check_numbers("model.pixel_std", self.pixel_std, above=0, what="one per channel")
 
     def change(self, given: Mapping[str, Any]) -> NetSettings:
         """These settings with some replaced by plain values; None leaves one as it is, as do keys missing in a group.
@@ -105,11 +135,8 @@ class NetSettings:
                 continue
             group = Semantic() if key == "semantic" and self.semantic is None else getattr(self, key)
             is_group = hasattr(group, "__dataclass_fields__")
-            changed[key] = _change_group(key, group, value) if is_group else _to_tuple(value)
-        found = replace(self, **changed)
-        check_choice("model.norm", found.norm, (AUTO, *NORMS))
-        check_choice("model.weights_order", found.weights_order, ORDERS)
-        return found
+            changed[key] = _change_group(group, value) if is_group else _to_tuple(value)
+        return replace(self, **changed)
 
     def to_plain(self) -> dict[str, Any]:
         """Nested dicts and lists, from which ``NetSettings().change`` makes the same again."""
@@ -117,20 +144,20 @@ class NetSettings:
 
     @classmethod
     def from_config_file(cls, given: CenterMaskSettings) -> NetSettings:
-        """Those of a detectron2-style file."""
+        """Those of a detectron2-style file.
+
+        "BGR" is what such a file says where nobody chose anything, and leaves the order to the weights.
+        """
         same = {f.name for f in fields(cls)} & {f.name for f in fields(given)}
-        decoding = FcosDecoding(
-            score_threshold=given.score_threshold,
-            nms_iou=given.nms_iou,
-            pre_nms=given.pre_nms,
-            post_nms=given.post_nms,
-            threshold_with_centreness=given.threshold_with_centreness,
-        )
+        suppression: dict[str, Any] = {
+            "nms_iou": given.nms_iou,
+            "threshold_with_centreness": given.threshold_with_centreness,
+        }
         return cls(
             **{name: getattr(given, name) for name in same if name not in ("deformable", "pixel_mean", "pixel_std")},
             fpn_channels=given.out_channels,
             shared_convs=given.share_convs,
-            weights_order=given.channel_order.lower(),
+            weights_order="rgb" if given.channel_order == "RGB" else None,
             deformable=any(given.deformable),
             pixel_mean=_in_rgb(given.pixel_mean, given.channel_order),
             pixel_std=_in_rgb(given.pixel_std, given.channel_order),
@@ -138,12 +165,14 @@ class NetSettings:
                 sizes_of_interest=given.sizes_of_interest, centre_sampling=given.centre_sampling, radius=given.radius
             ),
             fcos_loss=FcosLosses(alpha=given.focal_alpha, gamma=given.focal_gamma, box_loss=given.box_loss),
-            decoding=decoding,
-            proposals=replace(
-                decoding,
+            decoding=FcosDecoding(
+                score_threshold=given.score_threshold, pre_nms=given.pre_nms, post_nms=given.post_nms, **suppression
+            ),
+            proposals=ProposalDecoding(
                 score_threshold=given.score_threshold_train,
                 pre_nms=given.pre_nms_train,
                 post_nms=given.post_nms_train,
+                **suppression,
             ),
             roi_sampling=RoiSampling(
                 per_image=given.roi_per_image,
@@ -155,15 +184,14 @@ class NetSettings:
         )
 
 
-def _change_group(key: str, group: Any, given: Any) -> Any:
+def _change_group(group: Any, given: Any) -> Any:
     """A group of options with some keys replaced."""
+    names = [f"{group.key}.{f.name}" for f in fields(group)]
     if not isinstance(given, Mapping):
-        got = f"model.{key}={given!r}"
-        raise ConfigError(explain(got=got, need="keys with values", hint=f"model.{key}.{fields(group)[0].name}=..."))
-    names = [f"model.{key}.{f.name}" for f in fields(group)]
+        raise ConfigError(explain(got=f"{group.key}={given!r}", need="keys with values", hint=f"{names[0]}=..."))
     for name in given:
-        if f"model.{key}.{name}" not in names:
-            raise ConfigError(unknown_name(f"setting of model.{key}", f"model.{key}.{name}", names))
+        if f"{group.key}.{name}" not in names:
+            raise ConfigError(unknown_name(f"setting of {group.key}", f"{group.key}.{name}", names))
     return replace(group, **{name: _to_tuple(value) for name, value in given.items() if value is not None})
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from cellvision.errors import ConfigError, explain
-from cellvision.models.centermask2.checkpoint import find_timm_weights, load_pretrained, load_timm_weights
 from cellvision.models.centermask2.detector import CenterMask
 from cellvision.models.centermask2.settings import AUTO, NetSettings
+from cellvision.models.centermask2.weights.files import read_content
+from cellvision.models.centermask2.weights.names import RED_FIRST
+from cellvision.models.centermask2.weights.pretrained import find_timm_weights, load_pretrained, load_timm_weights
+from cellvision.models.centermask2.weights.report import LoadReport
 
 FROM_CHECKPOINT = "checkpoint"
 """In place of a file: the weights follow by ``load_state_dict``, as when a trained net is made again."""
@@ -15,6 +21,10 @@ FROM_CHECKPOINT = "checkpoint"
 PUBLISHED_MEAN = (123.675, 116.28, 103.53)
 PUBLISHED_STD = (1.0, 1.0, 1.0)
 """Red, green, blue; what most published weights know their images by, unless a file says otherwise."""
+
+IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
+IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
+"""The same for weights of torchvision and most of timm: on their own scale of 0..1 the factors without 255."""
 
 
 def choose_norm(settings: NetSettings, *, has_weights: bool) -> NetSettings:
@@ -45,15 +55,46 @@ def load_start(
     """
     if weights == FROM_CHECKPOINT:
         return settings, ()
-    norm = f"norm {settings.norm}"
+    norm, order, own = f"norm {settings.norm}", settings.weights_order, None
     if weights is not None:
-        report = load_pretrained(detector, weights, flip_channels=settings.weights_order == "bgr")
+        own = _find_own_settings(weights)
+        order = order or (None if own is None else "rgb")
+        report = load_pretrained(detector, weights, order=order)
     elif pretrained:
-        report = load_timm_weights(detector.backbone.bottom_up, find_timm_weights(settings.backbone))
+        report = load_timm_weights(detector.backbone.bottom_up, find_timm_weights(settings.backbone), order=order)
     else:
         return settings, (f"random; {norm}, which is trained",)
-    if settings.pixel_mean is None:
-        settings = replace(settings, pixel_mean=report.pixel_mean or PUBLISHED_MEAN)
-    if settings.pixel_std is None:
-        settings = replace(settings, pixel_std=report.pixel_std or PUBLISHED_STD)
-    return settings, (*report.to_lines(), norm)
+    settings, pixels = _choose_pixels(settings, report) if own is None else _take_pixels(settings, own)
+    return replace(settings, weights_order=report.order or order), (*report.to_lines(), *pixels, norm)
+
+
+def _find_own_settings(path: str) -> Mapping[str, Any] | None:
+    """The settings that a checkpoint of this library was trained with; None for files of others."""
+    content = read_content(Path(path))
+    record = content.get("cellvision") if isinstance(content, Mapping) else None
+    net = record.get("net") if isinstance(record, Mapping) else None
+    return net if isinstance(net, Mapping) and net.get("name") == "centermask2" else None
+
+
+def _take_pixels(settings: NetSettings, own: Mapping[str, Any]) -> tuple[NetSettings, list[str]]:
+    """The settings with the mean and spread of such a checkpoint, which may be none: images mapped to 0..1."""
+    unset = [key for key in ("pixel_mean", "pixel_std") if getattr(settings, key) is None and own.get(key)]
+    taken: dict[str, Any] = {key: tuple(own[key]) for key in unset}
+    lines = [f"{key}=[{', '.join(f'{value:g}' for value in taken[key])}]: as the checkpoint tells" for key in unset]
+    return replace(settings, **taken), lines
+
+
+def _choose_pixels(settings: NetSettings, report: LoadReport) -> tuple[NetSettings, list[str]]:
+    """The settings with mean and spread of the images that the weights know, and lines on those that were not set."""
+    is_imagenet = report.scheme in RED_FIRST
+    usual = {
+        "pixel_mean": IMAGENET_MEAN if is_imagenet else PUBLISHED_MEAN,
+        "pixel_std": IMAGENET_STD if is_imagenet else PUBLISHED_STD,
+    }
+    told = {key: getattr(report, key) for key in usual}
+    chosen: dict[str, Any] = {key: told[key] or usual[key] for key in usual if getattr(settings, key) is None}
+    lines = []
+    for key, values in chosen.items():
+        reason = f"as {report.source} tells" if told[key] else f"usual for {report.scheme} weights"
+        lines.append(f"{key}=[{', '.join(f'{value:g}' for value in values)}]: {reason}")
+    return replace(settings, **chosen), lines

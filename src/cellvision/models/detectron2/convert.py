@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellvision.models.centermask2.fcos_decode import Proposals
-from cellvision.models.centermask2.ground_truth import GroundTruth, MaskTargets, PolygonMasks
-from cellvision.models.centermask2.roi_heads import DrawnMasks
+from cellvision.models.centermask2.fcos.decode import Proposals
+from cellvision.models.centermask2.ground_truth.cells import GroundTruth, MaskTargets
+from cellvision.models.centermask2.ground_truth.polygon_masks import PolygonMasks
+from cellvision.models.centermask2.roi.heads import DrawnMasks
 from cellvision.types import IGNORE, Targets
 
 _MASKS_AT_ONCE = 16

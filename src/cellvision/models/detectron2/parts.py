@@ -12,14 +12,10 @@ from torch import Tensor, nn
 
 from cellvision.models.backbones.fpn import FPN
 from cellvision.models.centermask2 import assembly
-from cellvision.models.centermask2.config_file import read_known_keys
-from cellvision.models.centermask2.config_settings import CenterMaskSettings
-from cellvision.models.centermask2.fcos import Fcos
-from cellvision.models.centermask2.fcos_head import FcosHead
-from cellvision.models.centermask2.mask_head import MaskHead
-from cellvision.models.centermask2.maskiou_head import MaskIouHead
-from cellvision.models.centermask2.roi_heads import CenterRoiHeads
-from cellvision.models.centermask2.roi_pool import RoiPool
+from cellvision.models.centermask2.config_file.reader import read_known_keys
+from cellvision.models.centermask2.config_file.settings import CenterMaskSettings
+from cellvision.models.centermask2.fcos.branch import Fcos
+from cellvision.models.centermask2.roi.heads import CenterRoiHeads
 from cellvision.models.centermask2.settings import NetSettings
 from cellvision.models.detectron2.convert import add_masks, to_instances, to_proposals, to_truth
 from cellvision.models.detectron2.install import load_detectron2
@@ -160,57 +156,26 @@ def build_parts(given: CenterMaskSettings) -> dict[str, Any]:
     }
 
 
-def build_backbone(given: CenterMaskSettings, in_channels: int) -> PyramidBackbone:
-    """The backbone with random weights."""
+def build_backbone(given: CenterMaskSettings, in_channels: int) -> FPN:
+    """The backbone with random weights, a PyramidBackbone."""
     settings = NetSettings.from_config_file(given)
-    return PyramidBackbone(
-        bottom_up=assembly.build_backbone(settings, in_channels=in_channels).bottom_up,
-        levels=settings.levels,
-        out_channels=settings.fpn_channels,
-        top_levels=settings.top_levels,
-        fuse=settings.fuse,
-    )
+    return assembly.build_backbone(settings, in_channels=in_channels, kind=PyramidBackbone)
 
 
-def build_proposals(given: CenterMaskSettings) -> CenterProposals:
-    """The proposal generator with random weights."""
-    settings, strides = NetSettings.from_config_file(given), _list_strides(given)
-    head = FcosHead(
-        channels=given.out_channels,
-        class_count=given.num_classes,
-        level_count=len(strides),
-        class_convs=given.class_convs,
-        box_convs=given.box_convs,
-        shared_convs=given.share_convs,
-        norm=given.head_norm,
-        prior=given.prior,
-    )
-    return CenterProposals(
-        head=head,
-        strides=strides,
-        assigning=settings.assigning,
-        losses=settings.fcos_loss,
-        decoding=settings.decoding,
-        training_decoding=settings.proposals,
-    )
-
-
-def build_roi_heads(given: CenterMaskSettings) -> CenterMaskHeads:
-    """The ROI heads with random weights."""
+def build_proposals(given: CenterMaskSettings) -> Fcos:
+    """The proposal generator with random weights, a CenterProposals."""
     settings = NetSettings.from_config_file(given)
-    sizes = {"in_channels": given.out_channels, "width": given.out_channels, "class_count": given.num_classes}
-    strides = {level: stride for level, stride in _list_strides(given).items() if level in given.roi_levels}
-    return CenterMaskHeads(
-        pool=RoiPool(strides=strides, criterion=given.roi_criterion),
-        mask_head=MaskHead(**sizes, conv_count=given.mask_convs, attention=given.mask_attention),
-        maskiou_head=MaskIouHead(**sizes, conv_count=given.maskiou_convs) if given.mask_iou else None,
-        sampling=settings.roi_sampling,
-        losses=settings.mask_loss,
-    )
+    return assembly.build_fcos(settings, _list_strides(given), class_count=given.num_classes, kind=CenterProposals)
+
+
+def build_roi_heads(given: CenterMaskSettings) -> CenterRoiHeads:
+    """The ROI heads with random weights, a CenterMaskHeads."""
+    settings = NetSettings.from_config_file(given)
+    return assembly.build_roi_heads(settings, _list_strides(given), class_count=given.num_classes, kind=CenterMaskHeads)
 
 
 def _list_strides(given: CenterMaskSettings) -> dict[int, int]:
-    """{level: px} of the whole pyramid."""
+    """{level: px} of the whole pyramid; detectron2 makes the parts one by one, and the heads never see the backbone."""
     return {level: 2**level for level in range(given.levels[0], given.levels[-1] + given.top_levels + 1)}
 
 

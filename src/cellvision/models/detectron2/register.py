@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from cellvision.errors import ConfigError, unknown_name
-from cellvision.models.centermask2.config_file import read_known_keys
-from cellvision.models.centermask2.config_keys import ARCHITECTURE, BUILDERS, CENTERMASK_DEFAULTS
-from cellvision.models.centermask2.config_settings import CenterMaskSettings
+from cellvision.models.centermask2.config_file.keys import ARCHITECTURE, BUILDERS, CENTERMASK_DEFAULTS
+from cellvision.models.centermask2.config_file.reader import read_known_keys
+from cellvision.models.centermask2.config_file.settings import CenterMaskSettings
 from cellvision.models.detectron2.install import check_detectron2
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,12 @@ from typing import Any
 import yaml
 from torch import nn
 
-from cellvision.errors import ConfigError, DataError, explain
-from cellvision.models.centermask2.config_file import flatten_keys
+from cellvision.errors import ConfigError, explain
+from cellvision.models.centermask2.config_file.reader import flatten_keys
+from cellvision.models.centermask2.weights.files import read_content
 from cellvision.models.detectron2.register import add_centermask_config, register
 
 _CLASS_COUNTS = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.FCOS.NUM_CLASSES")
-_ARRAYS = {
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-}
 
 
 def build_cfg(
@@ -109,7 +99,7 @@ def load_published_weights(model: nn.Module, address: str) -> None:
             if not filename.endswith(".pkl"):
                 found: dict[str, Any] = super()._load_file(filename)
                 return found
-            return _name_origin(_read_arrays(Path(filename)))
+            return _name_origin(read_content(Path(filename)))
 
     _ArraysOnly(model).load(address)
 
@@ -120,24 +110,6 @@ def _name_origin(content: dict[str, Any]) -> dict[str, Any]:
         return content
     weights = {name: value for name, value in content.get("blobs", content).items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _read_arrays(path: Path) -> dict[str, Any]:
-    """The content of a pickled file of plain values and arrays."""
-    with path.open("rb") as file:
-        try:
-            content: dict[str, Any] = _ArrayUnpickler(file, encoding="latin1").load()
-        except pickle.UnpicklingError as error:
-            need = "numbers, texts and arrays only"
-            raise DataError(explain(got=f"{path}: {error}", need=need, hint="weights from their own makers")) from error
-    return content
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAYS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
 
 
 def _find_file(name: str) -> str:

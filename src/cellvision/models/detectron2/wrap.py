@@ -13,6 +13,7 @@ from cellvision.errors import ConfigError, explain
 from cellvision.models.backbones.norms import FrozenBatchNorm
 from cellvision.models.base import NetSpec, SegNet
 from cellvision.models.build import MODELS
+from cellvision.models.centermask2.checks import check_images_and_classes
 from cellvision.models.detectron2.convert import build_truths, join
 from cellvision.models.detectron2.install import check_detectron2
 from cellvision.models.detectron2.settings import build_cfg, load_published_weights, to_plain
@@ -71,7 +72,7 @@ class Detectron2Net(SegNet):
         """
         check_detectron2("model=detectron2")
         super().__init__()
-        _check(in_channels, classes, kind)
+        check_images_and_classes(kind, in_channels, classes)
         cfg = build_cfg(config_file, content, overrides, class_count=len(classes) - 1)
         self.model = model = _build(cfg, in_channels)
         if content is None and not pretrained:
@@ -196,17 +197,6 @@ def _check_can_learn(model: nn.Module) -> None:
                 hint="model.pretrained=true, or ++model.overrides.MODEL.RESNETS.NORM=BN and .BACKBONE.FREEZE_AT=0",
             )
         )
-
-
-def _check(in_channels: int, classes: Sequence[str], kind: str) -> None:
-    names_fit = not isinstance(classes, str) and len(set(classes)) == len(classes) >= 2
-    for holds, got, need, hint in (
-        (in_channels >= 1, f"in_channels={in_channels!r}", "a whole number from 1 up", "in_channels=1"),
-        (names_fit, f"classes={classes!r}", "two or more different names", "classes=[background,cell]"),
-        (kind == "instance", f"kind={kind!r}", "instance", "kind=instance"),
-    ):
-        if not holds:
-            raise ConfigError(explain(got=f"model.{got}", need=need, hint=f"model.{hint}"))
 
 
 def _list_inputs(images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[dict[str, Any]]:

@@ -11,7 +11,9 @@ import torch
 from cellvision.errors import ConfigError
 from cellvision.models.build import build_model
 from cellvision.models.centermask2.assembly import build_detector
+from cellvision.models.centermask2.config_file.settings import CenterMaskSettings
 from cellvision.models.centermask2.settings import NetSettings
+from cellvision.models.detectron2 import parts
 
 SHARED = Path(os.environ.get("CELLVISION_SHARED", Path(__file__).resolve().parents[5] / "shared"))
 KEYS = SHARED / "design" / "centermask2-keys"
@@ -63,7 +65,10 @@ def test_names_and_shapes_of_all_weights_are_the_published_ones(net):
         ({"norm": "frozen"}, r"model\.norm=frozen without weights"),
         ({"weights_order": "gbr"}, r"model\.weights_order 'gbr'"),
         ({"roi_levels": [2]}, r"model\.roi_levels with \[2\]; need some of the pyramid's levels \[3, 4, 5, 6, 7\]"),
-        ({"weights": "none.pth", "pretrained": True}, r"model\.weights and model\.pretrained"),
+        (
+            {"weights": "none.pth", "pretrained": True},
+            r"model\.weights=none\.pth and model\.pretrained=true; need one",
+        ),
         ({"weights": "none.pth"}, r"no weights none\.pth"),
         ({"classes": ["background"]}, r"model\.classes=\['background'\]"),
         ({"in_channels": 0}, r"in_channels=0"),
@@ -76,6 +81,24 @@ def test_bad_settings_are_explained(given, said):
     arguments = {"in_channels": 1, "classes": ["background", "cell"], "backbone": "vovnet19_slim_dw", **given}
     with pytest.raises(CellvisionError, match=said):
         build_model(name="centermask2", **arguments)
+
+
+def test_parts_for_detectron2_have_the_same_weights():
+    """Made one by one and of classes of their own; detectron2 itself is not needed for that."""
+    given = CenterMaskSettings(
+        backbone="vovnet19_slim_dw", levels=(3, 4, 5), out_channels=32, num_classes=2, mask_iou=True, norm="batch"
+    )
+    with torch.device("meta"):
+        expected = build_detector(NetSettings.from_config_file(given), in_channels=3, class_count=2)
+        built = parts.build_parts(given)
+    kinds = (parts.PyramidBackbone, parts.CenterProposals, parts.CenterMaskHeads)
+    for name, kind in zip(("backbone", "proposal_generator", "roi_heads"), kinds, strict=True):
+        assert type(built[name]) is kind
+        wanted = expected.get_submodule(name).state_dict()
+        found = built[name].state_dict()
+        assert {key: value.shape for key, value in found.items()} == {key: v.shape for key, v in wanted.items()}
+    assert built["proposal_generator"].strides == expected.backbone.strides
+    assert built["roi_heads"].pool.strides == {3: 8, 4: 16, 5: 32}
 
 
 def test_settings_survive_the_way_through_plain_values():

@@ -8,10 +8,10 @@ import pytest
 SCRIPT = """
 import numpy as np
 import torch
-from cellvision.models.centermask2.fcos_targets import assign_targets
-from cellvision.models.centermask2.ground_truth import truth_from_labels
+from cellvision.models.centermask2.fcos.targets import assign_targets
+from cellvision.models.centermask2.ground_truth.cells import truth_from_labels
 from cellvision.models.centermask2.options import FcosAssigning, RoiSampling
-from cellvision.models.centermask2.proposals import sample_regions
+from cellvision.models.centermask2.roi.sampling import sample_regions
 
 torch.set_num_threads(1)
 labels = np.zeros((520, 704), np.int32)

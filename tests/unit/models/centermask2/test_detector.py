@@ -16,12 +16,12 @@ from cellvision.errors import ConfigError
 from cellvision.models.backbones.bottom_up import build_bottom_up
 from cellvision.models.backbones.fpn import FPN
 from cellvision.models.centermask2.detector import CenterMask
-from cellvision.models.centermask2.fcos_head import FcosHead
-from cellvision.models.centermask2.ground_truth import truth_from_labels
-from cellvision.models.centermask2.mask_head import MaskHead
-from cellvision.models.centermask2.maskiou_head import MaskIouHead
+from cellvision.models.centermask2.fcos.head import FcosHead
+from cellvision.models.centermask2.ground_truth.cells import truth_from_labels
 from cellvision.models.centermask2.options import FcosAssigning, FcosDecoding, FcosLosses, MaskLosses
-from cellvision.models.centermask2.roi_pool import RoiPool, flatten_boxes
+from cellvision.models.centermask2.roi.mask_head import MaskHead
+from cellvision.models.centermask2.roi.maskiou_head import MaskIouHead
+from cellvision.models.centermask2.roi.pool import RoiPool, flatten_boxes
 from cellvision.types import IGNORE
 
 KEYS = Path(os.environ.get("CELLVISION_SHARED", Path(__file__).resolve().parents[5] / "shared")) / "design"

@@ -6,13 +6,13 @@ import torch
 from cellvision.models.backbones.bottom_up import build_bottom_up
 from cellvision.models.backbones.fpn import FPN
 from cellvision.models.centermask2.detector import CenterMask
-from cellvision.models.centermask2.fcos import Fcos
-from cellvision.models.centermask2.fcos_head import FcosHead
-from cellvision.models.centermask2.mask_head import MaskHead
-from cellvision.models.centermask2.maskiou_head import MaskIouHead
+from cellvision.models.centermask2.fcos.branch import Fcos
+from cellvision.models.centermask2.fcos.head import FcosHead
 from cellvision.models.centermask2.options import FcosAssigning, FcosDecoding, FcosLosses, MaskLosses, RoiSampling
-from cellvision.models.centermask2.roi_heads import CenterRoiHeads
-from cellvision.models.centermask2.roi_pool import RoiPool
+from cellvision.models.centermask2.roi.heads import CenterRoiHeads
+from cellvision.models.centermask2.roi.mask_head import MaskHead
+from cellvision.models.centermask2.roi.maskiou_head import MaskIouHead
+from cellvision.models.centermask2.roi.pool import RoiPool
 
 
 def build_tiny(

@@ -1,0 +1,1 @@
+"""CenterMask2 config files of detectron2, read without detectron2."""

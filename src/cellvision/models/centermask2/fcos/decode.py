@@ -1,0 +1,97 @@
+"""From predictions to boxes: the best candidates of every level, without doubles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cellvision.models.centermask2.fcos.head import FcosOutputs
+from cellvision.models.centermask2.options import FcosDecoding
+from cellvision.ops.boxes import locate, to_boxes
+from cellvision.ops.nms import suppress, suppress_softly
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Proposals:
+    """Boxes in which cells are expected, best first; K cell classes.
+
+    Attributes:
+        boxes: (D, 4) float32 px of the padded image; a cell cut by the border has a box that reaches beyond it.
+        scores: (D,) float32 in 0..1: sqrt(class probability * centre-ness).
+        classes: (D,) int64, 0..K-1.
+        locations: (D, 2) float32 x, y in px of the place that predicted the box.
+        class_scores: (D, K) float32 in 0..1: probability of each class at that place; they need not sum to 1.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    locations: Tensor
+    class_scores: Tensor
+
+    def __getitem__(self, index: int | Tensor) -> Proposals:
+        """Those of (D',) int64 or (D,) bool ``index``."""
+        return Proposals(**{name: values[index] for name, values in vars(self).items()})
+
+
+def decode(outputs: FcosOutputs, *, strides: Sequence[int], options: FcosDecoding) -> list[Proposals]:
+    """The boxes of every image.
+
+    Up to the suppression of doubles all sizes depend on those of the maps alone, not on what is found, which exporters
+    need. At most ``post_nms`` boxes are returned; the published code lets those as good as the last one pass as well.
+
+    Args:
+        outputs: of FcosHead.
+        strides: px, one per level.
+        options: see FcosDecoding.
+    """
+    levels = [
+        _rank_level(class_logits, ltrb, centreness_logits, stride=stride, options=options)
+        for class_logits, ltrb, centreness_logits, stride in zip(
+            outputs.class_logits, outputs.ltrb, outputs.centreness_logits, strides, strict=True
+        )
+    ]
+    batch = Proposals(**{name: torch.cat([vars(one)[name] for one in levels], dim=1) for name in vars(levels[0])})
+    return [_select(batch[image], options) for image in range(len(batch.scores))]
+
+
+def _rank_level(
+    class_logits: Tensor, ltrb: Tensor, centreness_logits: Tensor, *, stride: int, options: FcosDecoding
+) -> Proposals:
+    """The (B, k, ...) best candidates of a level; score -1 where fewer than k are above the threshold."""
+    probabilities = _to_rows(class_logits).sigmoid()
+    combined = probabilities * _to_rows(centreness_logits).sigmoid()
+    compared = combined if options.threshold_with_centreness else probabilities
+    candidates = combined.where(compared > options.score_threshold, -1).flatten(1)
+    best, index = candidates.topk(min(options.pre_nms, candidates.shape[1]))
+    class_count = class_logits.shape[1]
+    places = index // class_count
+    height, width = class_logits.shape[-2:]
+    locations = locate(height, width, stride, device=class_logits.device)[places]
+    distances = torch.take_along_dim(_to_rows(ltrb), places.unsqueeze(2), dim=1) * stride
+    return Proposals(
+        boxes=to_boxes(locations, distances),
+        scores=best.clamp_min(0).sqrt().where(best >= 0, -1),
+        classes=index % class_count,
+        locations=locations,
+        class_scores=torch.take_along_dim(probabilities, places.unsqueeze(2), dim=1),
+    )
+
+
+def _select(candidates: Proposals, options: FcosDecoding) -> Proposals:
+    """Of the candidates of one image those that are no doubles, best first."""
+    found = candidates[candidates.scores >= 0]
+    if options.soft_nms_sigma is None:
+        return found[suppress(found.boxes, found.scores, found.classes, iou=options.nms_iou)[: options.post_nms]]
+    kept, faded = suppress_softly(
+        found.boxes, found.scores, found.classes, sigma=options.soft_nms_sigma, limit=options.post_nms
+    )
+    return replace(found[kept], scores=faded)[faded >= options.score_threshold]
+
+
+def _to_rows(maps: Tensor) -> Tensor:
+    """(B, places, C) float32 of (B, C, H, W)."""
+    return maps.float().flatten(2).transpose(1, 2)

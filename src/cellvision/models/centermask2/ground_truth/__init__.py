@@ -1,0 +1,1 @@
+"""The true cells as a detector learns them."""

@@ -1,0 +1,1 @@
+"""The heads that draw a mask in every box and judge it."""

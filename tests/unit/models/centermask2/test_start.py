@@ -1,0 +1,154 @@
+"""How a net begins: its normalisation layers, its weights, and the images that these know."""
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from cellvision.errors import ConfigError
+from cellvision.models.build import build_model
+from cellvision.models.centermask2.assembly import build_detector
+from cellvision.models.centermask2.settings import NetSettings
+from cellvision.models.centermask2.start import FROM_CHECKPOINT, choose_norm, load_start
+from cellvision.types import DataStats
+
+SMALL = {"fpn_channels": 16, "class_convs": 1, "box_convs": 1, "mask_convs": 1, "maskiou_convs": 1, "norm": "frozen"}
+RESNET = NetSettings().change({**SMALL, "backbone": "resnet18"})
+VOVNET = NetSettings().change({**SMALL, "backbone": "vovnet19_slim_dw"})
+PUBLISHED = ["pixel_mean=[123.675, 116.28, 103.53]: usual for published weights"]
+PUBLISHED += ["pixel_std=[1, 1, 1]: usual for published weights"]
+
+
+def build(settings, *, seed=0):
+    torch.manual_seed(seed)
+    return build_detector(settings, in_channels=3, class_count=1)
+
+
+def save(path, tensors):
+    torch.save({"model": tensors}, path)
+    return str(path)
+
+
+def get_stem(detector):
+    return next(value for value in detector.backbone.bottom_up.state_dict().values() if value.ndim == 4)
+
+
+@pytest.mark.parametrize(
+    ("norm", "has_weights", "expected"),
+    [("auto", True, "frozen"), ("auto", False, "batch"), ("group", False, "group"), ("batch", True, "batch")],
+)
+def test_the_norm_follows_the_weights_unless_it_is_set(norm, has_weights, expected):
+    assert choose_norm(NetSettings(norm=norm), has_weights=has_weights).norm == expected
+
+
+def test_frozen_norm_needs_weights():
+    assert choose_norm(RESNET, has_weights=True) is RESNET
+    with pytest.raises(ConfigError, match=r"model\.norm=frozen without weights; need model\.weights or .*norm=batch"):
+        choose_norm(RESNET, has_weights=False)
+
+
+def test_without_weights_nothing_changes():
+    detector = build(VOVNET)
+    before = get_stem(detector).clone()
+    assert load_start(detector, VOVNET, weights=FROM_CHECKPOINT, pretrained=False) == (VOVNET, ())
+    settings, lines = load_start(detector, VOVNET, weights=None, pretrained=False)
+    assert (settings, lines) == (VOVNET, ("random; norm frozen, which is trained",))
+    assert torch.equal(get_stem(detector), before)
+
+
+def test_published_weights_bring_order_mean_and_spread(tmp_path):
+    theirs, detector = build(VOVNET, seed=1), build(VOVNET)
+    file = save(tmp_path / "a.pth", theirs.state_dict())
+    settings, lines = load_start(detector, VOVNET, weights=file, pretrained=False)
+    assert torch.equal(get_stem(detector), get_stem(theirs).flip(1))
+    assert (settings.weights_order, settings.pixel_mean, settings.pixel_std) == (
+        "bgr",
+        (123.675, 116.28, 103.53),
+        (1.0, 1.0, 1.0),
+    )
+    assert lines[0].startswith(f"{file}: loaded ")
+    assert list(lines[1:]) == ["weights_order=bgr: as published weights are", *PUBLISHED, "norm frozen"]
+
+
+def test_what_the_file_tells_of_images_comes_first(tmp_path):
+    pixels = {"pixel_mean": torch.tensor([1.0, 2.0, 3.0]), "pixel_std": torch.tensor([4.0, 5.0, 6.0])}
+    file = save(tmp_path / "a.pth", {**build(VOVNET).state_dict(), **pixels})
+    settings, lines = load_start(build(VOVNET), VOVNET, weights=file, pretrained=False)
+    assert (settings.pixel_mean, settings.pixel_std) == ((3.0, 2.0, 1.0), (6.0, 5.0, 4.0))
+    assert f"pixel_mean=[3, 2, 1]: as {file} tells" in lines
+
+
+def test_what_is_set_comes_before_all(tmp_path):
+    given = VOVNET.change({"pixel_mean": [7.0] * 3, "pixel_std": [8.0] * 3, "weights_order": "rgb"})
+    theirs, detector = build(VOVNET, seed=1), build(VOVNET)
+    file = save(tmp_path / "a.pth", theirs.state_dict())
+    settings, lines = load_start(detector, given, weights=file, pretrained=False)
+    assert settings == given
+    assert torch.equal(get_stem(detector), get_stem(theirs))
+    assert list(lines[1:]) == ["weights_order=rgb: as set", "norm frozen"]
+
+
+def test_weights_of_torchvision_see_images_as_torchvision_shows_them(tmp_path):
+    """Oracle: torchvision's own preparation of 8-bit images, and its first layers."""
+    torch.manual_seed(1)
+    theirs = torchvision.models.resnet18().eval()
+    shown_as = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    options = {**SMALL, "backbone": "resnet18", "weights": save(tmp_path / "r.pth", theirs.state_dict())}
+    net = build_model(name="centermask2", in_channels=3, classes=["background", "cell"], **options).eval()
+    net.set_statistics(DataStats(offset=(0.0,) * 3, scale=(255.0,) * 3, class_pixels=(1, 1)))
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    prepared = torchvision.transforms.functional.normalize(images / 255, shown_as.mean, shown_as.std)
+    torch.testing.assert_close(net.normalize(images), prepared, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        maps = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(prepared)))))
+        found = net.detector.backbone.bottom_up(net.normalize(images))
+        torch.testing.assert_close(found[3], theirs.layer2(maps), rtol=1e-4, atol=1e-4)
+    assert "weights_order=rgb: as torchvision ResNet weights are" in net.report
+    assert "pixel_std=[58.395, 57.12, 57.375]: usual for torchvision ResNet weights" in net.report
+    assert (net.settings.weights_order, net.config["weights_order"]) == ("rgb", "rgb")
+    assert build_model(**net.config).config == net.config
+
+
+@pytest.fixture
+def without_download(monkeypatch):
+    """Random weights of timm in place of the trained."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **more: create(name, pretrained=False, **more))
+
+
+@pytest.mark.usefixtures("without_download")
+def test_weights_of_timm_tell_their_images():
+    vovnet = VOVNET.change({"backbone": "vovnet57"})
+    settings, lines = load_start(build(vovnet), vovnet, weights=None, pretrained=True)
+    assert (settings.weights_order, settings.pixel_mean, settings.pixel_std) == ("rgb", (127.5,) * 3, (127.5,) * 3)
+    assert "weights_order=rgb: as timm VoVNet weights are" in lines
+    assert "pixel_mean=[127.5, 127.5, 127.5]: as ese_vovnet57b.ra4_e3600_r256_in1k tells" in lines
+
+
+@pytest.mark.usefixtures("without_download")
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet10t"])
+def test_blue_first_is_refused_for_weights_of_timm(backbone):
+    options = {**SMALL, "backbone": backbone, "weights_order": "bgr", "pretrained": True}
+    with pytest.raises(ConfigError, match=r"^model\.weights_order=bgr for resnet1.*; need rgb, as all weights of timm"):
+        build_model(name="centermask2", in_channels=3, classes=["background", "cell"], **options)
+
+
+def test_blue_first_is_refused_for_a_file_of_torchvision(tmp_path):
+    file = save(tmp_path / "r.pth", torchvision.models.resnet18().state_dict())
+    options = {**SMALL, "backbone": "resnet18", "weights_order": "bgr", "weights": file}
+    with pytest.raises(ConfigError, match=r"r\.pth, whose names are those of torchvision ResNet weights; need rgb"):
+        build_model(name="centermask2", in_channels=3, classes=["background", "cell"], **options)
+
+
+@pytest.mark.parametrize("pixels", [{}, {"pixel_mean": [128.0], "pixel_std": [11.5]}])
+def test_a_checkpoint_of_ours_is_red_first_and_knows_its_own_images(tmp_path, pixels):
+    """Without a mean of its own it saw images mapped to 0..1; the published mean would shift them."""
+    theirs, detector, path = build(VOVNET, seed=1), build(VOVNET), tmp_path / "best.ckpt"
+    tensors = {f"net.detector.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"state_dict": tensors, "cellvision": {"net": {"name": "centermask2", **pixels}}}, path)
+    settings, _ = load_start(detector, VOVNET, weights=str(path), pretrained=False)
+    assert torch.equal(get_stem(detector), get_stem(theirs))
+    assert (settings.pixel_mean, settings.pixel_std) == tuple(
+        tuple(pixels[key]) if pixels else None for key in ("pixel_mean", "pixel_std")
+    )
+    assert settings.weights_order == "rgb"

@@ -1,0 +1,111 @@
+"""Progress in lines and bars, in runs that end after epochs, after steps, or not at all by themselves."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from cellvision.training import callbacks
+from cellvision.training.callbacks import EpochBar, EpochLines, build_progress
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Nothing(LightningModule):
+    """Four steps an epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.weight - 1).square().sum()
+        self.log("train/loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def train_dataloader(self):
+        return DataLoader(torch.zeros(4, 1), batch_size=1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(tmp_path, callback, **limits):
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        default_root_dir=tmp_path, callbacks=[callback], **limits,
+    )  # fmt: skip
+    trainer.fit(Nothing())
+
+
+@pytest.mark.parametrize(
+    ("limits", "counted"),
+    [
+        ({"max_epochs": 2}, ["epoch 1/2", "epoch 2/2"]),
+        ({"max_epochs": -1, "max_steps": 6}, ["epoch 1  step 4/6", "epoch 2  step 6/6"]),
+        ({"max_epochs": 2, "max_steps": 100}, ["epoch 1/2  step 4/100", "epoch 2/2  step 8/100"]),
+    ],
+)
+def test_lines_count_what_ends_the_run(tmp_path, capsys, limits, counted):
+    fit(tmp_path, EpochLines(), **limits)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == len(counted)
+    for line, start in zip(lines, counted, strict=True):
+        assert re.fullmatch(rf"{start}  train/loss \d\.\d{{4}}  \d+\.\d s/epoch, \d+ s left", line)
+    assert lines[-1].endswith(", 0 s left")
+
+
+@pytest.mark.parametrize(
+    ("limits", "end"),
+    [
+        ({"max_epochs": -1, "max_steps": -1}, "15.0 s/epoch"),
+        ({"max_epochs": 7, "max_steps": -1}, "15.0 s/epoch, 45 s left"),  # 3 epochs more
+        (
+            {"max_epochs": -1, "max_steps": 1000},
+            "15.0 s/epoch, 30 s left",
+        ),  # 400 steps took 30 s, and there are 400 more
+        ({"max_epochs": 100, "max_steps": 1000}, "15.0 s/epoch, 30 s left"),
+    ],
+)
+def test_time_left_is_reckoned_from_what_this_part_of_a_run_has_done(monkeypatch, capsys, limits, end):
+    """A run resumed after 2 epochs and 200 of its steps, 2 epochs and 30 s later."""
+    clock = iter([1000.0, 1030.0])
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    lines, module = EpochLines(), Nothing()
+    run = {"is_global_zero": True, "callback_metrics": {}, **limits}
+    lines.on_train_start(SimpleNamespace(current_epoch=2, global_step=200, **run), module)
+    lines.on_train_epoch_end(SimpleNamespace(current_epoch=3, global_step=600, **run), module)
+    assert capsys.readouterr().out.strip().endswith(end)
+
+
+def test_lines_can_be_switched_off(tmp_path, capsys):
+    lines = EpochLines()
+    lines.disable()
+    fit(tmp_path, lines, max_epochs=1)
+    assert "epoch" not in capsys.readouterr().out
+
+
+def test_a_terminal_gets_a_bar_and_a_file_gets_lines(monkeypatch):
+    monkeypatch.setattr(callbacks, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    assert isinstance(build_progress(), EpochBar)
+    monkeypatch.setattr(callbacks, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: False)))
+    assert isinstance(build_progress(), EpochLines)
+
+
+@pytest.mark.parametrize(
+    ("limits", "described"),
+    [({"max_epochs": 2}, ["Epoch 0/1", "Epoch 1/1"]), ({"max_epochs": -1, "max_steps": 6}, ["Epoch 0", "Epoch 1"])],
+)
+def test_the_bar_names_no_planned_epoch_where_there_is_none(tmp_path, limits, described):
+    told = []
+
+    class Listening(EpochBar):
+        def _get_train_description(self, current_epoch):
+            told.append(super()._get_train_description(current_epoch).strip())
+            return told[-1]
+
+    fit(tmp_path, Listening(), **limits)
+    assert list(dict.fromkeys(told)) == described
