@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cellvision
 from cellvision.commands.lines import to_line
-from cellvision.errors import CellvisionError
+from cellvision.errors import CellvisionError, ConfigError, explain
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -86,6 +86,11 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     threshold = files.add_mutually_exclusive_group()
     threshold.add_argument("--score-threshold", type=float, metavar="X", help="for all but COCO's scores (0.5)")
     threshold.add_argument("--fit", action="store_true", help="choose that threshold on these images")
+    files.add_argument(
+        "--min-visible", type=float, metavar="X", help="a cell of which better ones leave a smaller share is none (0.5)"
+    )
+    files.add_argument("--min-area-px", type=int, metavar="N", help="a cell with fewer visible pixels is none (1)")
+    files.add_argument("--skip-faulty", action="store_true", help="leave out true cells that cannot be read")
     files.add_argument("--out", type=Path, metavar="OUT", help="file for the scores")
     bundle = parser.add_argument_group("score a bundle")
     bundle.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
@@ -176,6 +181,8 @@ def _check_evaluate(chosen: argparse.Namespace) -> None:
     """Leave with a usage error unless the options are all of one of the two ways."""
     of_file = {"--truth": chosen.truth, "--max-dets": chosen.max_dets, "--areas": chosen.areas, "--out": chosen.out}
     of_file |= {"--score-threshold": chosen.score_threshold, "--fit": chosen.fit or None}
+    of_file |= {"--min-visible": chosen.min_visible, "--min-area-px": chosen.min_area_px}
+    of_file |= {"--skip-faulty": chosen.skip_faulty or None}
     of_bundle = {"--bundle": chosen.bundle, "--images": chosen.images, "--json": chosen.json}
     of_bundle |= {"--labels or --coco": chosen.labels or chosen.coco}
     needed = {"--truth": chosen.truth} if chosen.predictions else dict(of_bundle)
@@ -190,29 +197,32 @@ def _check_evaluate(chosen: argparse.Namespace) -> None:
         chosen.refuse(f"the following arguments are required: {', '.join(missing)}")
 
 
+def _check_not_input(option: str, out: Path | None, *inputs: Path | None) -> None:
+    """Raise ConfigError where the file for the scores is one of those that they are made from."""
+    if out is not None and out.exists() and any(path and path.exists() and out.samefile(path) for path in inputs):
+        got = f"{option} {out}, which is read for the scores"
+        raise ConfigError(explain(got=got, need="a file of its own", hint=f"{option} {out.parent / 'scores.json'}"))
+
+
 def _evaluate_file(chosen: argparse.Namespace) -> int:
     from contextlib import nullcontext
 
-    from cellvision.commands.evaluate_instances import (
-        evaluate_predictions,
-        load_truth,
-        print_evaluation,
-        write_evaluation,
-    )
+    from cellvision.commands.evaluate_instances import evaluate_predictions, load_truth, write_evaluation
+    from cellvision.commands.evaluation_tables import print_evaluation
     from cellvision.commands.progress import show_progress
     from cellvision.runtime.writers import StagedFiles
 
-    settings = {"max_dets": chosen.max_dets, "areas": chosen.areas, "score_threshold": chosen.score_threshold}
-    settings = {name: value for name, value in settings.items() if value is not None}
+    names = ("max_dets", "areas", "score_threshold", "min_visible", "min_area_px")
+    settings = {name: value for name in names if (value := getattr(chosen, name)) is not None}
     if chosen.fit:
         settings["score_threshold"] = None
+    _check_not_input("--out", chosen.out, chosen.predictions, chosen.truth)
     # Staged before the work: a place that cannot be written must not cost an evaluation.
     with StagedFiles(chosen.out.parent) if chosen.out else nullcontext() as staged:
         part = staged.path(chosen.out.name) if staged else None
+        truth = load_truth(chosen.truth, skip_faulty=chosen.skip_faulty)
         with show_progress("evaluate", unit="images") as progress:
-            evaluation = evaluate_predictions(
-                chosen.predictions, load_truth(chosen.truth), progress=progress, **settings
-            )
+            evaluation = evaluate_predictions(chosen.predictions, truth, progress=progress, **settings)
         if part:
             write_evaluation(evaluation, part)
     print_evaluation(evaluation)
@@ -225,6 +235,7 @@ def _evaluate_bundle(chosen: argparse.Namespace) -> int:
     from cellvision.commands.truth import open_truth
     from cellvision.runtime.writers import StagedFiles
 
+    _check_not_input("--json", chosen.json, chosen.coco, chosen.classes)
     predictor = _open_predictor(chosen)
     truth = open_truth(
         predictor.manifest,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any, TypeGuard
 
 
 class CellvisionError(Exception):
@@ -64,3 +66,18 @@ def check_choice(what: str, value: str, known: Iterable[str]) -> None:
     """Raise ConfigError, listing what exists, unless ``value`` is one of ``known``."""
     if value not in (names := list(known)):
         raise ConfigError(unknown_name(what, value, names))
+
+
+def is_finite_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value read from a file is a number that a float can hold; True, NaN and 10**400 are not.
+
+    Example:
+        >>> [is_finite_number(value) for value in (3, 0.5, float("inf"), 10**400, True, "3")]
+        [True, True, False, False, False, False]
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

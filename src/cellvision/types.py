@@ -82,7 +82,7 @@ class Targets:
     Attributes:
         class_map: (B, H, W) int64, 0..K-1 or IGNORE.
         distance: (B, H, W) float32 in 0..1: distance to the nearest pixel outside the own cell, divided by the
-            cell's largest such distance; 0 on background.
+            cell's largest such distance; 0 on background, and everywhere for nets that learn none.
         label_image: (B, H, W) int32, 0 = background.
         cell_classes: one (N,) int64 per image, as in Sample.
         soft_classes: (B, K, H, W) float32 class probabilities that replace class_map in losses after MixUp, or None.
@@ -135,8 +135,10 @@ class DataStats:
     Attributes:
         offset, scale: one per channel, in counts; the net sees (image - offset) / scale.
         class_pixels: number of training pixels of each class, background first, IGNORE left out.
+        normalization: where offset and scale come from, one of NORMALIZATIONS of ``data.statistics``.
     """
 
     offset: tuple[float, ...]
     scale: tuple[float, ...]
     class_pixels: tuple[int, ...]
+    normalization: str = "percentile"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cellvision.errors import ConfigError
 from cellvision.models.base import SegNet
 from cellvision.models.build import build_model
 from cellvision.types import IGNORE, DataStats, Targets
@@ -205,6 +206,52 @@ def test_padding_of_a_batch_is_told_by_the_sizes(net):
         with torch.no_grad():
             totals.append(net.losses(given, padded))
     assert totals[0] == totals[1]
+
+
+def test_evaluation_draws_the_same_boxes_each_time_and_leaves_other_draws_alone():
+    """Masks learn from some of the boxes, drawn at random: validation losses of two epochs must be comparable."""
+    torch.manual_seed(0)
+    settings = {**SMALL, "roi_sampling": {"per_image": 8}}  # 2 boxes of more
+    net = build_model(name="centermask2", in_channels=2, classes=CLASSES, **settings)
+    images, targets = make_images(2, 64, 64), make_targets(2, 64, 64)
+
+    def compute(seed):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return net.losses(images, targets)["mask"].item(), torch.rand(1).item()
+
+    net.train()
+    assert compute(1)[0] != compute(2)[0]
+    net.eval()
+    (first, after), (second, _) = compute(1), compute(2)
+    assert first == second
+    torch.manual_seed(1)
+    assert torch.rand(1).item() == after
+
+
+def test_a_batch_too_small_for_batch_normalisation_is_explained():
+    settings = {**SMALL, "top_levels": 0, "assigning": {"sizes_of_interest": [16, 32]}}
+    net = build_model(name="centermask2", in_channels=2, classes=CLASSES, **settings).train()
+    with pytest.raises(ConfigError, match=r"so small that its deepest map is one pixel; .*; try: model\.norm=group"):
+        net.losses(make_images(1, 32, 32), make_targets(1, 32, 32, cells=2))
+
+
+def test_boxes_may_reach_beyond_the_image_and_masks_fill_them():
+    """Cut off at the border they would squeeze the masks, which are stretched over the whole of them."""
+    torch.manual_seed(0)
+    net = build_model(name="centermask2", in_channels=2, classes=CLASSES, **SMALL).eval()
+    images = make_images(1, 64, 64)
+    logits = net.logits(images)
+    for name in logits:
+        if name.startswith("ltrb"):
+            logits[name] = torch.full_like(logits[name], 3.0)  # in strides: 24 px or more to each side
+    with torch.no_grad():
+        boxes = net.decode(logits)["boxes"][0]
+    assert (boxes[:, 0] < 0).any()
+    assert (boxes[:, 2] > 64).any()
+    torch.testing.assert_close(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    sides = (boxes[:, 2] - boxes[:, 0]).round().int().tolist()
+    assert set(sides) <= {48, 96, 192, 384, 768}
 
 
 def test_features_are_finest_first(net):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,8 @@ def to_polygons(truth):
         pieces = [np.clip(corners, 0, 90).tolist()]
         if rng.random() < 0.2:
             pieces.append([1, 1, 9.5, 1, 9.5, 7])
+        elif not coco_mask.area(coco_mask.frPyObjects(pieces, 90, 110)).any():
+            continue  # no pixel has its centre inside: that is a fault
         rows.append(row if row["iscrowd"] else row | {"segmentation": pieces})
     return truth | {"annotations": rows}
 
@@ -165,13 +168,16 @@ def bad(change):
         (
             lambda t, p: (t, [p[0] | {"segmentation": {"size": [5, 5], "counts": "0"}}]),
             [],
-            "found.json: prediction no. 1: RLE of size [5, 5] in an image of [90, 110]",
+            "found.json: prediction no. 1 has an RLE of size [5, 5] in an image of [90, 110]",
         ),
         (lambda t, p: (t | {"annotations": []}, p), [], "truth.json has no annotations; need true cells"),
         (lambda t, p: ({"images": []}, p), [], "truth.json lacks the lists annotations, categories"),
         (lambda t, p: (t, []), ["--fit"], "0 predicted and"),
         (lambda t, p: (t, p), ["--max-dets", "10,5"], "max_dets=10,5; need ascending numbers"),
         (lambda t, p: (t, p), ["--score-threshold", "nan"], "score_threshold=nan; need a number"),
+        (lambda t, p: (t, p), ["--score-threshold", "inf"], "score_threshold=inf; need a number, not infinite"),
+        (lambda t, p: (t, p), ["--min-visible", "1.5"], "min_visible=1.5; need a share from 0 to 1"),
+        (lambda t, p: (t, p), ["--min-area-px", "0"], "min_area_px=0; need a whole number from 1 up"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, change, options, message):
@@ -183,6 +189,78 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, change, options, message):
     assert "; try: " in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_cells_that_cannot_be_read_are_left_out_where_that_is_asked_for(tmp_path, capsys):
+    truth, predictions = draw_coco(32)
+    expected = run(tmp_path, truth, predictions)[1]["scores"]
+    line = truth["annotations"][0] | {"id": 10_000, "segmentation": [[5, 5, 9, 9, 7, 7]]}
+    spoiled = truth | {"annotations": [*truth["annotations"], line]}
+    (tmp_path / "out" / "scores.json").unlink()
+    assert run(tmp_path, spoiled, predictions) == (2, None)
+    assert "--skip-faulty" in capsys.readouterr().err
+    assert run(tmp_path, spoiled, predictions, "--skip-faulty")[1]["scores"] == expected
+    assert "1 annotations left out, first annotation 10000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("input_", ["found.json", "truth.json"])
+def test_inputs_are_not_overwritten(tmp_path, capsys, input_):
+    found, truth = write(tmp_path, *draw_coco(28))
+    before = (tmp_path / input_).read_bytes()
+    out = tmp_path / "sub" / ".." / input_
+    (tmp_path / "sub").mkdir()
+    assert main(["evaluate", str(found), "--truth", str(truth), "--out", str(out)]) == 2
+    assert "which is read for the scores; need a file of its own; try: --out " in capsys.readouterr().err
+    assert (tmp_path / input_).read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools
+def test_separate_cells_are_scored_as_painted(tmp_path, capsys):
+    """Overlapping predictions become cells before they count; pixels of the label image are the oracle."""
+    truth, predictions = draw_coco(29, crowd=0)
+    options = ["--score-threshold", "0.2", "--min-visible", "0.4", "--min-area-px", "6"]
+    found = run(tmp_path, truth, predictions, *options)[1]
+    assert "from 0.4 visible and 6 px up, the best score on top" in capsys.readouterr().out
+    kept = 0
+    for image in truth["images"]:
+        taken = np.zeros((image["height"], image["width"]), bool)
+        rows = [row for row in predictions if row["image_id"] == image["id"] and row["score"] >= 0.2]
+        for row in sorted(rows, key=lambda row: -row["score"]):
+            mask = coco_mask.decode(row["segmentation"]).astype(bool)
+            free = mask & ~taken
+            if free.sum() >= max(6, 0.4 * mask.sum()):
+                taken |= free
+                kept += 1
+    assert found["scores"]["instance/pred_count"] == kept
+    assert {name: found["settings"][name] for name in ("min_visible", "min_area_px")} == {
+        "min_visible": 0.4, "min_area_px": 6,
+    }  # fmt: skip
+    assert run(tmp_path, truth, predictions, *options[:2])[1]["scores"]["mask/ap"] == found["scores"]["mask/ap"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there file names are any bytes")
+def test_a_file_name_that_utf_8_cannot_hold_is_written_as_json_names_it(tmp_path):
+    found, truth = write(tmp_path, *draw_coco(30))
+    odd, out = tmp_path / os.fsdecode(b"found\xff.json"), tmp_path / "out.json"
+    found.rename(odd)
+    assert main(["evaluate", str(odd), "--truth", str(truth), "--out", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["predictions"] == str(odd)
+
+
+@pytest.mark.parametrize("change", [{"area": 10**400}, {"bbox": [10**400, 1, 2, 3]}, {"bbox": [1e300, 1, 1e300, 3]}])
+def test_sizes_that_no_float_holds_are_taken_from_the_mask(tmp_path, change):
+    truth, predictions = draw_coco(31)
+    bare = dict.fromkeys(change)
+    expected, scores = (
+        run(
+            tmp_path,
+            truth | {"annotations": [truth["annotations"][0] | values, *truth["annotations"][1:]]},
+            predictions,
+        )
+        for values in (bare, change)
+    )
+    assert scores == expected
+    assert scores[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -36,30 +38,39 @@ def folder(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "bundle    none: a centermask2 net cannot be exported" in done.stdout
     assert "weights   random; norm batch, which is trained" in done.stdout
+    (folder / "output.txt").write_text(done.stdout)
     return folder
 
 
 def test_the_run_leaves_predictions_truth_and_pictures(folder):
-    for name in ("predictions.json", "truth.json", "errors.png", "pr_curves.png", "curves.png", "results.json"):
+    for name in (
+        "predictions.json", "truth.json", "cells.png", "errors.png", "pr_curves.png", "curves.png", "confusion.png",
+        "pictures/epoch_000.png", "results.json",
+    ):  # fmt: skip
         assert (folder / name).stat().st_size > 0
-    scores = json.loads((folder / "results.json").read_text())["held_out"]
+    results = json.loads((folder / "results.json").read_text())
+    scores = results["held_out"]
     assert {"mask/ap", "box/ap50", "mask/afnr", "instance/ap_dsb_50", "instance/pq", "pixel/miou"} <= scores.keys()
     assert all(0 <= scores[name] <= 1 for name in ("mask/ap", "instance/ap_dsb_50"))
+    assert results["fields"] == 2
 
 
-def test_the_fitted_threshold_is_in_the_checkpoint(folder):
+def test_the_fitted_threshold_is_in_the_checkpoint_and_the_results(folder):
     net, record = load_net(folder / "checkpoints" / "best.ckpt")
     assert net.spec.kind == "instance"
     assert record.splitting.method == "instances"
     assert 0 < record.splitting.score_threshold < 1
+    assert json.loads((folder / "results.json").read_text())["splitting"] == asdict(record.splitting)
 
 
-def test_evaluate_gives_the_run_s_average_precision_again(folder):
+def test_the_printed_command_gives_every_score_of_cells_again(folder):
+    command = next(line for line in (folder / "output.txt").read_text().splitlines() if line.startswith("again "))
     out = folder / "again.json"
-    command = ["-m", "cellvision", "evaluate", str(folder / "predictions.json"), "--truth", str(folder / "truth.json")]
-    done = run(*command, "--out", str(out))
+    words = shlex.split(command.removeprefix("again"))
+    done = run("-m", *words, "--out", str(out))
     assert done.returncode == 0, done.stderr
     again = json.loads(out.read_text())["scores"]
     scores = json.loads((folder / "results.json").read_text())["held_out"]
-    for name in ("mask/ap", "mask/ap50", "box/ap", "mask/ar_100"):
-        assert again[name] == pytest.approx(scores[name], abs=1e-6)
+    cells = {name: value for name, value in scores.items() if name.startswith(("mask/", "box/", "instance/"))}
+    assert cells["instance/pred_count"] > 0
+    assert {name: again[name] for name in cells} == pytest.approx(cells, abs=1e-9)

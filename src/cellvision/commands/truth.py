@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +12,13 @@ import numpy as np
 from cellvision.bundle import Manifest
 from cellvision.data.coco import CocoDataset
 from cellvision.data.coco.file import load_categories
-from cellvision.data.dataset import CellDataset, to_channels
+from cellvision.data.dataset import BACKGROUND, UNCERTAIN, CellDataset, to_channels
 from cellvision.data.folder import FolderDataset
 from cellvision.data.images import ImageInfo
 from cellvision.data.livedead.tables import load_cells
 from cellvision.errors import ConfigError, DataError, explain
 from cellvision.metrics.cells import has_viability
 from cellvision.types import IGNORE, Sample
-
-_UNCERTAIN = "uncertain"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,12 +62,12 @@ class Truth:
                 explain(
                     got=f"--classes lists no class for {sample.name}, labels {', '.join(map(str, unlisted[:20]))}",
                     need="one row per cell",
-                    hint=f"add the rows, with the class {_UNCERTAIN} where it is not known",
+                    hint=f"add the rows, with the class {UNCERTAIN} where it is not known",
                 )
             )
         classes = np.full(len(sample.cell_classes), IGNORE, np.int64)
         for label in present:
-            if (name := listed[int(label)]) != _UNCERTAIN:
+            if (name := listed[int(label)]) != UNCERTAIN:
                 classes[label - 1] = self.classes.index(name)
         return classes
 
@@ -81,6 +80,7 @@ def open_truth(
     coco: Path | None = None,
     table: Path | None = None,
     channels: tuple[str, ...] | None = None,
+    skip_faulty: bool = False,
 ) -> Truth:
     """The truth beside ``images``, fit to be compared with what a bundle finds.
 
@@ -91,6 +91,8 @@ def open_truth(
         coco: COCO file. Its categories must be the bundle's classes, or one category that means any cell.
         table: CSV with image, label and class ("live", "dead", "uncertain") for the label images.
         channels: "name" or "name:role" of the images' channels; None takes the names in the files.
+        skip_faulty: leave out annotations of the COCO file without a usable segmentation, and say how many; else they
+            are an error.
 
     Raises:
         ConfigError: a class table without label images, or for a bundle that does not tell live from dead.
@@ -105,7 +107,7 @@ def open_truth(
             )
         )
     if coco is not None:
-        return _open_coco(manifest, images, coco, channels)
+        return _open_coco(manifest, images, coco, channels=channels, skip_faulty=skip_faulty)
     dataset = FolderDataset(images=images, labels=labels, labels_are="cells", channels=channels)
     if table is None:
         return Truth(dataset=dataset, classes=_any_cell(manifest))
@@ -119,10 +121,10 @@ def find_channel_names(dataset: CellDataset) -> tuple[str, ...] | None:
     return None if dataset.channels == to_channels(None, [unnamed]) else tuple(c.name for c in dataset.channels)
 
 
-def _open_coco(manifest: Manifest, images: Path, coco: Path, channels: tuple[str, ...] | None) -> Truth:
-    known = load_categories(coco)
-    ignore = [name for name in known if name == _UNCERTAIN]
-    cells = [name for name in known if name != _UNCERTAIN]
+def _open_coco(
+    manifest: Manifest, images: Path, coco: Path, *, channels: tuple[str, ...] | None, skip_faulty: bool
+) -> Truth:
+    cells = [name for name in load_categories(coco) if name != UNCERTAIN]
     if has_classes := set(manifest.classes[1:]) <= set(cells):
         cells = list(manifest.classes[1:])
     elif len(cells) > 1:
@@ -133,9 +135,18 @@ def _open_coco(manifest: Manifest, images: Path, coco: Path, channels: tuple[str
                 hint="rename the categories",
             )
         )
-    dataset = CocoDataset(annotations=coco, images=images, channels=channels, categories=cells, ignore=ignore)
+    dataset = CocoDataset(
+        annotations=coco,
+        images=images,
+        channels=channels,
+        categories=cells,
+        repeated_images="keep",
+        faulty_cells="skip" if skip_faulty else "error",
+    )
+    if dataset.skipped:
+        print(f"{coco}: {len(dataset.skipped)} annotations left out, first {dataset.skipped[0]}", file=sys.stderr)
     return Truth(dataset=dataset, classes=manifest.classes if has_classes else _any_cell(manifest))
 
 
 def _any_cell(manifest: Manifest) -> tuple[str, ...]:
-    return manifest.classes if len(manifest.classes) == 2 else ("background", "cell")
+    return manifest.classes if len(manifest.classes) == 2 else (BACKGROUND, "cell")

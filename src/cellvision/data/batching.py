@@ -37,12 +37,14 @@ class SubsetView:
     @property
     def names(self) -> tuple[str, ...]:
         """Sample names in order."""
-        return tuple(self.dataset.names[i] for i in self.indices)
+        names = self.dataset.names  # made anew at each access by some data sets
+        return tuple(names[i] for i in self.indices)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Group of each sample in order."""
-        return tuple(self.dataset.groups[i] for i in self.indices)
+        groups = self.dataset.groups
+        return tuple(groups[i] for i in self.indices)
 
     def fingerprint(self) -> str:
         """That of the whole data set, and which samples of it."""
@@ -97,11 +99,16 @@ def to_field(sample: Sample, channels: Sequence[int]) -> Field:
     return Field(image=torch.from_numpy(image), label_image=torch.from_numpy(sample.label_image.astype(np.int32)))
 
 
-def collate(items: list[tuple[Field, Sample]]) -> Batch:
+def collate(items: list[tuple[Field, Sample]], *, with_distance: bool = True) -> Batch:
     """The Batch of a list of fields; smaller ones are padded on the right and at the bottom, see ``Targets.sizes``.
 
     Padding has the counts of an empty place of its own field, so that it stays in the range the net knows, label 0,
     distance 0 and class IGNORE.
+
+    Args:
+        items: fields as augmentation left them, each with the sample that it is from.
+        with_distance: False leaves all distances 0, for nets that learn none. A field of 1100 x 1100 px with 3,025
+            cells took 0.11 s with them and 0.008 s without, on one core.
     """
     sizes = tuple((field.height, field.width) for field, _ in items)
     target = (max(height for height, _ in sizes), max(width for _, width in sizes))
@@ -110,7 +117,10 @@ def collate(items: list[tuple[Field, Sample]]) -> Batch:
     # Label 0 is background: entry 0 of the table.
     tables = [torch.cat([torch.zeros(1, dtype=torch.int64), one]) for one in classes]
     class_maps = [table[one.long()] for one, table in zip(labels, tables, strict=True)]
-    distances = [torch.from_numpy(compute_distance(one.numpy())) for one in labels]
+    if with_distance:
+        distances = [torch.from_numpy(compute_distance(one.numpy())) for one in labels]
+    else:
+        distances = [torch.zeros(one.shape) for one in labels]
     return Batch(
         images=torch.stack([_pad_image(field, target) for field, _ in items]),
         targets=Targets(

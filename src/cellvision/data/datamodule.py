@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ from cellvision.data.augment import Augment, Step
 from cellvision.data.augment.cropping import CROPS, RandomCrop, RandomScaleCrop
 from cellvision.data.batching import Crops, Fields, SubsetView, collate
 from cellvision.data.dataset import CellDataset
-from cellvision.data.sampler import EpochSampler, FieldSampler, check_whole, compute_class_weights_per_sample
+from cellvision.data.sampler import (
+    EpochSampler,
+    FieldSampler,
+    check_whole,
+    check_world,
+    compute_class_weights_per_sample,
+)
 from cellvision.data.splits import check_leakage, split_by_group
 from cellvision.data.statistics import CountRange, compute_stats
 from cellvision.errors import ConfigError, explain, unknown_name
@@ -45,6 +52,9 @@ class CellDataModule(LightningDataModule):
         nucleus_margin_px: how far a cell's outline lies beyond its nucleus, told to the Otsu baseline so that it is
             compared fairly where whole cells are annotated.
         seed: of sampling, augmentation and splitting.
+
+    Attributes:
+        with_distance: False leaves ``Targets.distance`` 0 in batches made from then on, for nets that learn none.
 
     Raises:
         ConfigError: splits or channels that do not exist, or group_by_aspect with a crop to one size.
@@ -88,7 +98,7 @@ class CellDataModule(LightningDataModule):
         self.stats: DataStats | None = None
         self.image_dtypes: tuple[str, ...] = ()
         self.pixel_size_um: float | None = None
-        self.small_cell_px, self._draws = 1, 0
+        self.small_cell_px, self._draws, self.with_distance = 1, 0, True
         self._weights: np.ndarray | None = None
         self._aspects: list[int] | None = None
 
@@ -98,7 +108,8 @@ class CellDataModule(LightningDataModule):
         return "viability" if self.classes == ("background", "live", "dead") else "semantic"
 
     def setup(self, stage: str | None = None) -> None:
-        """Check the splits against leakage and measure the training fields, once."""
+        """Check the splits against leakage and measure the training fields, once; see also ``check_world``."""
+        check_world({split: len(view) for split, view in self.views.items() if split != "train"})
         if self.stats is not None:
             return
         check_leakage(dict(self.views))
@@ -178,7 +189,7 @@ class CellDataModule(LightningDataModule):
             dataset,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            collate_fn=collate,
+            collate_fn=partial(collate, with_distance=self.with_distance),
             **options,
         )
 

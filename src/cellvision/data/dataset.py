@@ -16,6 +16,8 @@ from cellvision.types import Sample
 ROLES = ("nuclear", "live", "dead", "")
 MAX_LISTED = 20
 BACKGROUND = "background"
+UNCERTAIN = "uncertain"
+"""What files call cells whose class is not known: it is no class, and such cells are of class IGNORE."""
 
 _COLOUR_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 
@@ -69,7 +71,7 @@ def to_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Class names with "background" first, whether it was given or not.
 
     Raises:
-        ConfigError: no class but background, a name twice, or background not first.
+        ConfigError: no class but background, a name twice, background not first, or a class "uncertain".
     """
     given = tuple(names)
     classes = given if given[:1] == (BACKGROUND,) else (BACKGROUND, *given)
@@ -81,6 +83,9 @@ def to_classes(names: Iterable[str]) -> tuple[str, ...]:
                 hint="classes=[live, dead]",
             )
         )
+    if UNCERTAIN in classes:
+        need = f"other names: {UNCERTAIN!r} are cells whose class is not known"
+        raise ConfigError(explain(got=f"classes {', '.join(given)}", need=need, hint=f"leave {UNCERTAIN} out"))
     return classes
 
 

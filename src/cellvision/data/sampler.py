@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch.distributed as dist
@@ -120,6 +120,19 @@ class FieldSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         world, rank = _world_and_rank()
         return iter(range(rank, self.length, world))
+
+
+def check_world(fields: Mapping[str, int]) -> None:
+    """Raise ConfigError if a process of a distributed run would be left without a field to be scored.
+
+    Args:
+        fields: number of them in each split that is scored.
+    """
+    world, _ = _world_and_rank()
+    for split, count in fields.items():
+        if count < world:
+            got, need = f"{world} devices for {count} {split} fields", "one field or more for each device"
+            raise ConfigError(explain(got=got, need=need, hint=f"trainer.devices={max(1, count)}"))
 
 
 def _world_and_rank() -> tuple[int, int]:

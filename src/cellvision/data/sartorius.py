@@ -18,7 +18,15 @@ import numpy as np
 
 from cellvision.bundle import Channel
 from cellvision.data.coco.masks import OVERLAPS, order_cells, paint_cells
-from cellvision.data.dataset import compute_fingerprint, list_faults, to_channels, to_classes
+from cellvision.data.coco.tables import show
+from cellvision.data.dataset import (
+    BACKGROUND,
+    UNCERTAIN,
+    compute_fingerprint,
+    list_faults,
+    to_channels,
+    to_classes,
+)
 from cellvision.data.groups import find_groups
 from cellvision.data.images import ImageInfo, read_image, read_info
 from cellvision.errors import DataError, check_choice, explain
@@ -26,6 +34,7 @@ from cellvision.types import Sample
 
 FAULTY_CELLS = ("error", "skip")
 COLUMNS = ("id", "annotation", "width", "height", "cell_type")
+MAX_NAME_BYTES = 250
 MAX_DIGITS = 9
 """Of a number in the table: no image has a billion pixels, and numbers of any length would not fit into int64."""
 
@@ -181,18 +190,21 @@ class _Rows:
                 self.fields[row["id"]].cell_types.append(row["cell_type"])
         if faults or not self.fields:
             got = f"{path}: {list_faults(faults)}" if faults else f"{path} has no row"
-            need, hint = "a table without faults", "correct these lines, or faulty_cells=skip for bad annotations"
+            need, hint = "a table without faults", "correct these lines, or data.faulty_cells=skip for bad annotations"
             raise DataError(explain(got=got, need=need, hint=hint))
 
     @staticmethod
     def _find_fault(row: dict[str, str]) -> str | None:
         if None in row or None in row.values():
             return "other number of columns than the first line"
-        if not row["id"] or Path(row["id"]).name != row["id"] or "\\" in row["id"]:
-            return f"id {row['id']!r} is no name of a file"
+        name = row["id"]
+        if not name or Path(name).name != name or "\\" in name or len(name.encode()) > MAX_NAME_BYTES:
+            return f"id {show(name)} is no name of a file"
         for key in ("width", "height"):
             if not _is_whole(row[key]):
-                return f"{key} {row[key]!r} is no number from 1 up"
+                return f"{key} {show(row[key])} is no number from 1 up"
+        if row["cell_type"] in (BACKGROUND, UNCERTAIN):
+            return f"cell_type {row['cell_type']!r} is no class"
         return None if row["cell_type"] else "no cell_type"
 
     def _take(self, row: dict[str, str], *, group: str) -> str | None:
@@ -260,12 +272,12 @@ def _check_images(table: Path, fields: Mapping[str, _Field], folder: Path) -> li
         try:
             info = read_info(path)
         except DataError as error:
-            faults.append(str(error))
+            faults.append(str(error).partition("; need ")[0])  # the list of faults has advice of its own
             continue
         if info.shape[1:] != one.shape:
             faults.append(f"{path} is {info.shape[1:]} px, the table says {one.shape}")
         infos.append(info)
     if faults:
-        need, hint = "the images of the table", "unpack the competition's archive again"
+        need, hint = "the images of the table", "check data.root, and unpack the competition's archive again"
         raise DataError(explain(got=f"{table}: {list_faults(faults)}", need=need, hint=hint))
     return infos

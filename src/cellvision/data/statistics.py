@@ -72,6 +72,7 @@ def compute_stats(
         offset=tuple(float(v) for v in offset),
         scale=tuple(float(v) for v in scale),
         class_pixels=tuple(int(n) for n in counts[:classes]),
+        normalization=normalization,
     )
 
 

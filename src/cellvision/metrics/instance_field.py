@@ -28,6 +28,8 @@ class InstanceField:
         score: (N,) float64, finite, higher is surer; None for truth.
         box_score: (N,) float64, where boxes compete by another score than masks; else None.
         ignored: (N,) bool, true cells that are no miss where nothing finds them ("crowd", "uncertain").
+        cell_class: (N,) int64, the classes that predictions get as separate cells, where that is decided by another
+            rule than the class they were found as; else None.
 
     Raises:
         ShapeError: the columns are not of one length.
@@ -47,10 +49,12 @@ class InstanceField:
     score: np.ndarray | None
     box_score: np.ndarray | None
     ignored: np.ndarray
+    cell_class: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.rles)
         columns = {"class_id": self.class_id, "areas": self.areas, "ignored": self.ignored}
+        columns |= {} if self.cell_class is None else {"cell_class": self.cell_class}
         scores = {name: s for name in ("score", "box_score") if (s := getattr(self, name)) is not None}
         wrong = {name: values.shape for name, values in (columns | scores).items() if values.shape != (count,)}
         if self.boxes.shape != (count, 4):
@@ -96,6 +100,7 @@ class InstanceField:
         boxes: np.ndarray | None = None,
         areas: np.ndarray | None = None,
         ignored: np.ndarray | None = None,
+        cell_class: np.ndarray | None = None,
     ) -> InstanceField:
         """A field of masks as COCO writes them, e.g. from ``encode_detections``.
 
@@ -108,6 +113,7 @@ class InstanceField:
             boxes: (N, 4) left, top, right, bottom; None, or NaN in a row, takes the tight box of the mask.
             areas: (N,) in px; None, or NaN, counts the pixels of the mask.
             ignored: (N,) bool; None ignores no cell.
+            cell_class: (N,) integers, the classes as separate cells; None for those of ``class_id``.
 
         Raises:
             DataError: an RLE cannot be read, or a score is not finite.
@@ -128,6 +134,7 @@ class InstanceField:
             score=None if score is None else score.astype(np.float64),
             box_score=None if box_score is None else box_score.astype(np.float64),
             ignored=np.zeros(len(rles), bool) if ignored is None else ignored.astype(bool),
+            cell_class=None if cell_class is None else cell_class.astype(np.int64),
         )
 
     @classmethod

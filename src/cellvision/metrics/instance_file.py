@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,16 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cellvision.errors import DataError, explain
+from cellvision.errors import DataError, explain, is_finite_number
 from cellvision.metrics.instance_field import InstanceField
 from cellvision.metrics.mask_runs import find_rle_fault
 
 MAX_JSON_BYTES = 2**31
 _KEYS = ("image_id", "category_id", "segmentation", "score")
 _MOST_LISTED = 20
+_LONGEST_VALUE = 60
+LARGEST_PX = 2**31
+"""Of a coordinate: far beyond any image, and an area of it is still a number."""
 
 
 def load_predictions(
@@ -25,17 +27,15 @@ def load_predictions(
 ) -> dict[Any, InstanceField]:
     """The predicted cells of every image, in the order of the file; an image without any has an empty field.
 
-    Of each prediction "image_id", "category_id", "segmentation" (RLE, either form) and "score" are read; "bbox"
-    (left, top, width, height in px), or else the tight box of the mask; and "box_score", where boxes compete by
-    another score than masks.
-
-    Args:
-        path: JSON, a list of predictions.
-        images: (H, W) px by image id.
-        categories: class 1..K-1 by category id.
+        Of each prediction "image_id", "category_id", "segmentation" (RLE, either form) and "score" are read; "bbox"
+        (left, top, width, height in px), or else the tight box of the mask; and "box_score", where boxes compete by
+    XX
+            path: JSON, a list of predictions.
+            images: (H, W) px by image id.
+            categories: class 1..K-1 by category id.
 
     Raises:
-        DataError: no such file, no JSON list, or faults inside, which are all listed (up to 20).
+            DataError: no such file, no JSON list, or faults inside, which are all listed (up to 20).
     """
     entries = _load_list(path)
     faults: list[str] = []
@@ -107,28 +107,39 @@ def _find_fault(entry: Any, images: Mapping[Any, Any], categories: Mapping[Any, 
         return "is no object"
     if missing := [key for key in _KEYS if key not in entry]:
         return f"lacks {', '.join(missing)}"
-    for key, known in (("image_id", images), ("category_id", categories)):
-        if not isinstance(entry[key], int | str) or isinstance(entry[key], bool) or entry[key] not in known:
-            return f"has the unknown {key} {entry[key]!r}"
+    for key, known in (("image_id", images), ("category_id", categories), ("cell_category_id", categories)):
+        value = entry.get(key, entry["category_id"])
+        if not isinstance(value, int | str) or isinstance(value, bool) or value not in known:
+            return f"has the unknown {key} {_shorten(value)}"
     for key in ("score", "box_score"):
-        if not _is_number(entry.get(key, 0)):
-            return f"has the {key} {entry[key]!r}"
+        if not is_finite_number(entry.get(key, 0)):
+            return f"has the {key} {_shorten(entry[key])}"
     box = entry.get("bbox", [0, 0, 0, 0])
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0):
-        return f"has the bbox {box!r}"
-    rle = entry["segmentation"]
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_place, box)) and min(box[2:]) >= 0):
+        return f"has the bbox {_shorten(box)}"
+    return _find_mask_fault(entry["segmentation"], images[entry["image_id"]])
+
+
+def _find_mask_fault(rle: Any, shape: tuple[int, int]) -> str | None:
     if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys() or not isinstance(rle["size"], list):
         return "has a segmentation that is no RLE"
+    # The size first: all that follows is checked against the image.
+    if not all(type(length) is int for length in rle["size"]) or rle["size"] != list(shape):
+        return f"has an RLE of size {_shorten(rle['size'])} in an image of {list(shape)}"
     if not isinstance(rle["counts"], list):
         return None
-    height, width = images[entry["image_id"]]
     whole = all(type(count) is int and count >= 0 for count in rle["counts"])
-    is_full = whole and sum(rle["counts"]) == height * width
-    return None if is_full else f"has RLE counts that do not add up to {height * width} pixels"
+    is_full = whole and sum(rle["counts"]) == shape[0] * shape[1]
+    return None if is_full else f"has RLE counts that do not add up to {shape[0] * shape[1]} pixels"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_place(value: Any) -> bool:
+    return is_finite_number(value) and abs(value) <= LARGEST_PX
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def _to_text(rle: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +150,8 @@ def _build_field(
     rows: list[dict[str, Any]], rles: list[dict[str, Any]], shape: tuple[int, int], categories: Mapping[Any, int]
 ) -> InstanceField:
     has_box_score = any("box_score" in row for row in rows)
+    has_cell_class = any("cell_category_id" in row for row in rows)
+    as_cells = [categories[row.get("cell_category_id", row["category_id"])] for row in rows]
     return InstanceField.from_rles(
         rles,
         shape=shape,
@@ -146,6 +159,7 @@ def _build_field(
         score=np.array([row["score"] for row in rows], np.float64),
         box_score=np.array([row.get("box_score", row["score"]) for row in rows]) if has_box_score else None,
         boxes=read_boxes([row.get("bbox") for row in rows]),
+        cell_class=np.array(as_cells, np.int64) if has_cell_class else None,
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cellvision.types import DataStats, Targets
@@ -72,10 +74,12 @@ class SegNet(nn.Module, ABC):
             (B, 1, H, W) float32 in 0..1.
 
             Kind instance, for D the most cells found in an image of the batch, each image's best cell first:
-            "boxes" (B, D, 4) float32 left, top, right, bottom in px, inside the image; "scores" (B, D) float32 in 0..1;
-            "classes" (B, D) int64 in 1..K-1; "valid" (B, D) bool, False behind an image's last cell; "class_scores"
-            (B, D, K-1) float32 in 0..1, each class on its own; "masks" (B, D, M, M) float32 in 0..1, stretched over the
-            box. "mask_scores" (B, D) float32, score times predicted mask IoU, where the net rates its masks;
+            "boxes" (B, D, 4) float32 left, top, right, bottom in px, right >= left and bottom >= top, which may reach
+            beyond the image: cut off, they would squeeze the masks stretched over them; "scores" (B, D) float32 in
+            0..1; "classes" (B, D) int64 in 1..K-1; "valid" (B, D) bool, False behind an image's last cell;
+            "class_scores" (B, D, K-1) float32 in 0..1, each class on its own; "masks" (B, D, M, M) float32 in 0..1,
+            stretched over the box. "mask_scores" (B, D) float32, score times predicted mask IoU, where the net rates
+            its masks;
             "probabilities" as above where it also has a semantic branch.
         """
 
@@ -105,3 +109,14 @@ class SegNet(nn.Module, ABC):
     @abstractmethod
     def set_statistics(self, stats: DataStats) -> None:
         """Take normalisation and automatic class weights from the training data into buffers."""
+
+
+@contextmanager
+def fix_draws(device: torch.device) -> Iterator[None]:
+    """Draw the same random numbers each time, and leave those outside as they were.
+
+    For losses in evaluation that look at some boxes only: with other draws each time they could not be compared.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield

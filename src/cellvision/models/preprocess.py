@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cellvision.errors import DataError, ShapeError, explain
+from cellvision.errors import ConfigError, DataError, ShapeError, explain
 from cellvision.types import DataStats
+
+WHITE = 255.0
+"""The bright end of the images on the scale of ``model.pixel_mean`` and of all published statistics; dark is 0."""
+
+
+def find_white(stats: DataStats, *, needed_by: str) -> DataStats:
+    """The statistics that map what is 0 and 255 on the scale of published means and deviations to 0 and 1.
+
+    Under "percentile" and "fixed" these are the dark and the bright end of the training images; under "none" the
+    counts are on that scale as they are.
+
+    Args:
+        stats: of the training images.
+        needed_by: what refers to that scale, for the text of the error.
+
+    Raises:
+        ConfigError: under "zscore", which knows no dark and no bright end.
+
+    Example:
+        >>> stats = DataStats(offset=(0.0,), scale=(1.0,), class_pixels=(1, 1), normalization="none")
+        >>> find_white(stats, needed_by="model.pixel_mean").scale
+        (255.0,)
+    """
+    if stats.normalization == "zscore":
+        need = "the counts that are 0 and 255 to it, which zscore does not tell"
+        hint = "data.normalization=fixed, or percentile"
+        raise ConfigError(explain(got=f"data.normalization=zscore with {needed_by}", need=need, hint=hint))
+    if stats.normalization == "none":
+        return replace(stats, offset=(0.0,) * len(stats.offset), scale=(WHITE,) * len(stats.scale))
+    return stats
 
 
 class Normalize(nn.Module):

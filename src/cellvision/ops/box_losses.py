@@ -21,6 +21,10 @@ def compute_box_losses(found: Tensor, truth: Tensor, *, kind: str = "giou", smoo
     "giou": Rezatofighi et al., "Generalized Intersection over Union" (2019); "diou" and "ciou": Zheng et al.,
     "Distance-IoU Loss" (2020); "iou": -log IoU, Yu et al., "UnitBox" (2016); "linear_iou": 1 - IoU.
 
+    The slopes of "ciou" are those of the paper and of torchvision, which are large for boxes that have almost no size
+    yet: an angle changes with 1 / side. The paper's own remedy, to leave that factor out, is not taken. Where training
+    with it begins badly, gradient clipping, a longer warm-up or "diou" help.
+
     Args:
         found: (P, 4) distances to the left, top, right and bottom side, >= 0.
         truth: (P, 4) the true ones, > 0.

@@ -51,7 +51,7 @@ def build_detected_cells(
     )
     found = detections.take(kept)
     sums = measure_cells(label_image, image, None, count=len(found))
-    probabilities = _normalise_scores(found.class_scores, found.class_id)
+    probabilities = normalise_scores(found.class_scores, found.class_id)
     cells = build_cells(
         replace(sums, probability=probabilities * sums.area[:, None]),
         classes=classes,
@@ -69,7 +69,11 @@ def build_detected_cells(
     return replace(cells, probabilities=probabilities, class_id=class_id, score=found.rank_scores.astype(np.float64))
 
 
-def _normalise_scores(class_scores: np.ndarray, class_id: np.ndarray) -> np.ndarray:
+def normalise_scores(class_scores: np.ndarray, class_id: np.ndarray) -> np.ndarray:
+    """(N, K - 1) class scores scaled so that each row has sum 1, float64.
+
+    Where all scores are 0, the class of the cell (``class_id``, (N,), 1..K-1) gets 1.
+    """
     scores = class_scores.astype(np.float64)
     none = scores.sum(axis=1) <= 0.0
     scores[none, class_id[none] - 1] = 1.0

@@ -103,7 +103,7 @@ def _draw_field(field: ErrorField, channels: tuple[Channel, ...], crops: int) ->
         _draw_place(field, plain, fault, step=overview.step) for fault in list(_rank_faults(field, errors))[:crops]
     ]
     counts = errors.counts
-    parts = [(field.name, WHITE), (f"found {counts['found']}", WHITE)]
+    parts = [(field.name, WHITE), (f"found {counts['found']}, without outline", WHITE)]
     parts += [(f"{kind} {counts[kind]}", colour) for kind, colour in reversed(KIND_COLOURS.items())]
     if places:
         parts += [("enlarged: white true", WHITE), ("grey other predictions", _GREY)]

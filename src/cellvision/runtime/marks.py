@@ -22,6 +22,8 @@ _LARGEST_PICTURE_PX = 3000
 _TEXT_PX = 11  # height of the letters at a cell
 _GAP = 12
 _BAR_SHARE = 0.25  # of the picture's width, at most
+_LEGEND_PX = 640  # a legend is as wide as its picture, or at most this where the picture is narrower
+_CAPTION_PX = 13  # height of the letters above a picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,34 +149,72 @@ def choose_bar_um(width_um: float) -> float:
 def add_legend(
     picture: np.ndarray, parts: Sequence[tuple[str, Colour]], *, px_per_um: float | None = None
 ) -> np.ndarray:
-    """The picture with a line below it: on top it would hide cells.
+    """The picture with lines below it: on top they would hide cells. A text too long for a line loses its middle.
 
     Args:
         picture: (h, w, 3) uint8.
-        parts: texts with their colours, from left to right.
-        px_per_um: pixels of the picture per micrometre, for a scale bar at the end of the line; None for no bar.
+        parts: texts with their colours, from left to right, and in further lines where one is not enough.
+        px_per_um: pixels of the picture per micrometre, for a scale bar at the end; None for no bar.
     """
     height, width = picture.shape[:2]
-    font = ImageFont.load_default(size=max(12, width // 50))
-    bar_px = 0
+    font = ImageFont.load_default(size=max(12, width // 70))
+    most = max(width, _LEGEND_PX)
+    texts = [(shorten_text(text, font, most - 2 * _GAP), colour, 0) for text, colour in parts]
     if px_per_um is not None:
         length_um = choose_bar_um(width / px_per_um)
-        bar_px = max(1, round(length_um * px_per_um))
         # Pillow's own font has no letter for micro.
-        parts = [*parts, (f"{length_um:g} um", WHITE)]
-    boxes = [font.getbbox(text) for text, _ in parts]
-    line = int(max(box[3] for box in boxes)) + 8
-    needed = int(sum(box[2] + _GAP for box in boxes)) + _GAP + (bar_px + _GAP if bar_px else 0)
-    canvas = Image.new("RGB", (max(width, needed), height + line))
+        texts.append((f"{length_um:g} um", WHITE, max(1, round(length_um * px_per_um))))
+    line = int(max((font.getbbox(text)[3] for text, _, _ in texts), default=0)) + 8
+    places: list[tuple[int, int, str, Colour, int]] = []
+    x, y, widest = _GAP, height, width
+    for text, colour, bar_px in texts:
+        length = int(font.getbbox(text)[2]) + _GAP + (bar_px + _GAP if bar_px else 0)
+        if x > _GAP and x + length > most:
+            x, y = _GAP, y + line
+        places.append((x, y, text, colour, bar_px))
+        x += length
+        widest = max(widest, x)
+    canvas = Image.new("RGB", (widest, y + line))
     canvas.paste(Image.fromarray(picture), (0, 0))
-    pen, x = ImageDraw.Draw(canvas), _GAP
-    for (text, colour), box in zip(parts, boxes, strict=True):
-        pen.text((x, height + 2), text, fill=colour, font=font)
-        x += int(box[2]) + _GAP
-    if bar_px:
-        middle = height + line // 2
-        pen.rectangle((x, middle - 2, x + bar_px - 1, middle + 1), fill=WHITE)
+    pen = ImageDraw.Draw(canvas)
+    for x, y, text, colour, bar_px in places:
+        pen.text((x, y + 2), text, fill=colour, font=font)
+        if bar_px:
+            left, middle = x + int(font.getbbox(text)[2]) + _GAP, y + line // 2
+            pen.rectangle((left, middle - 2, left + bar_px - 1, middle + 1), fill=WHITE)
     return np.asarray(canvas)
+
+
+def add_caption(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """The picture with lines of text above it; a text too long for the picture loses its middle.
+
+    Args:
+        picture: (h, w, 3) uint8.
+        lines: from top to bottom; an empty one leaves its place empty.
+    """
+    height, width = picture.shape[:2]
+    font = ImageFont.load_default(size=_CAPTION_PX)
+    line = _CAPTION_PX + 5
+    canvas = Image.new("RGB", (width, height + line * len(lines) + 2))
+    canvas.paste(Image.fromarray(picture), (0, line * len(lines) + 2))
+    pen = ImageDraw.Draw(canvas)
+    for number, text in enumerate(lines):
+        pen.text((_GAP // 2, 1 + number * line), shorten_text(text, font, width - _GAP), fill=WHITE, font=font)
+    return np.asarray(canvas)
+
+
+def shorten_text(text: str, font: Font, longest_px: int) -> str:
+    """The text, or what of its beginning and end fits into so many pixels, with dots between."""
+    if font.getlength(text) <= longest_px:
+        return text
+    kept = len(text) - 1
+    while kept > 0 and font.getlength(_drop_middle(text, kept)) > longest_px:
+        kept -= 1
+    return _drop_middle(text, kept)
+
+
+def _drop_middle(text: str, kept: int) -> str:
+    return f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
 
 
 def stack_pictures(pictures: Sequence[np.ndarray], *, axis: int) -> np.ndarray:

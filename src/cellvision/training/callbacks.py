@@ -104,8 +104,13 @@ class BestCheckpoint(Checkpoint):
         return {"score": self.score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score up again."""
+        """Take the best score up again; see ``on_fit_start``."""
         self.score = state_dict["score"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget a score whose net is not here: a run resumed in another folder begins to look for its best net."""
+        if self.score is not None and not trainer.strategy.broadcast(self.path.is_file()):
+            self.score = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that this epoch has scores of its own."""

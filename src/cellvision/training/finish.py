@@ -6,9 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from lightning.pytorch import Trainer
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -17,10 +15,14 @@ from cellvision.metrics.baseline import OtsuBaseline
 from cellvision.metrics.cells import compute_field_score
 from cellvision.metrics.state import CellMetrics
 from cellvision.runtime.viability import Viability, compute_viability
+from cellvision.runtime.writers import StagedFiles
 from cellvision.training.callbacks import BestCheckpoint
 from cellvision.training.checkpoint import load_net, replace_in_record
-from cellvision.training.field_report import draw_field_viability, write_field_table
-from cellvision.training.instance_report import InstanceReport, fit_threshold
+from cellvision.training.confusion import draw_confusions
+from cellvision.training.field_report import FieldRow, draw_field_viability, write_field_table
+from cellvision.training.gathering import gather
+from cellvision.training.instance_fields import limit_score
+from cellvision.training.instance_report import InstanceReport, describe_evaluation, fit_threshold
 from cellvision.training.task import SegmentationTask
 
 SHOWN = {
@@ -41,9 +43,6 @@ SHOWN = {
     "instance/aji": "aggregated Jaccard index",
     "instance/pq": "panoptic quality",
 }
-
-LEAST_SCORE = 1e-6
-"""A fitted threshold is at least this and at most one minus this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,37 +75,54 @@ def finish_run(
         trainer.callbacks.append(report)  # type: ignore[attr-defined]
     trainer.test(task, datamodule=data, verbose=False)
     scores = {name.removeprefix("test/"): float(v) for name, v in trainer.callback_metrics.items() if "test/" in name}
-    fields = sum(int(batches) for batches in trainer.num_test_batches)
+    scores |= task.exact_scores
+    # Every process has scored some of the fields.
+    fields = min(sum(gather(sum(int(batches) for batches in trainer.num_test_batches))), len(data.held_out))
+    rows = {row.name: row for part in gather(task.field_rows) for row in part}
+    if report is not None:
+        report.gather()
+    if not trainer.is_global_zero:
+        return best
     baseline = score_baseline(data, min_area_px=task.splitting.min_area_px, fields=fields)
-    if trainer.is_global_zero:
-        kind = "test" if "test" in data.views else "validation"
-        print_scores(scores, baseline.scores, title=f"{task.net.spec.name} on {fields} {kind} fields")
-        record = {"monitored": best.score, "held_out": scores, **baseline.scores}
-        (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        draw_confusions(task.confusions, task.net.spec.classes, folder / "confusion.png")
-        written = ["results.json", "curves.png", "confusion.png"]
-        if task.field_rows:
-            rows = [replace(row, otsu=baseline.fields.get(row.name)) for row in task.field_rows]
-            write_field_table(rows, folder / "fields.csv")
-            draw_field_viability(rows, folder / "viability.png")
-            written += ["fields.csv", "viability.png"]
-        if report is not None:
-            written += report.write(folder, task, data)
-        print(f"results   {folder}: {', '.join(written)}")
+    kind = "test" if "test" in data.views else "validation"
+    print_scores(scores, baseline.scores, title=f"{task.net.spec.name} on {fields} {kind} fields")
+    splitting = asdict(task.splitting)
+    record = {"monitored": best.score, "fields": fields, "splitting": splitting, "held_out": scores, **baseline.scores}
+    with StagedFiles(folder) as staged:
+        staged.path("results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    draw_confusions(task.confusions, task.net.spec.classes, folder / "confusion.png")
+    written = ["results.json", "curves.png", "confusion.png"]
+    if rows:
+        table = [replace(rows[name], otsu=baseline.fields.get(name)) for name in data.held_out.names if name in rows]
+        written += _write_viability(table, folder)
+    if report is not None:
+        written += report.write(folder, task, data)
+    print(f"results   {folder}: {', '.join(written)}")
+    if report is not None:
+        print(f"again     {describe_evaluation(folder, task.splitting)}")
     return best
+
+
+def _write_viability(table: list[FieldRow], folder: Path) -> list[str]:
+    """Viability field by field, as a table and as a picture; the names of the files."""
+    write_field_table(table, folder / "fields.csv")
+    draw_field_viability(table, folder / "viability.png")
+    return ["fields.csv", "viability.png"]
 
 
 def _fit_score(trainer: Trainer, task: SegmentationTask, data: CellDataModule, checkpoint: Path | None) -> None:
     """Take over the score threshold that is best on training fields, into the checkpoint too."""
     fitted = fit_threshold(trainer, task, data)
     if fitted is None or fitted.value == 0:
-        print(f"threshold {task.splitting.score_threshold} as before: no cell was found in the training fields")
-        return
-    threshold = min(max(fitted.threshold, LEAST_SCORE), 1 - LEAST_SCORE)
-    task.splitting = replace(task.splitting, score_threshold=threshold)
-    if checkpoint is not None and trainer.is_global_zero:
-        replace_in_record(checkpoint, splitting=asdict(task.splitting))
-    print(f"threshold cells count from score {threshold:.3f} up, the best on training fields ({fitted.value:.3f})")
+        text = f"threshold {task.splitting.score_threshold} as before: no cell was found in the training fields"
+    else:
+        threshold = limit_score(fitted.threshold)
+        task.splitting = replace(task.splitting, score_threshold=threshold)
+        if checkpoint is not None and trainer.is_global_zero:
+            replace_in_record(checkpoint, splitting=asdict(task.splitting))
+        text = f"threshold cells count from score {threshold:.3f} up, the best on training fields ({fitted.value:.3f})"
+    if trainer.is_global_zero:
+        print(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +144,8 @@ def score_baseline(data: CellDataModule, *, min_area_px: int, fields: int) -> Ba
     if data.kind != "viability" or "dead" not in roles or not roles & {"nuclear", "live"}:
         return BaselineScores(scores={}, fields={})
     baseline = OtsuBaseline(channels, expand_px=data.nucleus_margin_px, min_area_px=min_area_px)
-    alone, given = CellMetrics(data.classes), CellMetrics(data.classes)
+    # One process sees all of the fields: nothing to gather.
+    alone, given = (CellMetrics(data.classes, sync_on_compute=False) for _ in range(2))
     found_fields: dict[str, Viability] = {}
     for index in range(min(fields, len(data.held_out))):
         sample = data.held_out.sample(index)
@@ -157,25 +174,6 @@ def print_scores(scores: dict[str, float], baselines: dict[str, dict[str, float]
             cells = (f"{values[name]:.3f}" if name in values else "" for values in columns.values())
             table.add_row(words, *cells)
     Console().print(table)
-
-
-def draw_confusions(confusions: dict[str, np.ndarray], classes: tuple[str, ...], path: Path) -> None:
-    """Confusion matrices as one picture: true classes in rows, shares of the row in colour, counts as text."""
-    figure = Figure(figsize=(5 * max(1, len(confusions)), 4.2), layout="constrained")
-    for axes, (name, counts) in zip(
-        np.atleast_1d(figure.subplots(1, len(confusions))), confusions.items(), strict=True
-    ):
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        ticks = range(len(classes))
-        axes.set(title=f"{name}s", xlabel="predicted", ylabel="true")
-        axes.set_xticks(ticks, classes)
-        axes.set_yticks(ticks, classes)
-        for row in ticks:
-            for column in ticks:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=110)
 
 
 def _find_best(trainer: Trainer, monitor: str) -> Best:

@@ -1,24 +1,30 @@
-"""What a run with an instance net leaves: every prediction as a file, curves, and a picture of what went wrong."""
+"""What a run with an instance net leaves: every prediction as a file, curves, and pictures of what was found."""
 
 from __future__ import annotations
 
-import json
+import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from cellvision.bundle import Channel
+from cellvision.bundle import Splitting
 from cellvision.data.batching import Fields, collate
-from cellvision.data.coco import write_coco
 from cellvision.data.datamodule import CellDataModule
+from cellvision.metrics.cells import has_viability
 from cellvision.metrics.instance_field import InstanceField
-from cellvision.metrics.score_threshold import ScoreThreshold, fit_score_threshold
+from cellvision.metrics.score_threshold import ScoreThreshold
 from cellvision.runtime.error_sheet import ErrorField, draw_error_sheet
-from cellvision.training.instance_fields import to_found_field
+from cellvision.runtime.writers import StagedFiles
+from cellvision.training.gathering import gather
+from cellvision.training.instance_fields import choose_cell_classes, fit_to_separate, to_found_field
+from cellvision.training.instance_files import name_fields, write_predictions, write_truth
+from cellvision.training.pictures import draw_rows
 from cellvision.training.pr_curves import draw_pr_curves
 from cellvision.training.scoring import FieldPrediction
 from cellvision.training.task import SegmentationTask
@@ -29,15 +35,14 @@ SHOWN_FIELDS = 3
 
 
 class InstanceReport(Callback):
-    """Collects the held-out fields while they are scored; ``write`` makes the files.
+    """Collects the held-out fields while they are scored; ``gather`` and then ``write`` make the files.
 
     Predictions are kept as compressed masks, and whole fields only of the first three.
     """
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self.fields: list[InstanceField] = []
-        self.shown: list[ErrorField] = []
+        self.fields: dict[str, InstanceField] = {}
+        self.shown: list[FieldPrediction] = []
 
     def on_test_batch_end(
         self,
@@ -51,66 +56,85 @@ class InstanceReport(Callback):
         """Keep what was found."""
         assert isinstance(pl_module, SegmentationTask)
         for field in outputs["fields"]:
-            self.names.append(field.name)
-            self.fields.append(_encode(field, pl_module))
+            self.fields[field.name] = _encode(field, pl_module)
             if len(self.shown) < SHOWN_FIELDS:
-                self.shown.append(_to_error_field(field))
+                self.shown.append(field)
+
+    def gather(self) -> None:
+        """Take over what the other processes of a distributed run have found; every process must take part."""
+        self.fields = {name: field for part in gather(self.fields) for name, field in part.items()}
 
     def write(self, folder: Path, task: SegmentationTask, data: CellDataModule) -> list[str]:
-        """Write predictions.json, truth.json, errors.png and pr_curves.png; their names.
+        """Write predictions.json, truth.json, cells.png, errors.png and pr_curves.png; their names.
 
-        The two JSON files are COCO's: ``cellvision evaluate predictions.json --truth truth.json`` gives every score.
+        The two JSON files are COCO's, under the ids of the data set where it knows them; see `describe_evaluation`.
         """
-        samples = (sample for i in range(len(self.names)) if (sample := data.held_out.sample(i)))
-        write_coco(folder / "truth.json", samples, classes=data.classes)
-        (folder / "predictions.json").write_text(json.dumps(self._list_predictions()), encoding="utf-8")
-        channels: tuple[Channel, ...] = data.channels
-        Image.fromarray(draw_error_sheet(self.shown, channels=channels)).save(folder / "errors.png")
-        names = ["predictions.json", "truth.json", "errors.png"]
+        view = data.held_out
+        ids = name_fields(view, list(self.fields))
+        with StagedFiles(folder) as staged:
+            write_truth(staged.path("truth.json"), view, ids)
+            write_predictions(staged.path("predictions.json"), self.fields, ids)
+        score = task.splitting.score_threshold
+        cells = draw_rows(
+            task.net.spec,
+            self.shown,
+            channels=data.channels,
+            pixel_size_um=data.pixel_size_um,
+            note=f"score >= {score:.3f}",
+        )
+        Image.fromarray(cells).save(folder / "cells.png")
+        errors = [_to_error_field(field) for field in self.shown]
+        Image.fromarray(draw_error_sheet(errors, channels=data.channels)).save(folder / "errors.png")
+        names = ["predictions.json", "truth.json", "cells.png", "errors.png"]
         if curves := task.curves:
             draw_pr_curves(curves, folder / "pr_curves.png", title=f"{task.net.spec.name}, IoU 0.5")
             names.append("pr_curves.png")
         return names
 
-    def _list_predictions(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        for image_id, field in enumerate(self.fields, start=1):
-            assert field.score is not None
-            for i, rle in enumerate(field.rles):
-                left, top, right, bottom = field.boxes[i].tolist()
-                row = {
-                    "image_id": image_id,
-                    "category_id": int(field.class_id[i]),
-                    "bbox": [left, top, right - left, bottom - top],
-                    "segmentation": dict(rle),
-                    "score": float(field.score[i]),
-                }
-                rows.append(row if field.box_score is None else {**row, "box_score": float(field.box_score[i])})
-        return rows
+
+def describe_evaluation(folder: Path, splitting: Splitting) -> str:
+    """The command that scores the files of `InstanceReport.write` as the run did."""
+    files = [shlex.quote(str(folder / name)) for name in ("predictions.json", "truth.json")]
+    settings = f"--score-threshold {splitting.score_threshold!r} --min-visible {splitting.min_visible!r}"
+    return f"cellvision evaluate {files[0]} --truth {files[1]} {settings} --min-area-px {splitting.min_area_px}"
 
 
 def fit_threshold(trainer: Trainer, task: SegmentationTask, data: CellDataModule) -> ScoreThreshold | None:
-    """The score from which cells count, by the first 40 whole training fields: held-out fields take no part.
+    """The score from which cells count, by up to 40 whole training fields: held-out fields take no part.
 
-    None where nothing can be learned from them: no cell was found, or there is none.
+    The fields are spread evenly over the training fields, and their cells painted as they are delivered. None where
+    nothing can be learned from them: no cell was found, or there is none.
     """
     view = data.views["train"]
-    fields = Subset(Fields(view, channels=data.channel_positions), range(min(FITTED_FIELDS, len(view))))
-    loader = DataLoader(fields, batch_size=1, collate_fn=collate)
+    chosen = np.unique(np.linspace(0, len(view) - 1, FITTED_FIELDS).round().astype(np.int64)).tolist()
+    loader = DataLoader(
+        Subset(Fields(view, channels=data.channel_positions), chosen),
+        batch_size=1,
+        collate_fn=partial(collate, with_distance=False),
+    )
     device = trainer.strategy.root_device
     task.to(device).eval()
+    found, truths = [], []
     with torch.no_grad(), trainer.strategy.precision_plugin.forward_context():
-        found = [field for batch in loader for field in task.predict_fields(batch.to(device))]
-    truths = [InstanceField.from_label_image(field.true_label_image, field.true_cell_classes) for field in found]
-    preds = [_encode(field, task) for field in found]
-    usable = any(map(len, preds)) and any(not truth.ignored.all() for truth in truths)
-    fitted: ScoreThreshold | None = trainer.strategy.broadcast(fit_score_threshold(preds, truths) if usable else None)
+        for batch in loader:
+            # Encoded at once: a decoded field is a thousand times as large.
+            for field in task.predict_fields(batch.to(device)):
+                found.append(_encode(field, task))
+                truths.append(InstanceField.from_label_image(field.true_label_image, field.true_cell_classes))
+    fitted: ScoreThreshold | None = trainer.strategy.broadcast(fit_to_separate(found, truths, task.splitting))
     return fitted
 
 
 def _encode(field: FieldPrediction, task: SegmentationTask) -> InstanceField:
-    assert field.detections is not None
-    return to_found_field(field.detections, shape=field.cells.shape, mask_threshold=task.splitting.foreground_threshold)
+    detections, classes = field.detections, task.net.spec.classes
+    assert detections is not None
+    tells = has_viability(classes)
+    return to_found_field(
+        detections,
+        shape=field.cells.shape,
+        mask_threshold=task.splitting.foreground_threshold,
+        cell_class=choose_cell_classes(detections, classes, live_threshold=task.live_threshold) if tells else None,
+    )
 
 
 def _to_error_field(field: FieldPrediction) -> ErrorField:

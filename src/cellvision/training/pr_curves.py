@@ -18,7 +18,7 @@ def draw_pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Pa
 
     Args:
         curves: by name, e.g. "mask, IoU 0.50": (recall, precision), (n,) floats in 0..1, recall ascending. Up to twelve
-            get a legend; the names of more would hide the lines.
+            get a legend beside the lines, where it hides none; the names of more would be a picture of their own.
         path: picture to write; its ending decides the format.
         title: above the lines.
 
@@ -27,7 +27,8 @@ def draw_pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Pa
         >>> recall = np.linspace(0, 1, 101)
         >>> draw_pr_curves({"IoU 0.50": (recall, 1 - recall**4)}, Path(tempfile.mkdtemp()) / "pr.png")
     """
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    has_legend = 0 < len(curves) <= _LARGEST_LEGEND
+    figure = Figure(figsize=(7.5 if has_legend else 5.5, 5), layout="constrained")
     axes = figure.subplots()
     for name, (recall, precision) in curves.items():
         known = np.where(precision >= 0, precision, np.nan)
@@ -36,6 +37,6 @@ def draw_pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Pa
     axes.set(xlabel="recall, share of the cells found", ylabel="precision, share of the finds right", title=title)
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02))
     axes.grid(color="0.9")
-    if 0 < len(curves) <= _LARGEST_LEGEND:
-        axes.legend(loc="lower left")
+    if has_legend:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
     figure.savefig(path, dpi=110)

@@ -10,12 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cellvision.data.datamodule import CellDataModule
+from cellvision.errors import explain
 from cellvision.models.base import SegNet
 from cellvision.training.task import SegmentationTask
+from cellvision.types import IGNORE
 
+COUNTED_FIELDS = 40
 PACKAGES = (
     "cellvision",
     "torch",
@@ -47,9 +51,38 @@ class RunRecord(Callback):
         size = sum(parameter.numel() for parameter in pl_module.net.parameters())
         print(f"run       {self.folder}")
         print(f"data      {fields} fields; channels {', '.join(channel.name for channel in self.data.channels)}")
+        for split, faults in find_skipped(self.data).items():
+            print(f"skipped   {len(faults)} annotations of {split}: {'; '.join(faults[:3])}")
         print(f"net       {pl_module.net.spec.name}, {size:,} parameters; best by {pl_module.monitor}")
         for line in pl_module.net.report:
             print(f"weights   {line}", flush=True)
+        if crowded := describe_crowding(pl_module.net, self.data):
+            print(f"warning   {crowded}", flush=True)
+
+
+def find_skipped(data: CellDataModule) -> dict[str, tuple[str, ...]]:
+    """What was wrong with the annotations that the data set of a split left out; splits without any are absent."""
+    found = {split: tuple(getattr(view.dataset, "skipped", ())) for split, view in data.views.items()}
+    return {split: faults for split, faults in found.items() if faults}
+
+
+def describe_crowding(net: SegNet, data: CellDataModule) -> str | None:
+    """A sentence where training fields hold more cells than a net that finds cells gives per image, else None.
+
+    Looks at up to 40 training fields, spread evenly: all that data sets have in memory or decode within seconds.
+    """
+    limit = getattr(getattr(getattr(net, "settings", None), "decoding", None), "post_nms", None)
+    if limit is None:
+        return None
+    view = data.views["train"]
+    fields = np.unique(np.linspace(0, len(view) - 1, COUNTED_FIELDS).round().astype(np.int64)).tolist()
+    most = max(int((view.sample(i).cell_classes != IGNORE).sum()) for i in fields)
+    if most <= limit:
+        return None
+    enough = 10 ** (len(str(most)) - 1)
+    enough = -(-most * 3 // (2 * enough)) * enough
+    got = f"training fields hold up to {most} cells, and the net gives at most {limit} per image"
+    return explain(got=got, need="room for all of them, with some to spare", hint=f"model.decoding.post_nms={enough}")
 
 
 def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: SegNet) -> Path:
@@ -63,6 +96,7 @@ def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: 
             "fields": {split: len(view) for split, view in data.views.items()},
             "classes": data.classes,
             "channels": [channel.name for channel in data.channels],
+            "skipped": {split: faults[:20] for split, faults in find_skipped(data).items()},
         },
         "net": {"config": net.config, "parameters": sum(p.numel() for p in net.parameters())},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -121,17 +121,20 @@ class Scores(nn.Module):
         return {**self.pixel.compute(), **self.cell.compute(), **kept, **ranked}
 
     def confusions(self) -> dict[str, np.ndarray]:
-        """Confusion matrices (K, K) int64 by what is counted: true classes in rows, predicted in columns."""
-        return {"pixel": self.pixel.confusion.cpu().numpy(), "cell": self.cell.confusion.cpu().numpy()}
+        """Confusion matrices (K, K) int64 over all processes: true classes in rows, predicted in columns."""
+        with self.pixel.sync_context(), self.cell.sync_context():
+            return {"pixel": self.pixel.confusion.cpu().numpy(), "cell": self.cell.confusion.cpu().numpy()}
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """(recall, precision) at IoU 0.5 by "mask" or "box" and class, on this process; empty for other nets."""
+        """(recall, precision) at IoU 0.5 by "mask" or "box" and class, over all processes; empty for other nets."""
         if self.found is None:
             return {}
+        with self.found.sync_context():
+            overlaps = self.found.to_overlaps()
         return {
             f"{kind}, {name}": curve
             for kind in ("mask", "box")
-            for name, curve in self.found.compute_coco(kind).to_curves().items()
+            for name, curve in self.found.compute_coco(kind, overlaps).to_curves().items()
         }
 
     def reset(self) -> None:
@@ -181,6 +184,21 @@ def predict_field(
         cells=cells,
         detections=detections,
     )
+
+
+def repaint_field(
+    spec: NetSpec, field: FieldPrediction, *, splitting: Splitting, live_threshold: float
+) -> FieldPrediction:
+    """The field with its detections made into cells by another splitting.
+
+    Args:
+        spec: of the net, which finds cells.
+        field: with its detections.
+        splitting: how cells are separated.
+        live_threshold: a cell is live where P(live) reaches it.
+    """
+    assert field.detections is not None
+    return replace(field, cells=_take_detections(spec, field.detections, field.image, splitting, live_threshold))
 
 
 def _take_detections(

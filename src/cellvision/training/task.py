@@ -78,6 +78,7 @@ class SegmentationTask(LightningModule):
         )
         self.settings = dict(settings or {})
         self.record: NetRecord | None = None
+        self.exact_scores: dict[str, float] = {}
         self.confusions: dict[str, np.ndarray] = {}
         self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.field_rows: list[FieldRow] = []
@@ -103,6 +104,8 @@ class SegmentationTask(LightningModule):
     def setup(self, stage: str) -> None:
         """Hand the training statistics to the net, once, before any optimizer exists."""
         data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, CellDataModule):
+            data.with_distance = self.net.spec.kind == "viability"
         if self.record is not None or not isinstance(data, CellDataModule) or data.stats is None:
             return
         self.net.set_statistics(data.stats)
@@ -281,7 +284,8 @@ class SegmentationTask(LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         scores = self._scores(stage)
-        self.log_dict({f"{stage}/{name}": value for name, value in scores.compute().items()}, batch_size=1)
+        self.exact_scores = scores.compute()  # Lightning keeps single precision
+        self.log_dict({f"{stage}/{name}": value for name, value in self.exact_scores.items()}, batch_size=1)
         self.confusions, self.curves = scores.confusions(), scores.curves()
         scores.reset()
 

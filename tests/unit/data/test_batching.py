@@ -69,3 +69,13 @@ def test_padded_batches_are_not_mixed():
     batch = collate(build_items(SIZES[:2]))
     with pytest.raises(DataError, match="mixing of images of 40x70 and 64x48 px; need images of one size; try: mixing"):
         Mixing(mixup_probability=1.0)(batch, torch.Generator(), classes=2)
+
+
+def test_distances_that_nobody_learns_are_left_0():
+    items = build_items(SIZES)
+    plain, bare = collate(items).targets, collate(items, with_distance=False).targets
+    assert plain.distance.any()
+    assert (bare.distance.shape, bare.distance.dtype) == (plain.distance.shape, plain.distance.dtype)
+    assert not bare.distance.any()
+    assert torch.equal(bare.class_map, plain.class_map)
+    assert torch.equal(bare.label_image, plain.label_image)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from cellvision.data.augment import CropByCells, RandomCrop, RandomFlip, RandomIntensity, ResizeShortestEdge
 from cellvision.data.batching import SubsetView
@@ -167,3 +168,21 @@ def test_the_cache_stays_within_its_budget():
 def test_unknown_splits_are_named():
     with pytest.raises(ConfigError, match="data split 'valid'"):
         build(datasets={"train": CELLS, "valid": CELLS})
+
+
+def test_more_devices_than_fields_are_refused_also_after_the_data_were_measured(monkeypatch):
+    """The program sets up the data to build the net, and Lightning again when there are processes."""
+    data = build()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    with pytest.raises(ConfigError, match=r"^3 devices for 2 val fields; need one field or more for each device"):
+        data.setup()
+
+
+def test_distances_are_left_out_on_demand():
+    data = build()
+    assert next(iter(data.val_dataloader())).targets.distance.any()
+    data.with_distance = False
+    assert not next(iter(data.val_dataloader())).targets.distance.any()
+    assert not next(iter(data.train_dataloader())).targets.distance.any()

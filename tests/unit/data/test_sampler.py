@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from cellvision.data.sampler import EpochSampler, compute_class_weights_per_sample
+from cellvision.data.sampler import EpochSampler, check_world, compute_class_weights_per_sample
 from cellvision.errors import ConfigError
 
 
@@ -107,3 +107,13 @@ def test_fields_without_cells_keep_a_chance():
 def test_bad_draws_and_seeds_are_explained(settings, text):
     with pytest.raises(ConfigError, match=text):
         draw(0, **settings)
+
+
+def test_every_rank_needs_a_field_to_score(monkeypatch):
+    fields = {"val": 4, "test": 3}
+    check_world(fields)
+    take_part(monkeypatch, 3, 0)
+    check_world(fields)
+    take_part(monkeypatch, 4, 1)
+    with pytest.raises(ConfigError, match=r"^4 devices for 3 test fields; need one .*; try: trainer\.devices=3$"):
+        check_world(fields)

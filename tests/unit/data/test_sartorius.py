@@ -154,7 +154,9 @@ def test_settings_that_change_the_samples_change_the_fingerprint(tmp_path):
 )
 def test_annotations_that_cannot_be_read_are_named_or_skipped(tmp_path, annotation, said):
     root = write(tmp_path, [make_row("a", "1 2"), make_row("a", annotation), make_row("a", "4 2")])
-    with pytest.raises(DataError, match=rf"train\.csv: 1 fault: line 3: .*{said}, in a; need .* faulty_cells=skip"):
+    with pytest.raises(
+        DataError, match=rf"train\.csv: 1 fault: line 3: .*{said}, in a; need .* data\.faulty_cells=skip"
+    ):
         SartoriusDataset(root=root)
     data = SartoriusDataset(root=root, faulty_cells="skip")
     assert data.sample(0).label_image.ravel()[:6].tolist() == [1, 1, 0, 2, 2, 0]
@@ -170,7 +172,10 @@ def test_annotations_that_cannot_be_read_are_named_or_skipped(tmp_path, annotati
         ({"id": ""}, r"id '' is no name of a file"),
         ({"width": "0"}, r"width '0' is no number from 1 up"),
         ({"height": "5.0"}, r"height '5\.0' is no number from 1 up"),
+        ({"id": "ä" * 126}, r"id 'ä+ \.\. is no name of a file"),
         ({"cell_type": ""}, r"no cell_type"),
+        ({"cell_type": "background"}, r"cell_type 'background' is no class"),
+        ({"cell_type": "uncertain"}, r"cell_type 'uncertain' is no class"),
         ({"sample_id": ""}, r"a has no group"),
         ({"height": 8}, r"a is \(8, 8\) px, and \(5, 8\) px in an earlier line"),
         ({"sample_id": "x"}, r"a is of 'x', and of 'cort_a' in an earlier line"),
@@ -220,3 +225,5 @@ def test_images_missing_damaged_or_of_another_size_are_listed(tmp_path):
     assert "a.png is (8, 5) px, the table says (5, 8)" in text
     assert "b.png" in text
     assert "c.png is missing" in text
+    assert (text.count("; need "), text.count("; try: ")) == (1, 1)
+    assert "data.root" in text.partition("; try: ")[2]

@@ -1,5 +1,6 @@
 """Normalisation against numpy on the pooled pixels."""
 
+import pickle
 import tracemalloc
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cellvision.data.statistics import compute_stats
+from cellvision.data.statistics import NORMALIZATIONS, compute_stats
 from cellvision.errors import ConfigError, DataError
 from cellvision.models.build import build_model
 from cellvision.types import IGNORE, Sample
@@ -144,3 +145,10 @@ def test_bad_settings_are_explained():
         compute_stats(SAMPLES, channels=[0], classes=3, percentiles=(99, 1))
     with pytest.raises(DataError, match="no training image"):
         compute_stats([], channels=[0], classes=3)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_statistics_tell_where_they_come_from(normalization):
+    stats = compute_stats(SAMPLES, channels=[0], classes=3, normalization=normalization)
+    assert stats.normalization == normalization
+    assert pickle.loads(pickle.dumps(stats)) == stats

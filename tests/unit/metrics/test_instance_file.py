@@ -35,6 +35,8 @@ def test_what_is_in_the_file(tmp_path):
     assert field.boxes.tolist() == [[1, 0, 2, 2], [0.5, 0, 2.5, 1.5]]
     assert field.areas.tolist() == [2, 1]
     assert load(tmp_path, [GOOD])[7].box_score is None
+    assert load(tmp_path, [GOOD])[7].cell_class is None
+    assert load(tmp_path, [GOOD, second | {"cell_category_id": 9}])[7].cell_class.tolist() == [2, 2]
 
 
 def test_a_whole_file_of_an_evaluator(tmp_path):
@@ -65,6 +67,17 @@ def test_an_empty_list_is_a_file_without_predictions(tmp_path):
         ({"box_score": None}, "has the box_score None"),
         ({"bbox": [1, 2, 3]}, r"has the bbox \[1, 2, 3\]"),
         ({"bbox": [1, 2, -3, 1]}, r"has the bbox \[1, 2, -3, 1\]"),
+        ({"score": 10**400}, r"has the score 10{59}\.\.\."),
+        ({"box_score": -(10**400)}, r"has the box_score -10"),
+        ({"bbox": [1, 2, 10**400, 1]}, r"has the bbox \[1, 2, 10"),
+        ({"bbox": [1, 2, 1e300, 1]}, r"has the bbox \[1, 2, 1e\+300, 1\]"),
+        ({"bbox": [1, 2, True, 1]}, r"has the bbox \[1, 2, True, 1\]"),
+        ({"cell_category_id": 1}, "has the unknown cell_category_id 1"),
+        ({"segmentation": {"size": [], "counts": [6]}}, r"RLE of size \[\] in an image of \[2, 3\]"),
+        ({"segmentation": {"size": ["2", 3], "counts": [6]}}, r"RLE of size \['2', 3\] in an image"),
+        ({"segmentation": {"size": [-2, -3], "counts": [6]}}, r"RLE of size \[-2, -3\] in an image"),
+        ({"segmentation": {"size": [10**30, 3], "counts": [6]}}, r"RLE of size \[10+, 3\] in an image"),
+        ({"segmentation": {"size": [2, 3], "counts": [10**400]}}, "RLE counts that do not add up to 6 pixels"),
         ({"segmentation": [[0, 0, 1, 0, 1, 1]]}, "has a segmentation that is no RLE"),
         ({"segmentation": {"size": [2, 3]}}, "has a segmentation that is no RLE"),
         ({"segmentation": {"size": [3, 2], "counts": "222"}}, r"RLE of size \[3, 2\] in an image of \[2, 3\]"),

@@ -1,12 +1,16 @@
 """Normalisation and padding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from cellvision.errors import DataError, ShapeError
-from cellvision.models.preprocess import Normalize, pad_to_stride
+from cellvision.errors import ConfigError, DataError, ShapeError
+from cellvision.models.preprocess import Normalize, find_white, pad_to_stride
 from cellvision.types import DataStats
+
+STATS = DataStats(offset=(10.0,), scale=(80.0,), class_pixels=(9, 1))
 
 
 def stats(offset, scale):
@@ -56,3 +60,17 @@ def test_pad_repeats_the_last_row_and_column(shape, stride):
     rest = [(0, -side % stride) for side in shape]
     expected = np.pad(images.numpy(), [(0, 0), (0, 0), *rest], mode="edge")
     np.testing.assert_array_equal(pad_to_stride(images, stride), expected)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "expected"),
+    [("percentile", ((10.0,), (80.0,))), ("fixed", ((10.0,), (80.0,))), ("none", ((0.0,), (255.0,)))],
+)
+def test_white_is_the_bright_end_or_255(normalization, expected):
+    found = find_white(replace(STATS, normalization=normalization), needed_by="x")
+    assert (found.offset, found.scale) == expected
+
+
+def test_white_is_unknown_under_zscore():
+    with pytest.raises(ConfigError, match=r"^data\.normalization=zscore with x; need the counts .*; try: data\.normal"):
+        find_white(replace(STATS, normalization="zscore"), needed_by="x")

@@ -70,7 +70,7 @@ def test_each_kind_has_its_colour_where_it_lies(field):
 def test_counts_are_in_the_legend(field, written):
     picture = draw_error_sheet([field], channels=GREY, crops=0)
     assert written["legends"] == [
-        ["well A1", "found 1", "split 1", "merged 1", "false 1", "missed 1", "inexact 1"],
+        ["well A1", "found 1, without outline", "split 1", "merged 1", "false 1", "missed 1", "inexact 1"],
     ]
     assert not written["captions"]
     assert picture[SIZE:].max() == 255
@@ -114,7 +114,14 @@ def test_a_field_without_errors_is_only_a_field(field, written):
     )
     picture = draw_error_sheet([right], channels=GREY)
     assert not written["captions"]
-    assert written["legends"][0][1:] == ["found 6", "split 0", "merged 0", "false 0", "missed 0", "inexact 0"]
+    assert written["legends"][0][1:] == [
+        "found 6, without outline",
+        "split 0",
+        "merged 0",
+        "false 0",
+        "missed 0",
+        "inexact 0",
+    ]
     assert not any(is_colour(picture[:SIZE], colour).any() for colour in KIND_COLOURS.values())
 
 

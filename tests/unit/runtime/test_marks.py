@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageFont
 
 from cellvision.bundle import Channel
 from cellvision.errors import ConfigError
 from cellvision.runtime import marks as marks_module
 from cellvision.runtime.cells import build_cells
 from cellvision.runtime.instances import measure_cells
-from cellvision.runtime.marks import Marks, add_legend, choose_bar_um, stack_pictures
+from cellvision.runtime.marks import Marks, add_caption, add_legend, choose_bar_um, shorten_text, stack_pictures
 from cellvision.runtime.overlay import LARGEST_OVERVIEW_PX, draw_overlay
 
 CHANNELS = (Channel(name="grey"),)
@@ -215,3 +215,39 @@ def test_a_legend_is_below_and_as_wide_as_its_text():
     assert named.shape[1] > 100
     assert named[10:, :, 0].max() > 200
     assert named[10:, :, 1:].max() == 0
+
+
+def test_a_long_legend_goes_on_in_further_lines_and_a_long_name_loses_its_middle():
+    picture = np.full((10, 20, 3), 50, np.uint8)
+    one = add_legend(picture, [("field_x", (255, 0, 0))])
+    parts = [(f"field_{'x' * 150}_end", (255, 0, 0)), *[(f"class {i:02d}", (0, 255, 0)) for i in range(16)]]
+    many = add_legend(picture, parts)
+    assert many.shape[1] <= 640
+    line = len(one) - 10
+    assert len(many) - 10 == 3 * line
+    assert many[10 : 10 + line, :, 0].max() > 200
+    assert many[10 : 10 + line, :, 1].max() == 0, "the name has a line of its own"
+    assert min(many[10 + k * line : 10 + (k + 1) * line, :, 1].max() for k in (1, 2)) > 200
+
+
+def test_text_is_shortened_in_its_middle_as_little_as_can_be():
+    font = ImageFont.load_default(size=12)
+    name = "experiment_7_well_A01_field_12"
+    assert shorten_text(name, font, 1000) == name
+    short = shorten_text(name, font, 100)
+    start, end = short.split("...")
+    assert name.startswith(start)
+    assert name.endswith(end)
+    assert abs(len(start) - len(end)) <= 1
+    assert 80 < font.getlength(short) <= 100
+    assert shorten_text(name, font, 1) == "..."
+
+
+def test_a_caption_is_above_and_no_wider_than_its_picture():
+    picture = np.full((30, 120, 3), 50, np.uint8)
+    captioned = add_caption(picture, ("truth", "a name of a field that is far too long for it", ""))
+    np.testing.assert_array_equal(captioned[-30:], picture)
+    above = captioned[:-30].max(axis=(1, 2))
+    assert captioned.shape[1] == 120
+    thirds = np.array_split(above, 3)
+    assert [part.max() > 200 for part in thirds] == [True, True, False]

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from cellvision.training import callbacks
-from cellvision.training.callbacks import EpochBar, EpochLines, build_progress
+from cellvision.training.callbacks import BestCheckpoint, EpochBar, EpochLines, build_progress
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -109,3 +109,22 @@ def test_the_bar_names_no_planned_epoch_where_there_is_none(tmp_path, limits, de
 
     fit(tmp_path, Listening(), **limits)
     assert list(dict.fromkeys(told)) == described
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_restored_score_counts_where_its_net_is(tmp_path, is_here):
+    """A run resumed in another folder has no best net there; any epoch that follows is the best so far."""
+    best = BestCheckpoint(folder=tmp_path, monitor="val/score")
+    best.load_state_dict({"score": 0.9})
+    if is_here:
+        best.path.write_bytes(b"")
+    saved = []
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=lambda value: value), is_global_zero=True,
+        callback_metrics={"val/score": torch.tensor(0.5)}, save_checkpoint=saved.append,
+    )  # fmt: skip
+    best.on_fit_start(trainer, Nothing())
+    best.on_validation_end(trainer, Nothing())
+    best.on_train_epoch_end(trainer, Nothing())
+    assert saved == ([] if is_here else [best.path])
+    assert best.score == (0.9 if is_here else 0.5)

@@ -4,11 +4,13 @@ import csv
 import json
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cellvision.runtime.viability import compute_viability
+from cellvision.training.confusion import draw_confusions
 from cellvision.training.field_report import FieldRow, draw_field_viability, write_field_table
-from cellvision.training.finish import draw_confusions, print_scores
+from cellvision.training.finish import print_scores
 from cellvision.training.history import draw_curves, write_history
 
 ROWS = [
@@ -33,6 +35,22 @@ def test_pictures_show_something(tmp_path):
     draw_curves(rows, tmp_path / "curves.png")
     for name in ("viability", "confusion", "curves"):
         assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
+
+
+def test_of_cells_the_background_is_missed_or_false(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    counts = np.array([[0, 2], [5, 18]])
+    draw_confusions({"pixel": counts, "cell": counts}, ("background", "cell"), tmp_path / "confusion.png")
+    pixels, cells = drawn
+    for axes, column, row, texts in (
+        (pixels, "background", "background", ["0", "2", "5", "18"]),
+        (cells, "missed", "false", ["2", "5", "18"]),
+    ):
+        assert [label.get_text() for label in axes.get_xticklabels()] == [column, "cell"]
+        assert [label.get_text() for label in axes.get_yticklabels()] == [row, "cell"]
+        assert [text.get_text() for text in axes.texts] == texts
+    np.testing.assert_allclose(cells.images[0].get_array(), [[0, 2 / 20], [5 / 23, 18 / 23]])
 
 
 def test_history_has_a_column_for_every_score(tmp_path):

@@ -13,10 +13,11 @@ from cellvision.data.coco.file import CocoFile, load_coco, load_file_names
 from cellvision.data.coco.images import check_images, name_images
 from cellvision.data.coco.masks import OVERLAPS, Overlap, compute_runs, count_overlap, order_cells, paint_cells
 from cellvision.data.coco.packed_cells import CellRow
-from cellvision.data.dataset import compute_fingerprint, to_channels, to_classes
+from cellvision.data.coco.tables import to_path
+from cellvision.data.dataset import UNCERTAIN, compute_fingerprint, to_channels, to_classes
 from cellvision.data.groups import find_groups
 from cellvision.data.images import read_image
-from cellvision.errors import DataError, check_choice, explain, unknown_name
+from cellvision.errors import ConfigError, DataError, check_choice, explain, unknown_name
 from cellvision.types import IGNORE, Sample
 
 
@@ -33,8 +34,9 @@ class CocoDataset:
         search_subfolders: find files that are not there by their name in all folders below, as LIVECell needs it.
         channels: "name" or "name:role" each; None takes the file's own, see ``to_channels``.
         categories: category names that become classes 1, 2 ... in this order; None takes all that are not ignored, in
-            the order of their ids.
-        ignore: categories whose cells stay in the label image with class IGNORE, as crowd regions do.
+            the order of their ids. A category "background" is no class, and must not have cells.
+        ignore: categories whose cells stay in the label image with class IGNORE, as crowd regions do; "uncertain" is
+            always one of them.
         pattern: only images whose file name matches, e.g. "fluor_*".
         group_key: key of an image entry that names its group; images without it are a group of their own.
         group_pattern: regular expression searched in the file name; what its first group (...) matches is the field's
@@ -49,9 +51,10 @@ class CocoDataset:
 
     Attributes:
         skipped: faults of the annotations that were left out, one text each.
+        category_ids: category id of each class 1..K-1 in the file.
 
     Raises:
-        ConfigError: wrong names of channels.
+        ConfigError: wrong names of channels, or categories both chosen and ignored.
         DataError: faults in the JSON, images missing, of another size than the JSON says or unlike each other, or
             categories unknown or left over; each text lists all of them.
 
@@ -97,13 +100,14 @@ class CocoDataset:
             faulty_cells=faulty_cells,
         )
         self._overlap, self.skipped = overlap, self._file.skipped
-        self._class_of = _number_categories(self._file, categories, ignore)
-        self.classes: tuple[str, ...] = to_classes(
-            name for name, _ in sorted(self._class_of.items(), key=lambda c: c[1]) if self._class_of[name] != IGNORE
-        )
+        chosen, ignored = _choose_categories(self._file, categories, ignore)
+        self.classes: tuple[str, ...] = to_classes(chosen)
+        self._class_of = {name: at for at, name in enumerate(chosen, start=1)} | dict.fromkeys(ignored, IGNORE)
+        id_of = {name: id_ for id_, name in self._file.categories.items()}
+        self.category_ids: tuple[int | str, ...] = tuple(id_of[name] for name in chosen)
         if not self._file.images:
             got = f"{annotations} has no image named like {pattern!r}" + (" that is not excluded" if excluding else "")
-            raise DataError(explain(got=got, need="at least one", hint='pattern="*"'))
+            raise DataError(explain(got=got, need="at least one", hint='data.pattern="*"'))
         infos = check_images(self._file, Path(images), search_subfolders=search_subfolders)
         self._paths = [info.path for info in infos]
         self.channels: tuple[Channel, ...] = to_channels(channels, infos)
@@ -116,6 +120,10 @@ class CocoDataset:
     def entry(self, index: int) -> dict[str, Any]:
         """The JSON entry of an image, for keys of one's own."""
         return self._file.images[index]
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """What the file calls an image: its "id" and its "file_name"."""
+        return {key: self._file.images[index][key] for key in ("id", "file_name")}
 
     def sample(self, index: int) -> Sample:
         """The field at ``index``; DataError if its pixels cannot be decoded."""
@@ -159,7 +167,7 @@ class CocoDataset:
         return IGNORE if row.is_crowd else self._class_of[self._file.categories[row.category]]
 
     def _find_groups(self, key: str, pattern: str | None) -> tuple[str, ...]:
-        files = [entry["file_name"] for entry in self._file.images]
+        files = [str(to_path(entry["file_name"])) for entry in self._file.images]
         if pattern is not None:
             return find_groups(files, pattern, what="file name")
         # All fields of one file are a group, also where the file is listed twice.
@@ -168,19 +176,25 @@ class CocoDataset:
         return tuple(first[file] if group is None else str(group) for group, file in zip(keys, files, strict=True))
 
 
-def _number_categories(file: CocoFile, categories: Sequence[str] | None, ignore: Sequence[str]) -> dict[str, int]:
-    """Class of each category name: 1, 2 ..., or IGNORE."""
+def _choose_categories(
+    file: CocoFile, categories: Sequence[str] | None, ignore: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Categories that become classes, in their order, and those that are ignored."""
     known = list(file.categories.values())
     for name in (*(categories or ()), *ignore):
         if name not in known:
             raise DataError(f"{file.path}: {unknown_name('category', name, known)}")
-    chosen = [name for name in known if name not in ignore] if categories is None else list(categories)
-    if left_over := sorted(file.used_categories - {*chosen, *ignore}):
+    if both := [name for name in categories or () if name in ignore]:
+        got = f"categories and ignore both name {', '.join(both)}"
+        raise ConfigError(explain(got=got, need="each category in one of them", hint=f"categories without {both[0]}"))
+    ignored = [name for name in known if name in ignore or name == UNCERTAIN]
+    chosen = [name for name in known if name not in ignored] if categories is None else list(categories)
+    if left_over := sorted(file.used_categories - {*chosen, *ignored}):
         raise DataError(
             explain(
                 got=f"{file.path} has cells of the categories {', '.join(left_over)}",
                 need=f"a class for each (categories are {', '.join(chosen)})",
-                hint=f"ignore=[{', '.join(left_over)}]",
+                hint=f"data.ignore=[{','.join(left_over)}] with data=coco, or remove these cells",
             )
         )
-    return {name: number for number, name in enumerate(chosen, start=1)} | dict.fromkeys(ignore, IGNORE)
+    return chosen, ignored

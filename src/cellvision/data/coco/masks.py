@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from cellvision.data.coco.tables import show
+
 OVERLAPS = ("first", "smallest")
 
 OUTSIDE_PX = 1.0
@@ -25,11 +27,14 @@ def find_fault(segmentation: Any, *, height: int, width: int) -> str | None:
         if not segmentation:
             return "empty segmentation"
         faults = (_find_polygon_fault(polygon, height, width) for polygon in segmentation)
-        return next((fault for fault in faults if fault), None)
+        if fault := next((fault for fault in faults if fault), None):
+            return fault
+        # Painting takes less time than any test of the shape that would tell which ones need no painting.
+        return None if _has_pixel(segmentation, height, width) else "polygons without a pixel"
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "segmentation is neither polygons nor RLE"
     if segmentation["size"] != [height, width]:
-        return f"RLE of size {segmentation['size']} in an image of {[height, width]}"
+        return f"RLE of size {show(segmentation['size'])} in an image of {[height, width]}"
     try:
         runs = _read_runs(segmentation["counts"])
     except (TypeError, ValueError, OverflowError):
@@ -113,8 +118,11 @@ def count_overlap(label_image: np.ndarray, runs: Sequence[np.ndarray], is_crowd:
 
 def _find_polygon_fault(polygon: Any, height: int, width: int) -> str | None:
     try:
-        numbers = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError):
+        numbers = np.asarray(polygon)
+    except ValueError:
+        return "polygon with something else than numbers"
+    # numpy makes no float of whole numbers over 64 bits, and none of text or null unless it is asked to.
+    if numbers.dtype.kind not in "iuf":
         return "polygon with something else than numbers"
     if numbers.ndim != 1 or len(numbers) < 6:
         return f"polygon of {numbers.size} numbers"
@@ -127,6 +135,10 @@ def _find_polygon_fault(polygon: Any, height: int, width: int) -> str | None:
     if low < -OUTSIDE_PX or x.max() > width + OUTSIDE_PX or y.max() > height + OUTSIDE_PX:
         return f"polygon outside its image (x {x.min():g}..{x.max():g}, y {y.min():g}..{y.max():g})"
     return None
+
+
+def _has_pixel(polygons: Sequence[Sequence[float]], height: int, width: int) -> bool:
+    return bool(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))))
 
 
 def _read_runs(counts: Any) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +16,13 @@ class CellRow(NamedTuple):
         category: its category id.
         is_crowd: whether it marks a region and no cell.
         segmentation: polygons, or either form of RLE, as in the file.
+        measures: what else was asked for, such as "area", as in the file; None where nothing was.
     """
 
     category: Any
     is_crowd: bool
     segmentation: Any
+    measures: dict[str, Any] | None = None
 
 
 class PackedCells:
@@ -37,8 +39,8 @@ class PackedCells:
 
     Example:
         >>> packed = PackedCells([[pack_cell(1, is_crowd=False, segmentation="[[0, 0, 2, 0, 2, 2]]")], []])
-        >>> packed[0], packed[1], len(packed)
-        ([CellRow(category=1, is_crowd=False, segmentation=[[0, 0, 2, 0, 2, 2]])], [], 2)
+        >>> packed[0][0].segmentation, packed[1], len(packed)
+        ([[0, 0, 2, 0, 2, 2]], [], 2)
     """
 
     def __init__(self, texts_per_image: Iterable[Sequence[str]]) -> None:
@@ -59,6 +61,9 @@ class PackedCells:
         return [CellRow(*row) for row in json.loads(text)]
 
 
-def pack_cell(category: int | str, *, is_crowd: bool, segmentation: str) -> str:
+def pack_cell(
+    category: int | str, *, is_crowd: bool, segmentation: str, measures: Mapping[str, Any] | None = None
+) -> str:
     """JSON text of a ``CellRow`` whose segmentation is JSON text already."""
-    return f"[{json.dumps(category)},{'true' if is_crowd else 'false'},{segmentation}]"
+    more = f",{json.dumps(measures)}" if measures else ""
+    return f"[{json.dumps(category)},{'true' if is_crowd else 'false'},{segmentation}{more}]"

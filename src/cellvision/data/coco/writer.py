@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from cellvision.data.coco.outlines import encode_cells, trace_polygons
-from cellvision.data.dataset import CellDataset
+from cellvision.data.dataset import UNCERTAIN, CellDataset
 from cellvision.data.image_writer import write_image
 from cellvision.errors import DataError, check_choice, explain
 from cellvision.types import IGNORE, Sample
@@ -31,7 +31,8 @@ def write_coco(
     """Write an instances JSON that gives back exactly the label images; the images are written by who has them.
 
     A label without pixels is left out, and the labels after it move up when the file is read. A cell of class IGNORE
-    becomes a crowd region.
+    becomes a crowd region: of a category "uncertain" after the classes, or of the class itself where there is only
+    one, for other tools ignore a crowd within its category alone.
 
     Args:
         path: file to write.
@@ -59,19 +60,23 @@ def write_coco(
     check_choice("segmentation", segmentation, SEGMENTATIONS)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    names = [*classes, UNCERTAIN] if len(classes) > 2 else list(classes)
     for image_id, sample in enumerate(samples, start=1):
         height, width = sample.label_image.shape
         entry = {"id": image_id, "file_name": f"{sample.name}{suffix}", "width": width, "height": height}
         size = {} if sample.pixel_size_um is None else {"um_per_pixel": sample.pixel_size_um}
         images.append({**entry, "group": sample.group, **size})
-        for cell in _list_cells(sample, segmentation):
+        for cell in _list_cells(sample, segmentation, ignored_id=len(names) - 1):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **cell})
+    used = {annotation["category_id"] for annotation in annotations}
     tables = {
         "info": {"description": "written by cellvision"},
         "licenses": [],
         "images": images,
         "annotations": {str(a["id"]): a for a in annotations} if annotations_by_id else annotations,
-        "categories": [{"id": at, "name": name} for at, name in enumerate(classes) if at > 0],
+        "categories": [
+            {"id": at, "name": name} for at, name in enumerate(names) if 0 < at < len(classes) or at in used
+        ],
     }
     Path(path).write_text(json.dumps(tables, separators=(",", ":")), encoding="utf-8")
     return Path(path)
@@ -112,8 +117,8 @@ def write_coco_folder(
     return Path(folder)
 
 
-def _list_cells(sample: Sample, segmentation: str) -> list[dict[str, Any]]:
-    """Annotations of a sample, without their ids."""
+def _list_cells(sample: Sample, segmentation: str, *, ignored_id: int) -> list[dict[str, Any]]:
+    """Annotations of a sample, without their ids; cells of class IGNORE have the category ``ignored_id``."""
     labels, rles = encode_cells(sample.label_image)
     boxes = ndimage.find_objects(sample.label_image)
     cells = []
@@ -126,7 +131,7 @@ def _list_cells(sample: Sample, segmentation: str) -> list[dict[str, Any]]:
         size = (columns.stop - columns.start, rows.stop - rows.start)
         cells.append(
             {
-                "category_id": 1 if kind == IGNORE else kind,
+                "category_id": ignored_id if kind == IGNORE else kind,
                 "iscrowd": int(kind == IGNORE),
                 "area": int(coco_mask.area(rle)),
                 "bbox": [columns.start, rows.start, *size],

@@ -22,7 +22,7 @@ import numpy as np
 
 from cellvision.bundle import Channel
 from cellvision.data.coco import CocoDataset
-from cellvision.data.coco.file import load_categories
+from cellvision.data.coco.tables import show
 from cellvision.data.dataset import CellDataset, compute_fingerprint, to_channels
 from cellvision.data.images import ImageInfo, image_stem, list_images, read_image, read_info, read_label_image
 from cellvision.data.livedead.tables import CLASS_IDS, Field, load_cells, load_fields
@@ -43,6 +43,7 @@ class LiveDeadDataset:
         channels: "name" or "name:role" each, role nuclear, live or dead; None takes the names in the files.
         unlisted: what becomes of cells that cells.csv does not list: "error", or "ignore" to give them class IGNORE
             (then cells.csv may be missing).
+        faulty_cells: of COCO files, see ``CocoDataset``.
         restore_counts: bring back raw float32 counts of 8-bit images from ``scale`` of their COCO entries,
             channel -> [count at 0, count at 255], in the order of the image's channels.
 
@@ -70,6 +71,7 @@ class LiveDeadDataset:
         split: str | None = None,
         channels: Sequence[str] | None = None,
         unlisted: str = "error",
+        faulty_cells: str = "error",
         restore_counts: bool = False,
     ) -> None:
         """Read tables and image headers."""
@@ -80,7 +82,9 @@ class LiveDeadDataset:
         if found and (split is None or not (root / "fields.csv").is_file() or split in found):
             if split not in found:
                 raise DataError(f"{root}: {unknown_name('split', split, found)}")
-            self._fields = _CocoFields(found[split], root / "images", channels, restore_counts)
+            self._fields = _CocoFields(
+                found[split], root / "images", channels=channels, faulty_cells=faulty_cells, restore=restore_counts
+            )
         else:
             if restore_counts:
                 hint = "data.restore_counts=false"
@@ -90,9 +94,16 @@ class LiveDeadDataset:
         self.channels: tuple[Channel, ...] = self._fields.channels
         self.names: tuple[str, ...] = self._fields.names
         self.groups: tuple[str, ...] = self._fields.groups
+        coco = self._fields.coco if isinstance(self._fields, _CocoFields) else None
+        self.skipped: tuple[str, ...] = coco.skipped if coco else ()
+        self.category_ids: tuple[int | str, ...] = coco.category_ids if coco else ()
 
     def __len__(self) -> int:
         return len(self._fields)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """What the COCO file calls an image, see ``CocoDataset``; empty where tables are read."""
+        return self._fields.coco.describe(index) if isinstance(self._fields, _CocoFields) else {}
 
     def sample(self, index: int) -> Sample:
         """The field at ``index``; DataError if its files are damaged or a cell has no class."""
@@ -108,38 +119,39 @@ class _CocoFields:
 
     classes = LiveDeadDataset.classes
 
-    def __init__(self, annotations: Path, images: Path, channels: Sequence[str] | None, restore: bool) -> None:
-        known = load_categories(annotations)
-        self._coco = CocoDataset(
+    def __init__(
+        self, annotations: Path, images: Path, *, channels: Sequence[str] | None, faulty_cells: str, restore: bool
+    ) -> None:
+        self.coco = CocoDataset(
             annotations=annotations,
             images=images,
             channels=channels,
             categories=self.classes[1:],
-            ignore=[name for name in known if name == "uncertain"],
+            faulty_cells=faulty_cells,
         )
-        self.channels, self.names, self.groups = self._coco.channels, self._coco.names, self._coco.groups
+        self.channels, self.names, self.groups = self.coco.channels, self.coco.names, self.coco.groups
         self._restore = restore
         if restore:
             for index in range(len(self)):
-                _read_scale(self._coco.entry(index), channels=len(self.channels), path=annotations)
+                _read_scale(self.coco.entry(index), channels=len(self.channels), path=annotations)
         self._annotations = annotations
 
     def __len__(self) -> int:
-        return len(self._coco)
+        return len(self.coco)
 
     def sample(self, index: int) -> Sample:
-        sample = self._coco.sample(index)
+        sample = self.coco.sample(index)
         if not self._restore:
             return sample
         if sample.image.dtype != np.uint8:
             got = f"{sample.name} is {sample.image.dtype}, so its counts were never scaled"
             raise DataError(explain(got=got, need="uint8 for restore_counts", hint="data.restore_counts=false"))
-        scale = _read_scale(self._coco.entry(index), channels=len(self.channels), path=self._annotations)
+        scale = _read_scale(self.coco.entry(index), channels=len(self.channels), path=self._annotations)
         low, high = scale[:, 0, None, None], scale[:, 1, None, None]
         return dataclasses.replace(sample, image=low + sample.image * ((high - low) / np.float32(255)))
 
     def fingerprint(self) -> str:
-        settings = {"coco": self._coco.fingerprint(), "restore_counts": self._restore}
+        settings = {"coco": self.coco.fingerprint(), "restore_counts": self._restore}
         return compute_fingerprint(settings=settings, files=[])
 
 
@@ -204,13 +216,14 @@ class _TableFields:
 def _read_scale(entry: dict[str, Any], *, channels: int, path: Path) -> np.ndarray:
     """(C, 2) float32 from the "scale" of a COCO image entry."""
     try:
-        scale: np.ndarray = np.array(list(entry["scale"].values()), dtype=np.float32)
-    except (KeyError, AttributeError, TypeError, ValueError):
+        with np.errstate(over="ignore"):
+            scale: np.ndarray = np.array(list(entry["scale"].values()), dtype=np.float32)
+    except (KeyError, AttributeError, TypeError, ValueError, OverflowError):
         scale = np.empty(0)
     if scale.shape != (channels, 2) or not np.isfinite(scale).all():
         raise DataError(
             explain(
-                got=f"{path}: image {entry['file_name']} has the scale {entry.get('scale')}",
+                got=f"{path}: image {entry['file_name']} has the scale {show(entry.get('scale'))}",
                 need=f"[count at 0, count at 255] for each of {channels} channels",
                 hint="data.restore_counts=false",
             )

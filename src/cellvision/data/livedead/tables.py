@@ -8,12 +8,15 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellvision.data.dataset import list_faults
+from cellvision.data.coco.tables import show
+from cellvision.data.dataset import UNCERTAIN, list_faults
 from cellvision.data.images import IMAGE_SUFFIXES, image_stem
 from cellvision.errors import DataError, explain, unknown_name
 from cellvision.types import IGNORE
 
-CLASS_IDS = {"live": 1, "dead": 2, "uncertain": IGNORE}
+CLASS_IDS = {"live": 1, "dead": 2, UNCERTAIN: IGNORE}
+MAX_DIGITS = 9
+"""Of a label: label images hold no greater ones, and Python refuses to read numbers of any length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,8 @@ def load_cells(path: Path, *, known: Collection[str], may_be_missing: bool) -> d
         stem, label, name = _to_stem(row["image"]), row["label"], row["class"]
         if stem not in known:
             return f"unknown image {row['image']!r}"
-        if not (label.isascii() and label.isdigit() and int(label) > 0):
-            return f"label {label!r} is no number from 1 up"
+        if not (label.isascii() and label.isdigit() and len(label) <= MAX_DIGITS and int(label) > 0):
+            return f"label {show(label)} is no number from 1 up"
         if name not in CLASS_IDS:
             return f"class {name!r} is none of {', '.join(CLASS_IDS)}"
         if int(label) in cells.setdefault(stem, {}):

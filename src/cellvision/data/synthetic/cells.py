@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -101,12 +102,12 @@ class SyntheticCells:
         """One per plane."""
         return tuple(Channel(name=plane, role="nuclear" if plane == "nuclear" else "") for plane in self.planes)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """One name per field; the seed is part of it, so that sets of different seeds can be joined."""
         return tuple(f"cells_{self.seed}_{index:04d}" for index in range(self.fields))
 
-    @property
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """The well of each field."""
         return tuple(f"cells_{self.seed}_well_{index // self.fields_per_well:04d}" for index in range(self.fields))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -94,12 +95,12 @@ class SyntheticLiveDead:
     def __len__(self) -> int:
         return self.fields
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """One name per field; the seed is part of it, so that sets of different seeds can be joined."""
         return tuple(f"synthetic_{self.seed}_{index:04d}" for index in range(self.fields))
 
-    @property
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """The well of each field."""
         return tuple(f"synthetic_{self.seed}_well_{index // self.fields_per_well:04d}" for index in range(self.fields))

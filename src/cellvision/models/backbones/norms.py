@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cellvision.errors import check_choice
+from cellvision.errors import ConfigError, check_choice, explain
 
 NORMS = ("frozen", "batch", "sync", "group")
 """Kinds that ``build_norm`` makes."""
@@ -85,6 +87,20 @@ def build_norm(kind: str, channels: int) -> nn.Module:
     if kind == "group":
         return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
     return nn.SyncBatchNorm(channels) if kind == "sync" else nn.BatchNorm2d(channels)
+
+
+@contextmanager
+def explain_lone_values() -> Iterator[None]:
+    """Turn torch's error for batch statistics of a single value into a ConfigError with a way out."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        got = "a training batch of one image, so small that its deepest map is one pixel"
+        need = "two values or more, or batch normalisation has no spread to divide by"
+        hint = "model.norm=group, a larger data.batch_size or larger crops"
+        raise ConfigError(explain(got=got, need=need, hint=hint)) from error
 
 
 def freeze(part: _Part) -> _Part:

@@ -177,7 +177,11 @@ class DeformableLayer(nn.Module):
         """(B, channels, H, W) of (B, in_channels, H, W)."""
         offset, conv, norm = (getattr(self, path) for path in self.names)
         moves, looks = offset(maps).split([18, 9], dim=1)
-        return self.relu(norm(deform_conv2d(maps, moves, conv.weight, padding=1, mask=torch.sigmoid(looks))))
+        # In float32 whatever the rest is in: torchvision has no bfloat16 or float16 of it on the CPU.
+        with torch.autocast(maps.device.type, enabled=False):
+            given = (each.float() for each in (maps, moves, conv.weight))
+            found = deform_conv2d(*given, padding=1, mask=looks.float().sigmoid())
+        return self.relu(norm(found.to(maps.dtype)))
 
 
 def _build_layer(

@@ -74,9 +74,11 @@ def check_numbers(
 
 
 def check_levels(key: str, values: Sequence[int]) -> None:
-    """Raise ConfigError unless these are one or more whole numbers."""
+    """Raise ConfigError unless these are one or more whole numbers, each one above the one before."""
     if not isinstance(values, list | tuple) or not values or not all(map(_is_whole, values)):
         raise refuse(key, values, need="pyramid levels, whole numbers", example="[3,4,5]")
+    if list(values) != list(range(values[0], values[0] + len(values))):
+        raise refuse(key, values, need="neighbouring pyramid levels, finest first", example="[3,4,5]")
 
 
 def check_images_and_classes(kind: str, in_channels: int, classes: Sequence[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,17 +13,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cellvision.errors import ConfigError, explain
-from cellvision.models.base import NetSpec, SegNet
+from cellvision.models.backbones.norms import explain_lone_values
+from cellvision.models.base import NetSpec, SegNet, fix_draws
 from cellvision.models.build import MODELS
 from cellvision.models.centermask2.assembly import build_detector, build_semantic_branch
 from cellvision.models.centermask2.checks import check_images_and_classes
-from cellvision.models.centermask2.config_file.reader import read_config_file
 from cellvision.models.centermask2.detector import Detections
 from cellvision.models.centermask2.fcos.head import FcosOutputs
 from cellvision.models.centermask2.ground_truth.cells import truth_from_labels
 from cellvision.models.centermask2.settings import NetSettings
-from cellvision.models.centermask2.start import FROM_CHECKPOINT, choose_norm, load_start
-from cellvision.models.preprocess import Normalize
+from cellvision.models.centermask2.start import FROM_CHECKPOINT, choose_norm, load_start, read_settings
+from cellvision.models.preprocess import WHITE, Normalize, find_white
 from cellvision.types import DataStats, Targets
 
 _MAPS = ("class_logits", "ltrb", "centreness_logits")
@@ -84,17 +86,17 @@ class CenterMask2(SegNet):
         if weights is not None and pretrained:
             got = f"model.weights={weights} and model.pretrained=true"
             raise ConfigError(explain(got=got, need="one of them", hint="model.pretrained=false"))
-        base = NetSettings() if config_file is None else NetSettings.from_config_file(read_config_file(config_file).net)
-        self.settings = choose_norm(base.change(settings), has_weights=weights is not None or pretrained)
+        self.settings, told = _choose_settings(config_file, settings, len(classes) - 1, weights, pretrained)
         self.normalize = Normalize(in_channels)
         self.detector = build_detector(self.settings, in_channels=in_channels, class_count=len(classes) - 1)
         self.semantic = build_semantic_branch(self.settings, self.detector.backbone, classes=len(classes))
-        self.settings, self.report = load_start(self.detector, self.settings, weights=weights, pretrained=pretrained)
+        self.settings, begun = load_start(self.detector, self.settings, weights=weights, pretrained=pretrained)
+        self.report = self._beginning = (*told, *begun)
         self.decided = {
             **self.settings.to_plain(),
             "config_file": None,
             "pretrained": False,
-            "weights": FROM_CHECKPOINT if self.settings.norm == "frozen" else None,
+            "weights": FROM_CHECKPOINT if self.settings.norm == "frozen" or self.settings.freeze_at else None,
         }
         self.spec = NetSpec(
             name="centermask2",
@@ -134,12 +136,16 @@ class CenterMask2(SegNet):
         return self.losses_from(self._compute_logits(images, targets.sizes), targets)
 
     def losses_from(self, logits: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The same, from the results of ``logits``."""
+        """The same, from the results of ``logits``.
+
+        Masks learn from boxes drawn at random; in evaluation they are the same ones each time.
+        """
         pyramid, outputs = self._read(logits)
         height, width = logits["size"].tolist()
         sizes = targets.sizes or ((height, width),) * len(targets.label_image)
         truths = [truth_from_labels(*one) for one in zip(targets.label_image, targets.cell_classes, strict=True)]
-        found = self.detector.losses(pyramid, outputs, sizes, truths)
+        with nullcontext() if self.training else fix_draws(outputs.ltrb[0].device):
+            found = self.detector.losses(pyramid, outputs, sizes, truths)
         losses = {name.removeprefix("loss_"): value for name, value in found.items()}
         if self.semantic is not None:
             losses |= self.semantic.losses(self.semantic(pyramid, size=(height, width)), targets)
@@ -153,19 +159,21 @@ class CenterMask2(SegNet):
     def set_statistics(self, stats: DataStats) -> None:
         """Take normalisation from the training data.
 
-        The training images' dark and bright end become 0 and 255, which ``pixel_mean`` and ``pixel_std`` then refer to:
-        weights learned on 8-bit images see what they know, whatever the camera.
+        ``pixel_mean`` and ``pixel_std`` are on a scale where the training images' dark end is 0 and their bright end
+        255 (under data.normalization=none, where the counts are): weights learned on 8-bit images see what they know,
+        whatever the camera. Without the two, the net sees what data.normalization says.
+
+        Raises:
+            ConfigError: data.normalization=zscore, which has no such ends, with one of the two.
         """
-        channels = len(stats.offset)
-        mean = _spread(self.settings.pixel_mean or (0.0,), channels)
-        std = _spread(self.settings.pixel_std or (255.0,), channels)
-        self.normalize.set_statistics(
-            DataStats(
-                offset=tuple(o + s * m / 255 for o, s, m in zip(stats.offset, stats.scale, mean, strict=True)),
-                scale=tuple(s * d / 255 for s, d in zip(stats.scale, std, strict=True)),
-                class_pixels=stats.class_pixels,
-            )
-        )
+        given = {key: getattr(self.settings, key) for key in ("pixel_mean", "pixel_std")}
+        told = [f"{key}=[{_list(values)}]" for key, values in given.items() if values is not None]
+        if told:
+            key, *_ = (key for key, values in given.items() if values is not None)
+            stats = _move(find_white(stats, needed_by=f"model.{key}"), **given)
+        self.normalize.set_statistics(stats)
+        shown = f"shown as (count - [{_list(stats.offset)}]) / [{_list(stats.scale)}]"
+        self.report = (*self._beginning, "; ".join([*told, f"data.normalization={stats.normalization}", shown]))
 
     def _compute_logits(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None) -> dict[str, Tensor]:
         pyramid = self._encode(images, sizes)
@@ -190,7 +198,8 @@ class CenterMask2(SegNet):
         # Written as multiples, so that the exporter sees that halving is exact.
         stride = self.detector.backbone.size_divisibility
         height, width = ((side + stride - 1) // stride * stride for side in shown.shape[-2:])
-        return self.detector.encode(F.pad(shown, (0, width - shown.shape[-1], 0, height - shown.shape[-2])))
+        with explain_lone_values():
+            return self.detector.encode(F.pad(shown, (0, width - shown.shape[-1], 0, height - shown.shape[-2])))
 
     def _decode(self, pyramid: Mapping[int, Tensor], outputs: FcosOutputs, size: tuple[int, int]) -> dict[str, Tensor]:
         found = self.detector.detect(pyramid, outputs, [size] * len(outputs.ltrb[0]))
@@ -198,6 +207,30 @@ class CenterMask2(SegNet):
         if self.semantic is not None:
             results["probabilities"] = self.semantic(pyramid, size=size).float().softmax(1)
         return results
+
+
+def _choose_settings(
+    config_file: str | None, given: Mapping[str, Any], class_count: int, weights: str | None, pretrained: bool
+) -> tuple[NetSettings, list[str]]:
+    """The settings with a norm that is not "auto", and lines on what is not as the file says."""
+    if config_file is not None:
+        return read_settings(config_file, given, class_count=class_count, weights=weights, pretrained=pretrained)
+    return choose_norm(NetSettings().change(given), has_weights=weights is not None or pretrained), []
+
+
+def _move(stats: DataStats, *, pixel_mean: Sequence[float] | None, pixel_std: Sequence[float] | None) -> DataStats:
+    """Statistics by which the net sees (value - mean) / std, from those by which it sees values of 0..255 as 0..1."""
+    channels = len(stats.offset)
+    mean, std = _spread(pixel_mean or (0.0,), channels), _spread(pixel_std or (WHITE,), channels)
+    return replace(
+        stats,
+        offset=tuple(o + s * m / WHITE for o, s, m in zip(stats.offset, stats.scale, mean, strict=True)),
+        scale=tuple(s * d / WHITE for s, d in zip(stats.scale, std, strict=True)),
+    )
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _join(found: Sequence[Detections]) -> dict[str, Tensor]:

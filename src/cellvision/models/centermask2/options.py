@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cellvision.errors import check_choice
+from cellvision.errors import ConfigError, check_choice, explain
 from cellvision.models.centermask2.checks import (
     check_count,
     check_numbers,
@@ -152,6 +152,10 @@ class RoiSampling:
     def __post_init__(self) -> None:
         check_count(f"{self.key}.per_image", self.per_image, example=512)
         check_range(f"{self.key}.positive_fraction", self.positive_fraction, above=0, high=1, example=0.25)
+        if self.max_positives < 1:
+            got = f"{self.key}.per_image={self.per_image} with {self.key}.positive_fraction={self.positive_fraction}"
+            need, hint = "a product of 1 or more, or no mask is learned", f"{self.key}.per_image=512"
+            raise ConfigError(explain(got=got, need=need, hint=hint))
         check_range(f"{self.key}.iou", self.iou, above=0, high=1, example=0.5)
         check_switch(f"{self.key}.append_truth", self.append_truth)
 

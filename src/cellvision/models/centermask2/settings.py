@@ -46,8 +46,8 @@ class NetSettings:
         fuse: "sum" or "avg" of a level and the enlarged coarser one.
         stem_stride: 4, or 2 for maps of twice the size: every stride is halved.
         norm: of the backbone: "frozen", "batch", "sync", "group", or "auto", which is frozen with loaded weights and
-            batch without.
-        freeze_at: how many parts of the backbone, from the image on, are not trained.
+            batch without; that is also what a config file's "FrozenBN" means.
+        freeze_at: how many parts of the backbone, from the image on, are not trained; only with loaded weights.
         stride_in_1x1: ResNet: where a bottleneck halves the map, see ``build_bottom_up``.
         deformable: VoVNet: deformable convolutions in stages 3 to 5.
         class_convs, box_convs, shared_convs: of the FCOS head; 2, 2 and 0 in the lite nets.
@@ -58,7 +58,8 @@ class NetSettings:
         mask_convs, mask_attention: of the mask head; 2 convolutions in the lite nets.
         mask_iou, maskiou_convs: whether masks are rated, and by how many convolutions; 2 in the lite nets.
         pixel_mean, pixel_std: one per channel, on the scale where 0 is the dark and 255 the bright end of the training
-            images; the net sees (value - mean) / std. None: it sees the training images mapped to 0..1.
+            images, or that of the counts under data.normalization=none; the net sees (value - mean) / std. None: it
+            sees what data.normalization says.
         weights_order: "bgr" or "rgb": order of channels that the weights to start from know. None: as their names tell,
             "rgb" for those of timm and torchvision and "bgr" for the others, as all published detectors are.
         assigning, fcos_loss, decoding, proposals, roi_sampling, mask_loss: see the classes in ``options``;

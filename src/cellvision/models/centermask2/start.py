@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cellvision.errors import ConfigError, explain
+from cellvision.models.centermask2.config_file.beside import list_changes, list_untaken
+from cellvision.models.centermask2.config_file.reader import read_config_file
 from cellvision.models.centermask2.detector import CenterMask
 from cellvision.models.centermask2.settings import AUTO, NetSettings
 from cellvision.models.centermask2.weights.files import read_content
@@ -15,8 +17,11 @@ from cellvision.models.centermask2.weights.names import RED_FIRST
 from cellvision.models.centermask2.weights.pretrained import find_timm_weights, load_pretrained, load_timm_weights
 from cellvision.models.centermask2.weights.report import LoadReport
 
-FROM_CHECKPOINT = "checkpoint"
-"""In place of a file: the weights follow by ``load_state_dict``, as when a trained net is made again."""
+FROM_CHECKPOINT = "\0checkpoint"
+"""In place of a file: the weights follow by ``load_state_dict``, as when a trained net is made again.
+
+No file has such a name and no command line can hold it.
+"""
 
 PUBLISHED_MEAN = (123.675, 116.28, 103.53)
 PUBLISHED_STD = (1.0, 1.0, 1.0)
@@ -31,14 +36,50 @@ def choose_norm(settings: NetSettings, *, has_weights: bool) -> NetSettings:
     """The settings with a norm that is not "auto": frozen with weights to load, trained batch norm without.
 
     Raises:
-        ConfigError: "frozen" without weights: the layers would stay what they are at the start, which is nothing.
+        ConfigError: "frozen" or ``freeze_at`` without weights: the layers would stay what they are at the start, which
+            is nothing.
     """
+    if settings.freeze_at > 0 and not has_weights:
+        got, need = f"model.freeze_at={settings.freeze_at} without weights", "model.weights or model.pretrained for it"
+        raise ConfigError(explain(got=got, need=need, hint="model.freeze_at=0"))
     if settings.norm == AUTO:
         return replace(settings, norm="frozen" if has_weights else "batch")
     if settings.norm == "frozen" and not has_weights:
         need = "model.weights or model.pretrained for it, or a norm that is trained"
         raise ConfigError(explain(got="model.norm=frozen without weights", need=need, hint="model.norm=batch"))
     return settings
+
+
+def read_settings(
+    path: str, given: Mapping[str, Any], *, class_count: int, weights: str | None, pretrained: bool
+) -> tuple[NetSettings, list[str]]:
+    """The settings of a config file with some replaced by those given beside it.
+
+    A file describes a net with the weights that it names. Frozen layers begin trained where nothing is loaded, and the
+    file's mean and spread of the images count only for a file of weights: a random net would see numbers as large as
+    the counts, and timm's weights have their own.
+
+    Args:
+        path: of the file.
+        given: as in ``NetSettings.change``.
+        class_count: cell classes of the data.
+        weights: the file to start from, or None.
+        pretrained: start from weights of timm.
+
+    Returns:
+        The settings, and lines on what is not as the file says.
+    """
+    file = read_config_file(path)
+    said = base = NetSettings.from_config_file(file.net)
+    if said.norm == "frozen":
+        base = replace(base, norm=AUTO)
+    if weights is None:
+        base = replace(base, pixel_mean=None, pixel_std=None)
+    if weights is None and not pretrained:
+        base = replace(base, freeze_at=0)
+    settings = choose_norm(base.change(given), has_weights=weights is not None or pretrained)
+    lines = list_changes(said.to_plain(), settings.to_plain())
+    return settings, lines + list_untaken(file, class_count=class_count, has_weights=weights is not None)
 
 
 def load_start(

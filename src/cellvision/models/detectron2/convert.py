@@ -36,14 +36,14 @@ class BitmapMasks:
         return torch.cat(found) if found else self.masks.new_zeros(0, side, side)
 
     def inside_share(self, boxes: Tensor, index: Tensor) -> Tensor:
-        """(R,) float64 in 0..1, the share of the cell's pixels whose centre is in the box; see MaskTargets."""
+        """(R,) float32 in 0..1, the share of the cell's pixels whose centre is in the box; see MaskTargets."""
         rows = _find_inside(boxes[:, 1::2], self.masks.shape[1])
         columns = _find_inside(boxes[:, 0::2], self.masks.shape[2])
-        shares = boxes.new_zeros(len(boxes), dtype=torch.float64)
+        shares = boxes.new_zeros(len(boxes), dtype=torch.float32)
         for part in torch.arange(len(boxes), device=boxes.device).split(_MASKS_AT_ONCE):
             masks = self.masks[index[part]]
             inside = masks & rows[part].unsqueeze(2) & columns[part].unsqueeze(1)
-            shares[part] = inside.sum((1, 2)).double() / masks.sum((1, 2)).clamp_min(1)
+            shares[part] = inside.sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
         return shares
 
 

@@ -6,23 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cellvision.errors import ConfigError, explain
 from cellvision.models.backbones.norms import FrozenBatchNorm
-from cellvision.models.base import NetSpec, SegNet
+from cellvision.models.base import NetSpec, SegNet, fix_draws
 from cellvision.models.build import MODELS
 from cellvision.models.centermask2.checks import check_images_and_classes
 from cellvision.models.detectron2.convert import build_truths, join
 from cellvision.models.detectron2.install import check_detectron2
 from cellvision.models.detectron2.settings import build_cfg, load_published_weights, to_plain
-from cellvision.models.preprocess import Normalize
+from cellvision.models.preprocess import WHITE, Normalize, find_white
 from cellvision.types import DataStats, Targets
 
 _OUTPUTS = ("boxes", "scores", "classes", "valid", "class_scores", "masks")
 _KEEP_STILL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-_WHITE = 255.0
 
 
 @MODELS.register("detectron2")
@@ -105,7 +103,7 @@ class Detectron2Net(SegNet):
         Its nets compute losses and cells in two different passes, so there are no results to share: validation runs
         the net twice.
         """
-        shown = self.normalize(images) * _WHITE
+        shown = self.normalize(images) * WHITE
         if self.is_bgr:
             shown = shown.flip(1)
         return {"images": shown.expand(-1, self.shown_channels, -1, -1)}
@@ -133,7 +131,7 @@ class Detectron2Net(SegNet):
         inputs = _list_inputs(images, targets.sizes)
         for one, truth in zip(inputs, build_truths(targets, size), strict=True):
             one["instances"] = truth
-        draws = nullcontext() if self.training else _fix_draws(images.device)
+        draws = nullcontext() if self.training else fix_draws(images.device)
         with draws, EventStorage(), _run_as(self.model, training=True):
             return {name.removeprefix("loss_"): value for name, value in self.model(inputs).items()}
 
@@ -144,8 +142,12 @@ class Detectron2Net(SegNet):
         return dict(sorted(found.items(), key=lambda one: -one[1].shape[-1] * one[1].shape[-2]))
 
     def set_statistics(self, stats: DataStats) -> None:
-        """Take normalisation from the training data: their dark end becomes 0 and their bright end 255."""
-        self.normalize.set_statistics(stats)
+        """Take normalisation from the training data: their dark end becomes 0 and their bright end 255.
+
+        Raises:
+            ConfigError: data.normalization=zscore, which has no such ends; see ``find_white``.
+        """
+        self.normalize.set_statistics(find_white(stats, needed_by="model=detectron2, whose MODEL.PIXEL_MEAN it is"))
 
 
 def _build(cfg: Any, in_channels: int) -> Any:
@@ -222,11 +224,3 @@ def _run_as(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-@contextmanager
-def _fix_draws(device: torch.device) -> Iterator[None]:
-    """Draw the same random numbers each time, and leave those outside as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        yield

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cellvision.errors import ConfigError, check_choice, explain
+from cellvision.models.backbones.norms import explain_lone_values
 from cellvision.models.base import MAP_KINDS, NetSpec, SegNet
 from cellvision.models.build import MODELS
 from cellvision.models.preprocess import Normalize, pad_to_stride
@@ -154,7 +155,8 @@ class UNet(SegNet):
 
         Of the padded image: "stride_s" is (B, widths, H' / s, W' / s), H' and W' multiples of ``spec.stride``.
         """
-        *skips, deepest = self.encoder(pad_to_stride(self.normalize(images), self.spec.stride))
+        with explain_lone_values():
+            *skips, deepest = self.encoder(pad_to_stride(self.normalize(images), self.spec.stride))
         maps = [self.dropout(self.context(deepest))]
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
             maps.append(block(maps[-1], skip))

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from cellvision.bundle import Channel
 from cellvision.data.coco import CocoDataset
+from cellvision.data.coco.file import load_categories
 from cellvision.data.coco.masks import compute_runs, find_fault, paint_cells
 from cellvision.data.dataset import CellDataset
 from cellvision.data.images import read_label_image
@@ -174,14 +175,26 @@ NAN = float("nan")
         (("images", 0, "height"), -2, "image 7 has the height -2"),
         (("images", 0, "width"), "30", "image 7 has the width '30'"),
         (("images", 0, "um_per_pixel"), 0, "image 7 has the um_per_pixel 0"),
+        (("images", 0, "um_per_pixel"), 10**400, "image 7 has the um_per_pixel 1000"),
+        (("images", 0, "um_per_pixel"), NAN, "image 7 has the um_per_pixel nan"),
+        (("images", 0, "height"), 10**400, "image 7 has the height 1000"),
+        (("images", 0), {"id": 7, "file_name": "a.tif", "width": 2**18, "height": 2**14}, "has 262144 x 16384 px"),
+        (("images", 0, "file_name"), "\ud800.tif", "image 7 has the file_name '\\ud800.tif'"),
+        (("images", 0, "file_name"), "a\0.tif", "image 7 has the file_name 'a\\x00.tif'"),
+        (("images", 0, "file_name"), "x" * 300 + ".tif", "xxx .. cannot be opened (File name too long)"),
         (("images", 0, "file_name"), "../a.tif", "image 7 has the file_name '../a.tif'"),
         (("images", 0, "file_name"), "/etc/a.tif", "image 7 has the file_name '/etc/a.tif'"),
         (("images", 0, "file_name"), "..\\a.tif", "image 7 has the file_name"),
         (("images", 0, "file_name"), "C:\\a.tif", "image 7 has the file_name"),
         (("images", 1, "id"), 7, "image id 7 is given 2 times"),
         (("images", 1, "file_name"), "a.tif", "file_name 'a.tif' is given 2 times"),
+        (("images", 1, "file_name"), ".\\a.tif", "file_name 'a.tif' is given 2 times"),
         (("categories", 1, "id"), 5, "category id 5 is given 2 times"),
         (("categories", 1, "name"), "dead", "category name 'dead' is given 2 times"),
+        (("categories", 1, "name"), None, "category 2 has the name None"),
+        (("categories", 1, "name"), " ", "category 2 has the name ' '"),
+        (("categories", 1, "name"), "\ud800", "category 2 has the name '\\ud800'"),
+        (("categories", 1, "name"), "background", "category 2 has the name 'background', and 2 cells"),
         ((*A0, "id"), 2, "annotation id 2 is given 2 times"),
         ((*A0, "segmentation"), KeyError, "annotation 1 lacks segmentation"),
         ((*A0, "image_id"), 99, "annotation 1 has the unknown image 99"),
@@ -192,6 +205,14 @@ NAN = float("nan")
         ((*A0, "segmentation"), [[1, 2, 3, 4, 5, 6, 7]], "polygon of 7 numbers, which is odd"),
         ((*A0, "segmentation"), [[1, 2, 3, 4, 5, NAN]], "polygon with NaN"),
         ((*A0, "segmentation"), [["a"] * 6], "polygon with something else than numbers"),
+        ((*A0, "segmentation"), [["1", "1", "9", "1", "9", "9"]], "polygon with something else than numbers"),
+        ((*A0, "segmentation"), [[1, 1, 9, 1, 9, 10**400]], "polygon with something else than numbers"),
+        ((*A0, "segmentation"), [[1, 1, 9, 1, 9, None]], "polygon with something else than numbers"),
+        ((*A0, "segmentation"), [[1, 1, 9, 1, [9], 9]], "polygon with something else than numbers"),
+        ((*A0, "segmentation"), [[3, 3, 3, 3, 3, 3]], "annotation 1 of a.tif: polygons without a pixel"),
+        ((*A0, "segmentation"), [[3.1, 3.6, 9.3, 3.6, 9.3, 3.7, 3.1, 3.7]], "polygons without a pixel"),
+        ((*A0, "iscrowd"), "0", "annotation 1 of a.tif: iscrowd is '0', neither 0 nor 1"),
+        ((*A0, "iscrowd"), [], "annotation 1 of a.tif: iscrowd is [], neither 0 nor 1"),
         ((*A0, "segmentation"), [5], "polygon of 1 numbers"),
         ((*A0, "segmentation"), square(-3, 0, 9), "polygon outside its image (x -3..6"),
         ((*A0, "segmentation"), square(25, 5, 9), "polygon outside its image (x 25..34"),
@@ -199,6 +220,8 @@ NAN = float("nan")
         ((*A0, "segmentation"), "abc", "neither polygons nor RLE"),
         ((*A0, "segmentation"), {"size": [5, 5], "counts": [25]}, "RLE of size [5, 5]"),
         ((*A0, "segmentation"), {"size": 5, "counts": [25]}, "RLE of size 5"),
+        ((*A0, "segmentation"), {"size": [], "counts": [25]}, "RLE of size []"),
+        ((*A0, "segmentation"), {"size": [10**300, -6], "counts": [25]}, "RLE of size [100000"),
         ((*A0, "segmentation"), {"size": [20, 30], "counts": [1, 2]}, "do not add up to 600"),
         ((*A0, "segmentation"), {"size": [20, 30], "counts": [700, -200, 100]}, "do not add up to 600"),
         ((*A0, "segmentation"), {"size": [20, 30], "counts": [2**63 - 1, 2**63 - 1, 602]}, "do not add up to 600"),
@@ -247,12 +270,15 @@ def test_missing_and_damaged_files(write, tmp_path):
         CocoDataset(annotations=tmp_path / "gone.json", images=tmp_path)
     write(coco())
     (tmp_path / "images" / "a.tif").write_bytes(b"II*\0")
-    with pytest.raises(DataError, match=r"a\.tif cannot be decoded|a\.tif has no page"):
+    with pytest.raises(DataError, match=r"a\.tif cannot be decoded|a\.tif has no page") as caught:
         CocoDataset(annotations=tmp_path / "cells.json", images=tmp_path / "images")
+    text = str(caught.value)
+    assert (text.count("; need "), text.count("; try: ")) == (1, 1)
+    assert "data.root" in text.partition("; try: ")[2]
 
 
 def test_huge_json_is_refused(write, tmp_path, monkeypatch):
-    monkeypatch.setattr("cellvision.data.coco.file.MAX_JSON_BYTES", 10)
+    monkeypatch.setattr("cellvision.data.coco.tables.MAX_JSON_BYTES", 10)
     with pytest.raises(DataError, match="over 2 GiB"):
         write(coco())
 
@@ -266,6 +292,37 @@ def test_unknown_and_left_over_categories(write):
         write(coco(), categories=["dead"])
     with pytest.raises(ConfigError, match="at least one class besides background"):
         write(coco(), ignore=["dead", "live"])
+    with pytest.raises(ConfigError, match="categories and ignore both name dead; need each category in one of them"):
+        write(coco(), categories=["dead", "live"], ignore=["dead"])
+    with pytest.raises(ConfigError, match="each once"):
+        write(coco(), categories=["dead", "live", "dead"])
+
+
+def test_a_category_background_without_cells_is_none(write):
+    record = coco()
+    record["categories"].insert(0, {"id": 0, "name": "background"})
+    data = write(record)
+    assert data.classes == ("background", "live", "dead")
+    assert data.category_ids == (2, 5)
+    assert data.sample(0).cell_classes.tolist() == [2, 1]
+    assert load_categories(data._file.path) == ("live", "dead")
+
+
+def test_uncertain_cells_are_of_no_class(write):
+    record = coco()
+    record["categories"][0]["name"] = "uncertain"
+    for options in ({}, {"ignore": ["uncertain"]}, {"categories": ["live"]}):
+        data = write(record, **options)
+        assert data.classes == ("background", "live")
+        assert data.sample(0).cell_classes.tolist() == [IGNORE, 1]
+    with pytest.raises(ConfigError, match="classes live, uncertain; need other names: 'uncertain' are cells whose"):
+        write(record, categories=["live", "uncertain"])
+
+
+def test_an_image_and_a_class_keep_their_names_in_the_file(write):
+    data = write(coco(), pattern="b*", categories=["dead", "live"])
+    assert data.describe(0) == {"id": 9, "file_name": "b.tif"}
+    assert data.category_ids == (5, 2)
 
 
 def test_images_must_be_alike(write, tmp_path):
@@ -338,7 +395,7 @@ def test_damaged_rle_text_is_a_fault_or_a_mask():
 )
 def test_polygons_agree_with_pycocotools(polygons):
     expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 15, 17)))
-    assert find_fault(polygons, height=15, width=17) is None
+    assert find_fault(polygons, height=15, width=17) == (None if expected.any() else "polygons without a pixel")
     runs = compute_runs(polygons, height=15, width=17)
     np.testing.assert_array_equal(paint_cells([(1, runs)], height=15, width=17), expected)
 

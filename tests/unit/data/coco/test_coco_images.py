@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +64,7 @@ def test_a_file_in_two_folders_is_a_fault_unless_it_is_where_the_name_says(write
 
 def test_images_listed_twice(write):
     names = ["a.tif", "b.tif", "a.tif"]
-    with pytest.raises(DataError, match=r"file_name 'a\.tif' is given 2 times.*see repeated_images"):
+    with pytest.raises(DataError, match=r"file_name 'a\.tif' is given 2 times.*data\.repeated_images=keep"):
         write(names, where=["a.tif", "b.tif"])
     first = write(names, repeated_images="first")
     assert first.names == first.groups == ("a", "b")
@@ -85,6 +87,31 @@ def test_images_of_another_list_are_left_out(write, tmp_path):
         write(["b.tif"], excluding=others)
 
 
+def test_names_written_on_windows(write, tmp_path):
+    where = ["p1/a.tif", "p2/b.tif"]
+    write(["p2/b.tif"], where=where, name="val.json")
+    for names in (["p1\\a.tif", "p2\\b.tif"], ["./p1/a.tif", ".\\p2\\b.tif"]):
+        data = write(names)
+        assert data.names == ("a", "b")
+        assert data.groups == ("a", "b")
+        assert [int(data.sample(i).image[0, 0, 0]) for i in range(2)] == [len(path) for path in where]
+        assert data.describe(1)["file_name"] == names[1]
+        assert write(names, excluding=[tmp_path / "val.json"]).names == ("a",)
+        assert write(names, pattern="p2/*").names == ("b",)
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_accents_are_found_in_either_spelling(write, below):
+    short, long = (unicodedata.normalize(form, "zellkörper.tif") for form in ("NFC", "NFD"))
+    assert short != long
+    for listed, stored, folder in ((short, long, "x"), (long, short, "y")):
+        where = f"{folder}/{stored}"
+        name = listed if below else f"{folder}/{listed}"
+        data = write([name], where=[where], pattern="*", search_subfolders=below)
+        assert int(data.sample(0).image[0, 0, 0]) == len(where)
+        Path(data._paths[0]).unlink()
+
+
 def test_groups_by_file_name(write):
     names = ["A172_Phase_A7_1_00d00h00m_1.tif", "A172_Phase_A7_2_00d00h00m_1.tif", "A172_Phase_B7_1_00d00h00m_1.tif"]
     data = write(names, where=names, group_pattern="^(.*?_Phase_[A-Z]+[0-9]+)_")
@@ -99,7 +126,7 @@ def test_faulty_cells_are_left_out_where_asked(write, tmp_path):
     tables["annotations"][1]["segmentation"] = [[1, 2, 3]]
     (tmp_path / "train.json").write_text(json.dumps(tables))
     options = {"annotations": tmp_path / "train.json", "images": tmp_path / "images"}
-    with pytest.raises(DataError, match=r"annotation 1001 of a\.tif: polygon of 3 numbers; .*faulty_cells"):
+    with pytest.raises(DataError, match=r"polygon of 3 numbers; .*data\.faulty_cells=skip in training, --skip"):
         CocoDataset(**options)
     data = CocoDataset(**options, faulty_cells="skip")
     assert data.skipped == ("annotation 1001 of a.tif: polygon of 3 numbers",)

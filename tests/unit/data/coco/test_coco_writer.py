@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from cellvision.commands.evaluate_instances import load_truth
 from cellvision.data.coco import CocoDataset, write_coco, write_coco_folder
 from cellvision.data.dataset import CellDataset
 from cellvision.data.synthetic import SyntheticCells
@@ -68,7 +69,7 @@ def test_folder_reads_back_as_it_was(tmp_path, segmentation):
 def test_pycocotools_sees_the_same_cells(tmp_path, segmentation):
     sample = WithUncertain().sample(0)
     coco = load(write_coco(tmp_path / "a.json", [sample], classes=CELLS.classes, segmentation=segmentation))
-    assert coco.cats == {1: {"id": 1, "name": "round"}, 2: {"id": 2, "name": "long"}}
+    assert {id_: row["name"] for id_, row in coco.cats.items()} == {1: "round", 2: "long", 3: "uncertain"}
     annotations = coco.loadAnns(coco.getAnnIds(imgIds=[1]))
     assert len(annotations) == len(sample.cell_classes)
     kinds = {type(annotation["segmentation"]) for annotation in annotations[2:]}
@@ -82,7 +83,22 @@ def test_pycocotools_sees_the_same_cells(tmp_path, segmentation):
         assert annotation["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
         assert annotation["area"] == mask.sum()
         assert annotation["iscrowd"] == (kind == IGNORE)
-        assert kind in (IGNORE, annotation["category_id"])
+        assert annotation["category_id"] == (3 if kind == IGNORE else kind)
+
+
+@pytest.mark.parametrize("kinds", [1, 2])
+def test_ignored_cells_have_a_category_only_where_classes_differ(tmp_path, kinds):
+    sample = WithUncertain().sample(0)
+    only = {1: 1, 2: 2, IGNORE: IGNORE} if kinds == 2 else {1: 1, 2: 1, IGNORE: IGNORE}
+    sample = replace(sample, cell_classes=np.vectorize(only.get)(sample.cell_classes))
+    path = write_coco(tmp_path / "a.json", [sample], classes=["background", "round", "long"][: kinds + 1])
+    tables = json.loads(path.read_text())
+    crowd = next(row for row in tables["annotations"] if row["iscrowd"])
+    assert [row["name"] for row in tables["categories"]] == ["round", "long", "uncertain"][: (kinds - 1) * 2 + 1]
+    assert crowd["category_id"] == {1: 1, 2: 3}[kinds]
+    field = load_truth(path).fields[1]
+    assert field.ignored[1]
+    assert field.class_id[1] == {1: 1, 2: IGNORE}[kinds]
 
 
 def test_annotations_by_id_as_in_livecell(tmp_path):

@@ -31,6 +31,12 @@ def test_cells_come_out_as_they_went_in():
             packed[outside]
 
 
+def test_measures_are_kept_where_there_are_any():
+    kept = {"area": 10**400, "bbox": [1, 2.5, None, "a"]}
+    texts = [pack_cell("a", is_crowd=False, segmentation="[]", measures=one) for one in (kept, {}, None)]
+    assert [row.measures for row in PackedCells([texts])[0]] == [kept, None, None]
+
+
 CHILD = """
 import multiprocessing, sys
 from pathlib import Path

@@ -94,20 +94,22 @@ def test_listed_cells_without_pixels(root):
 
 
 def test_bad_rows_are_all_listed(root):
-    bad = "C3,1,live\nA1,0,live\nA1,x,live\nA1,7,alive\nA1,1,dead\nA1,9\nA1,9,live,dead\n"
+    bad = f"C3,1,live\nA1,{'9' * 5000},live\nA1,x,live\nA1,7,alive\nA1,1,dead\nA1,9\nA1,9,live,dead\nA1,0,live\n"
     (root / "cells.csv").write_text(CELLS + bad)
     with pytest.raises(DataError) as caught:
         LiveDeadDataset(root=root)
     text = str(caught.value)
     for words in (
-        "cells.csv: 7 faults",
+        "cells.csv: 8 faults",
         "line 8: unknown image 'C3'",
-        "line 9: label '0' is no number from 1 up",
+        "line 9: label '999",
+        "999 .. is no number from 1 up",
         "line 10: label 'x'",
         "line 11: class 'alive' is none of live, dead, uncertain",
         "line 12: label 1 of A1 for the second time",
         "line 13: other number of columns",
         "line 14: other number of columns",
+        "line 15: label '0' is no number from 1 up",
     ):
         assert words in text
 
@@ -188,6 +190,23 @@ def test_coco_form(root):
             LiveDeadDataset(root=root, split=split)
 
 
+def test_what_the_coco_file_calls_an_image_and_the_classes(root):
+    tables = LiveDeadDataset(root=root)
+    assert (tables.describe(0), tables.category_ids, tables.skipped) == ({}, (), ())
+    add_coco(root)
+    data = LiveDeadDataset(root=root, split="val")
+    path = root / "instances_val.json"
+    record = json.loads(path.read_text())
+    ids = {category["name"]: category["id"] for category in record["categories"]}
+    assert data.category_ids == (ids["live"], ids["dead"])
+    assert data.describe(0) == {key: record["images"][0][key] for key in ("id", "file_name")}
+    record["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"polygon of 3 numbers; .*data\.faulty_cells=skip"):
+        LiveDeadDataset(root=root, split="val")
+    assert len(LiveDeadDataset(root=root, split="val", faulty_cells="skip").skipped) == 1
+
+
 def test_restored_counts(root):
     add_coco(root, scale={"R": [-10, 500], "G": [0, 65535.0]})
     plain = LiveDeadDataset(root=root, split="val")
@@ -201,7 +220,16 @@ def test_restored_counts(root):
 
 
 @pytest.mark.parametrize(
-    "scale", [None, {"R": [0, 1]}, {"R": [0, 1], "G": [0, float("nan")]}, [[0, 1], [0, 1]], {"R": 1}]
+    "scale",
+    [
+        None,
+        {"R": [0, 1]},
+        {"R": [0, 1], "G": [0, float("nan")]},
+        [[0, 1], [0, 1]],
+        {"R": 1},
+        {"R": [0, 1], "G": [0, 10**400]},
+        {"R": [0, 1], "G": [0, 1e300]},
+    ],
 )
 def test_scales_that_cannot_be_used(root, scale):
     add_coco(root, scale=scale)

@@ -29,6 +29,8 @@ def test_is_a_cell_dataset_and_travels_to_workers():
     )
     assert isinstance(data, CellDataset)
     assert len(data) == len(data.names) == len(set(data.names)) == 5
+    assert data.names is data.names  # views ask for them again and again
+    assert data.groups is data.groups
     assert len(set(data.groups)) == 3
     assert data.classes == ("background", "round", "long")
     assert [(channel.name, channel.role) for channel in data.channels] == [("phase", ""), ("nuclear", "nuclear")]

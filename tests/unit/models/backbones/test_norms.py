@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from cellvision.errors import ConfigError
-from cellvision.models.backbones.norms import NORMS, FrozenBatchNorm, build_norm, freeze
+from cellvision.models.backbones.norms import NORMS, FrozenBatchNorm, build_norm, explain_lone_values, freeze
 
 
 def fill(norm, seed=0):
@@ -89,3 +89,16 @@ def test_freezing_keeps_group_normalisation_and_stops_its_training():
     part = freeze(nn.Sequential(build_norm("group", 8)))
     assert isinstance(part[0], nn.GroupNorm)
     assert not part[0].weight.requires_grad
+
+
+def test_a_batch_of_one_value_is_explained():
+    with (
+        pytest.raises(ConfigError, match=r"^a training batch of one image, .*; need .*; try: model\.norm=group"),
+        explain_lone_values(),
+    ):
+        build_norm("batch", 4)(torch.zeros(1, 4, 1, 1))
+
+
+def test_other_errors_are_left_alone():
+    with pytest.raises(ValueError, match=r"^something else$"), explain_lone_values():
+        raise ValueError("something else")

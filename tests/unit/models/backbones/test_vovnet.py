@@ -128,3 +128,15 @@ def test_identity_sum_is_behind_the_excitation_of_later_blocks_only():
     }
     assert adds == {name: not name.endswith("_1") for name in adds}
     assert len(adds) == sum(BODIES["vovnet57"].blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_deformable_layer_takes_half_precision(dtype):
+    """Alone in that type and under autocast; torchvision has neither type of it on the CPU."""
+    layer, maps = build_deformable(down=0.3, right=-0.6), torch.randn(2, 3, 6, 7)
+    expected = layer(maps)
+    with torch.autocast("cpu", dtype=dtype):
+        torch.testing.assert_close(layer(maps).float(), expected, rtol=0.02, atol=0.02)
+    found = layer.to(dtype)(maps.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)

@@ -47,6 +47,9 @@ def test_a_wrong_type_or_range_is_refused(name, value, need):
     [
         ({"pixel_mean": [1.0, "a"]}, r"^model\.pixel_mean='a'; need a number; try: "),
         ({"pixel_std": [1.0, 0.0]}, r"^model\.pixel_std=0\.0; need a number above 0; try: "),
+        ({"roi_levels": [3, 5]}, r"^model\.roi_levels=\[3, 5\]; need neighbouring pyramid levels, finest first; try: "),
+        ({"roi_levels": [4, 3]}, r"^model\.roi_levels=\[4, 3\]; need neighbouring"),
+        ({"levels": [3, 5]}, r"^model\.levels=\[3, 5\]; need neighbouring"),
         ({"norm": "layer"}, r"^unknown model\.norm 'layer'; need one of: auto, batch, frozen, group, sync"),
         ({"weights_order": "gbr"}, r"^unknown model\.weights_order 'gbr'; need one of: bgr, rgb"),
         (

@@ -113,3 +113,14 @@ def test_published_numbers_are_the_defaults():
     assert RoiSampling().max_positives == 128
     assert FcosDecoding(soft_nms_sigma=0.5, score_threshold=0, nms_iou=1).post_nms == 50
     assert FcosAssigning(sizes_of_interest=[], max_positives=5).ranges == ((-1, 1e8),)
+
+
+@pytest.mark.parametrize("given", [{"per_image": 3}, {"per_image": 100, "positive_fraction": 0.005}])
+def test_masks_need_one_box_to_learn_from(given):
+    size, share = given["per_image"], given.get("positive_fraction", 0.25)
+    said = (
+        rf"^model\.roi_sampling\.per_image={size} with model\.roi_sampling\.positive_fraction={share}; need a product"
+    )
+    with pytest.raises(ConfigError, match=said):
+        NetSettings().change({"roi_sampling": given})
+    assert RoiSampling(per_image=4).max_positives == 1

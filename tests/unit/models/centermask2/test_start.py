@@ -5,7 +5,7 @@ import timm
 import torch
 import torchvision
 
-from cellvision.errors import ConfigError
+from cellvision.errors import ConfigError, DataError
 from cellvision.models.build import build_model
 from cellvision.models.centermask2.assembly import build_detector
 from cellvision.models.centermask2.settings import NetSettings
@@ -45,6 +45,35 @@ def test_frozen_norm_needs_weights():
     assert choose_norm(RESNET, has_weights=True) is RESNET
     with pytest.raises(ConfigError, match=r"model\.norm=frozen without weights; need model\.weights or .*norm=batch"):
         choose_norm(RESNET, has_weights=False)
+
+
+def test_frozen_layers_need_weights():
+    with pytest.raises(ConfigError, match=r"^model\.freeze_at=2 without weights; need .*; try: model\.freeze_at=0$"):
+        choose_norm(NetSettings(freeze_at=2), has_weights=False)
+    assert choose_norm(NetSettings(freeze_at=2, norm="batch"), has_weights=True).freeze_at == 2
+
+
+@pytest.mark.usefixtures("without_download")
+@pytest.mark.parametrize("more", [{"norm": "frozen"}, {"norm": "batch", "freeze_at": 2}])
+def test_a_net_that_began_with_weights_is_made_again_without_them(more):
+    net = build_model(
+        name="centermask2",
+        in_channels=3,
+        classes=["background", "cell"],
+        **{**SMALL, "backbone": "resnet18", "pretrained": True, **more},
+    )
+    assert (net.config["weights"], net.config["pretrained"]) == (FROM_CHECKPOINT, False)
+    again = build_model(**net.config)
+    assert again.config == net.config
+    assert again.report == ()
+
+
+def test_what_stands_for_a_checkpoint_cannot_be_typed():
+    """No argument of a program and no name of a file holds a zero byte; a word that one can type is a file's name."""
+    assert "\0" in FROM_CHECKPOINT
+    options = {**SMALL, "backbone": "resnet18", "weights": "checkpoint"}
+    with pytest.raises(DataError, match=r"^no weights checkpoint; need a file"):
+        build_model(name="centermask2", in_channels=3, classes=["background", "cell"], **options)
 
 
 def test_without_weights_nothing_changes():

@@ -17,7 +17,7 @@ import yaml
 from cellvision.errors import ConfigError, explain, unknown_name
 from cellvision.models.centermask2.config_file.keys import CENTERMASK_DEFAULTS, DETECTRON2_DEFAULTS, WITHOUT_EFFECT
 from cellvision.models.centermask2.config_file.rules import build_net_settings, build_training_settings, find_idle
-from cellvision.models.centermask2.config_file.settings import CenterMaskSettings, TrainingSettings
+from cellvision.models.centermask2.config_file.settings import TRAINING_KEYS, CenterMaskSettings, TrainingSettings
 
 _BASE = "_BASE_"
 _DEFAULTS = {**DETECTRON2_DEFAULTS, **CENTERMASK_DEFAULTS}
@@ -32,11 +32,13 @@ class ConfigFile:
         net: the structure and the thresholds of the net.
         training: schedule and image sizes.
         ignored: keys of the file that have no effect here, with the reason.
+        untaken: keys of the file that are in ``training``, with their values, which the settings of a run decide.
     """
 
     net: CenterMaskSettings
     training: TrainingSettings
     ignored: Mapping[str, str] = field(default_factory=dict)
+    untaken: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_config_file(path: str | Path) -> ConfigFile:
@@ -76,7 +78,12 @@ def read_config_tree(tree: Mapping[str, Any]) -> ConfigFile:
     idle = find_idle(values)
     ignored |= {key: idle[key] for key in given if key in idle and key not in ignored}
     net = build_net_settings(values, idle)
-    return ConfigFile(net=net, training=build_training_settings(values), ignored=dict(sorted(ignored.items())))
+    return ConfigFile(
+        net=net,
+        training=build_training_settings(values),
+        ignored=dict(sorted(ignored.items())),
+        untaken={key: values[key] for key in TRAINING_KEYS.values() if key in given},
+    )
 
 
 def read_known_keys(tree: Mapping[str, Any]) -> ConfigFile:

@@ -19,7 +19,9 @@ def compute_fcos_losses(outputs: FcosOutputs, targets: FcosTargets, options: Fco
     """The three losses of a batch, in float32, 0 with a gradient where nothing is to be learned.
 
     Sums over the places of this process, divided by what the processes have on average: the mean of their gradients
-    is then that of the whole batch, however unevenly the cells fall on them.
+    is then that of the whole batch, however unevenly the cells fall on them. Where no gradient is wanted each process
+    divides by its own, because in validation they can hold different numbers of fields: one with a field more would
+    wait for an answer that never comes.
 
     Returns:
         "loss_fcos_cls": focal loss of all places but the ignored, per positive place;
@@ -31,7 +33,7 @@ def compute_fcos_losses(outputs: FcosOutputs, targets: FcosTargets, options: Fco
     centreness_logits = _flatten(outputs.centreness_logits)[targets.positive].squeeze(1)
     centreness = compute_centreness(targets.ltrb)
     own = torch.stack([centreness.new_tensor(len(centreness)), centreness.sum()])
-    positives, total_centreness = compute_mean_of_processes(own)
+    positives, total_centreness = compute_mean_of_processes(own) if torch.is_grad_enabled() else own
     boxes = compute_box_losses(ltrb, targets.ltrb, kind=options.box_loss, smoothing=options.smoothing)
     centres = F.binary_cross_entropy_with_logits(centreness_logits, centreness, reduction="sum")
     return {
@@ -42,7 +44,10 @@ def compute_fcos_losses(outputs: FcosOutputs, targets: FcosTargets, options: Fco
 
 
 def compute_mean_of_processes(values: Tensor) -> Tensor:
-    """The mean of ``values`` over the processes that train together; as they are where there is one."""
+    """The mean of ``values`` over the processes that train together; as they are where there is one.
+
+    Every process has to call it equally often.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return values
     total = values.clone()

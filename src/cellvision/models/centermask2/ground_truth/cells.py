@@ -29,7 +29,7 @@ class MaskTargets(Protocol):
         ...
 
     def inside_share(self, boxes: Tensor, index: Tensor) -> Tensor:
-        """(R,) float64 in 0..1: the part of the cell's area that lies in its box; arguments as in ``crop``."""
+        """(R,) float32 in 0..1: the part of the cell's area that lies in its box; arguments as in ``crop``."""
         ...
 
 

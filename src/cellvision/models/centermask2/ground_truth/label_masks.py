@@ -37,16 +37,19 @@ class LabelMasks:
         return masks
 
     def inside_share(self, boxes: Tensor, index: Tensor) -> Tensor:
-        """(R,) float64 in 0..1, the share of the cell's pixels whose centre is in the box; see MaskTargets."""
+        """(R,) float32 in 0..1, the share of the cell's pixels whose centre is in the box; see MaskTargets.
+
+        Counted in float32, which not every device has more of; whole numbers are exact in it up to 16 million.
+        """
         positions, starts, counts = self._pixels
         areas = counts[index]
-        inside = torch.zeros(len(boxes), dtype=torch.float64, device=boxes.device)
+        inside = torch.zeros(len(boxes), dtype=torch.float32, device=boxes.device)
         for owners, within in list_pairs(areas):
             pixels = positions[starts[index[owners]] + within]
             x, y = pixels % self.label_image.shape[1] + 0.5, pixels // self.label_image.shape[1] + 0.5
             x0, y0, x1, y1 = boxes[owners].unbind(1)
             is_inside = (x > x0) & (x < x1) & (y > y0) & (y < y1)
-            inside.index_add_(0, owners, is_inside.double())
+            inside.index_add_(0, owners, is_inside.float())
         return inside / areas.clamp_min(1)
 
     @cached_property

@@ -33,7 +33,7 @@ class PolygonMasks:
         return torch.from_numpy(masks).to(boxes.device)
 
     def inside_share(self, boxes: Tensor, index: Tensor) -> Tensor:
-        """(R,) float64 in 0..1: pixels drawn inside the box by the area of the outlines; see MaskTargets."""
+        """(R,) float32 in 0..1: pixels drawn inside the box by the area of the outlines; see MaskTargets."""
         shares = np.zeros(len(boxes))
         for region, (box, cell) in enumerate(self._pair(boxes, index)):
             width, height = (box[2:] - box[:2]).astype(int)
@@ -42,7 +42,7 @@ class PolygonMasks:
                 rings = [(ring.reshape(-1, 2) - box[:2]).ravel() for ring in cell]
                 drawn = coco_mask.area(_outline(rings, int(height), int(width)))
                 shares[region] = min(drawn.sum() / total, 1.0)
-        return torch.from_numpy(shares).to(boxes.device)
+        return torch.from_numpy(shares.astype(np.float32)).to(boxes.device)
 
     def _pair(self, boxes: Tensor, index: Tensor) -> list[tuple[np.ndarray, list[np.ndarray]]]:
         return [(box, self.polygons[cell]) for box, cell in zip(boxes.cpu().numpy(), index.tolist(), strict=True)]

@@ -123,6 +123,6 @@ def crop_masks(regions: Sequence[Regions], truths: Sequence[GroundTruth], *, sid
 
 
 def compute_inside_shares(regions: Sequence[Regions], truths: Sequence[GroundTruth]) -> Tensor:
-    """(R,) float64 in 0..1: how much of its cell each region of all images holds."""
+    """(R,) float32 in 0..1: how much of its cell each region of all images holds."""
     pairs = zip(regions, truths, strict=True)
     return torch.cat([truth.masks.inside_share(each.boxes, each.cells) for each, truth in pairs])

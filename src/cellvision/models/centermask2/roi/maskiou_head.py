@@ -60,13 +60,13 @@ def compute_mask_ious(logits: Tensor, masks: Tensor, inside_share: Tensor) -> Te
     Args:
         logits: (R, M, M), drawn where above 0.
         masks: (R, M, M) bool, true inside the box.
-        inside_share: (R,) float64 in 0..1, the part of each true mask that lies inside the box.
+        inside_share: (R,) float32 in 0..1, the part of each true mask that lies inside the box.
 
     Returns:
-        (R,) float64 in 0..1.
+        (R,) float32 in 0..1.
     """
     drawn = logits > 0
-    shared = (drawn & masks).sum((1, 2)).double()
+    shared = (drawn & masks).sum((1, 2)).float()
     true_area = masks.sum((1, 2)) / inside_share.clamp(1e-10, 1)
     return shared / (drawn.sum((1, 2)) + true_area - shared).clamp_min(1)
 
@@ -76,7 +76,7 @@ def compute_maskiou_loss(found: Tensor, truth: Tensor) -> Tensor:
 
     Args:
         found: (R,) float32, predicted.
-        truth: (R,) float64 in 0..1, of ``compute_mask_ious``.
+        truth: (R,) float32 in 0..1, of ``compute_mask_ious``.
     """
     counts = truth > 0
     differences = (found - truth.to(found.dtype)).square() * counts

@@ -81,10 +81,15 @@ def _read_pickled(path: Path) -> Any:
 def _unreadable(path: Path, error: Exception) -> DataError:
     """PyTorch's own text, several lines long, advises to load the file unsafely; only its reason is repeated here."""
     reason = re.search(r"WeightsUnpickler error: (.+?)(?: was not an allowed|\n|$)", str(error))
-    lines = str(error).splitlines() or [type(error).__name__]
+    if reason:
+        said = reason[1]
+    elif isinstance(error, KeyError | EOFError) or "weights_only" in str(error):
+        said = "it is none that torch.save or pickle wrote"
+    else:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(
         explain(
-            got=f"{path} cannot be loaded as weights only ({(reason[1] if reason else lines[0])[:120]})",
+            got=f"{path} cannot be loaded as weights only ({said[:120]})",
             need="tensors or arrays of numbers and plain data, nothing executable",
             hint="load it on a machine you trust and save its tensors with safetensors",
         )

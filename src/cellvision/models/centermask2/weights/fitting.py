@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cellvision.errors import ConfigError, DataError, check_choice, explain
-from cellvision.models.centermask2.weights.names import RED_FIRST, NameMatch, match_names
+from cellvision.models.centermask2.weights.names import RED_FIRST, NameMatch, match_levels, match_names
 from cellvision.models.centermask2.weights.report import LoadReport
 
 ORDERS = ("bgr", "rgb")
@@ -43,7 +43,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], *, source: str, 
     """
     state = {name: value for name, value in net.state_dict().items() if _leaf(name) != _COUNTER}
     given = {name: value for name, value in weights.items() if _leaf(name) not in (_COUNTER, *PIXELS)}
-    match = match_names(given, state)
+    match = match_levels(match_names(given, state), given, state)
     stem = next((name for name, value in state.items() if value.ndim == 4 and _is_in_bottom_up(name, state)), "")
     fitted = {name: given[theirs] for name, theirs in match.names.items()}
     adapted: dict[str, str] = {}

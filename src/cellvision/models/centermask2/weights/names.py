@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _Rename = Callable[[str], str]
+
+_SCALE = re.compile(r"(.*fcos_head\.scales\.)(\d+)(\.\w+)")
 
 _PLACES = ("", "backbone.", "backbone.bottom_up.", "bottom_up.")
 """Before the names of a file, to get those of a detector, a pyramid or a bottom-up; each also with "encoder."."""
@@ -57,6 +59,36 @@ def match_names(given: Collection[str], wanted: Collection[str]) -> NameMatch:
             is_encoder = scheme == "published" and place.endswith("encoder.")  # outside of any detector
             best = NameMatch(scheme="timm" if is_encoder else scheme, names=names)
     return best
+
+
+def match_levels(match: NameMatch, given: Collection[str], wanted: Collection[str]) -> NameMatch:
+    """The same with the right level for each scale of the FCOS head, which are numbered from the finest level on.
+
+    Where a file begins with another level than the net, number 0 is not the same level there and here; other parts
+    are numbered by level.
+
+    Args:
+        match: of ``match_names``.
+        given: names in the file.
+        wanted: names in the net.
+    """
+    here, there = _find_finest(wanted), _find_finest(given)
+    pairs = [(_SCALE.fullmatch(ours), _SCALE.fullmatch(theirs)) for ours, theirs in match.names.items()]
+    heads = [(ours[1], theirs[1]) for ours, theirs in pairs if ours and theirs]
+    if here is None or there is None or here == there or not heads:
+        return match
+    names = {ours: theirs for ours, theirs in match.names.items() if not _SCALE.fullmatch(ours)}
+    for scale in filter(None, map(_SCALE.fullmatch, wanted)):
+        theirs = f"{heads[0][1]}{int(scale[2]) + here - there}{scale[3]}"
+        if theirs in given:
+            names[scale[0]] = theirs
+    return replace(match, names=names)
+
+
+def _find_finest(names: Collection[str]) -> int | None:
+    """The finest level of the feature pyramid, or None without one."""
+    found = (re.search(r"fpn_lateral(\d)\.", name) for name in names)
+    return min((int(level[1]) for level in found if level), default=None)
 
 
 def _read(name: str, rename: _Rename) -> list[tuple[str, str]]:

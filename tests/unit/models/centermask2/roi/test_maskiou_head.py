@@ -40,7 +40,7 @@ def test_overlap_counts_what_lies_outside_the_box():
     box = np.s_[10:30, 14:30]
     side_mask = torch.from_numpy(truth[box]).unsqueeze(0)
     logits = torch.from_numpy(np.where(drawn[box], 1.0, -1.0)).unsqueeze(0)
-    share = torch.tensor([truth[box].sum() / truth.sum()])
+    share = torch.tensor([float(truth[box].sum() / truth.sum())])
     expected = (truth & drawn).sum() / (truth | drawn).sum()
     assert compute_mask_ious(logits, side_mask, share).item() == pytest.approx(expected)
 
@@ -49,16 +49,16 @@ def test_overlap_of_nothing_is_0():
     ious = compute_mask_ious(
         torch.tensor([-1.0, 1.0, 1.0]).view(3, 1, 1).expand(3, 4, 4),
         torch.tensor([False, False, True]).view(3, 1, 1).expand(3, 4, 4),
-        torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64),
+        torch.zeros(3),
     )
     assert ious[:2].tolist() == [0, 0]
-    assert ious.dtype == torch.float64
+    assert ious.dtype == torch.float32
     assert 0 <= ious[2] < 1e-6  # a mask in the box but no share of the cell there: the whole is taken as endless
 
 
 def test_loss_is_half_the_mean_square_over_regions_with_overlap():
     found = torch.tensor([0.5, 1.0, 0.2], requires_grad=True)
-    loss = compute_maskiou_loss(found, torch.tensor([0.7, 0.0, 0.1], dtype=torch.float64))
+    loss = compute_maskiou_loss(found, torch.tensor([0.7, 0.0, 0.1]))
     assert loss.item() == pytest.approx(0.5 * (0.2**2 + 0.1**2) / 2)
     loss.backward()
     assert found.grad[1] == 0
@@ -67,7 +67,7 @@ def test_loss_is_half_the_mean_square_over_regions_with_overlap():
 @pytest.mark.parametrize("count", [0, 3])
 def test_without_overlap_the_loss_is_0_with_a_gradient(count):
     found = torch.ones(count, requires_grad=True)
-    loss = compute_maskiou_loss(found, torch.zeros(count, dtype=torch.float64))
+    loss = compute_maskiou_loss(found, torch.zeros(count))
     loss.backward()
     assert loss.item() == 0
     assert (found.grad == 0).all()

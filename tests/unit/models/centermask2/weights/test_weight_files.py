@@ -148,3 +148,10 @@ def test_missing_safetensors_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     with pytest.raises(MissingExtraError, match=r"safetensors is not installed"):
         read_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("text", ["hello world", "{json: 1}", ""])
+def test_a_text_is_no_file_of_weights(tmp_path, text):
+    (tmp_path / "a.pth").write_text(text)
+    with pytest.raises(DataError, match=r"only \(it is none that torch\.save or pickle wrote\); need tensors"):
+        read_weights(tmp_path / "a.pth")

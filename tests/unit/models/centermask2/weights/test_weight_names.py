@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from cellvision.models.backbones.bottom_up import build_bottom_up
-from cellvision.models.centermask2.weights.names import SCHEMES, match_names
+from cellvision.models.centermask2.weights.names import SCHEMES, match_levels, match_names
 from cellvision.models.centermask2.weights.pretrained import TIMM_WEIGHTS, load_timm_weights
 
 LEAVES = {"weight": "w", "bias": "b"}
@@ -123,3 +123,37 @@ def test_names_that_no_scheme_knows_stay_as_they_are():
     for rename in SCHEMES.values():
         assert rename("proposal_generator.fcos_head.scales.0.scale") == "proposal_generator.fcos_head.scales.0.scale"
     assert match_names(["x.y"], ["a.b"]).names == {}
+
+
+def list_detector(levels, top):
+    """The names of a detector that depend on its levels."""
+    laterals = [f"backbone.fpn_lateral{level}.weight" for level in levels]
+    scales = [f"proposal_generator.fcos_head.scales.{place}.scale" for place in range(len(levels) + top)]
+    return [*laterals, *scales, "proposal_generator.fcos_head.ctrness.weight"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (((2, 3, 4), 2), ((3, 4, 5), 2), {1: 0, 2: 1, 3: 2, 4: 3}),
+        (((2, 3, 4, 5), 0), ((3, 4, 5), 2), {1: 0, 2: 1, 3: 2}),
+        (((3, 4, 5), 2), ((2, 3, 4, 5), 1), {0: 1, 1: 2, 2: 3, 3: 4}),
+        (((3, 4, 5), 1), ((3, 4, 5), 2), {0: 0, 1: 1, 2: 2, 3: 3}),
+    ],
+)
+def test_scales_are_matched_by_level(ours, theirs, expected):
+    given, wanted = [f"module.{name}" for name in list_detector(*theirs)], list_detector(*ours)
+    match = match_levels(match_names(given, wanted), given, wanted)
+    scales = {
+        int(here.split(".")[3]): int(there.split(".")[4]) for here, there in match.names.items() if "scales" in here
+    }
+    assert scales == expected
+    for level in set(ours[0]) & set(theirs[0]):
+        assert match.names[f"backbone.fpn_lateral{level}.weight"] == f"module.backbone.fpn_lateral{level}.weight"
+    assert match.names["proposal_generator.fcos_head.ctrness.weight"].endswith("ctrness.weight")
+
+
+def test_a_backbone_alone_has_no_scales():
+    names = ["backbone.fpn_lateral3.weight"]
+    match = match_names(names, list_detector((2, 3), 0))
+    assert match_levels(match, names, list_detector((2, 3), 0)) is match

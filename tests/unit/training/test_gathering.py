@@ -1,0 +1,74 @@
+"""Two processes, each of which has scored some of the fields."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cellvision.training.gathering import gather
+
+PROCESS = """
+import json, sys, torch
+from types import SimpleNamespace
+import numpy as np
+sys.path[:0] = sys.argv[3:]
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+from cellvision.metrics.instance_field import InstanceField
+from cellvision.models.base import NetSpec
+from cellvision.training.instance_report import InstanceReport
+from cellvision.training.scoring import Scores
+from test_instance_state import CLASSES, draw_pairs
+pairs = draw_pairs()
+report = InstanceReport()
+spec = NetSpec(name="a", kind="instance", in_channels=1, classes=CLASSES, stride=1, outputs=("boxes",), tiles=False)
+scores = Scores(spec, mask_threshold=0.5)
+for number in range(rank, 5, 2):
+    report.fields[f"field{number}"] = pairs[number][0]
+    scores.found.update(*pairs[number], name=f"field{number}")
+    scores.pixel.confusion += number
+    scores.cell.confusion += 10 * number
+report.gather()
+curves = {name: [values.tolist() for values in curve] for name, curve in scores.curves().items()}
+confusions = {name: int(counts[0, 0]) for name, counts in scores.confusions().items()}
+assert len(scores.found.parts) == (3, 2)[rank]
+lengths = {name: len(field) for name, field in report.fields.items()}
+print(json.dumps([lengths, curves, confusions]))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_one_process_has_all():
+    assert gather([3]) == [[3]]
+
+
+@pytest.mark.slow
+def test_fields_curves_and_confusions_are_those_of_both_processes(tmp_path):
+    tests = Path(__file__).parents[2]
+    arguments = [str(tmp_path / "rendezvous"), str(tests / "unit" / "metrics"), str(tests)]
+    processes = [
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROCESS, str(rank), *arguments], stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    results = [json.loads(process.communicate(timeout=200)[0].splitlines()[-1]) for process in processes]
+    sys.path[:0] = arguments[1:]
+    try:
+        from test_instance_state import CLASSES, InstanceMetrics, draw_pairs
+    finally:
+        del sys.path[:2]
+    metrics = InstanceMetrics(CLASSES)
+    for number, pair in enumerate(draw_pairs()):
+        metrics.update(*pair, name=f"field{number}")
+    lengths, curves, confusions = results[0]
+    assert results[0][1:] == results[1][1:]
+    assert lengths == results[1][0] == {f"field{i}": len(pred) for i, (pred, _) in enumerate(draw_pairs())}
+    expected = {
+        f"{kind}, {name}": [values.tolist() for values in curve]
+        for kind in ("mask", "box")
+        for name, curve in metrics.compute_coco(kind).to_curves().items()
+    }
+    assert curves == expected
+    assert len(expected) >= 2
+    assert confusions == {"pixel": 0 + 1 + 2 + 3 + 4, "cell": 10 * (0 + 1 + 2 + 3 + 4)}

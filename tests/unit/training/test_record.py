@@ -1,0 +1,49 @@
+"""What is said at the start of a run."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cellvision.models.centermask2.settings import NetSettings
+from cellvision.training.record import describe_crowding, find_skipped
+from cellvision.types import IGNORE
+
+
+class Counted:
+    """A view of fields with so many cells each."""
+
+    def __init__(self, counts, ignored=0):
+        self.counts, self.ignored = counts, ignored
+
+    def __len__(self):
+        return len(self.counts)
+
+    def sample(self, index):
+        return SimpleNamespace(cell_classes=np.array([1] * self.counts[index] + [IGNORE] * self.ignored))
+
+
+def describe(counts, ignored=0, net=None):
+    data = SimpleNamespace(views={"train": Counted(counts, ignored)})
+    return describe_crowding(net or SimpleNamespace(settings=NetSettings()), data)
+
+
+@pytest.mark.parametrize(
+    ("most", "enough"), [(1001, "post_nms=2000"), (1300, "post_nms=2000"), (3000, "post_nms=5000")]
+)
+def test_fields_with_more_cells_than_the_net_gives_are_told_with_the_setting(most, enough):
+    text = describe([10] * 99 + [most])
+    assert f"up to {most} cells, and the net gives at most 1000 per image; need room" in text
+    assert text.endswith(f"; try: model.decoding.{enough}")
+
+
+def test_nothing_is_said_where_there_is_room():
+    assert describe([1000, 3], ignored=500) is None
+    assert describe([5000], net=SimpleNamespace()) is None, "a net that finds no cells"
+
+
+def test_annotations_that_were_left_out_are_told_by_split():
+    views = {"train": SimpleNamespace(dataset=SimpleNamespace(skipped=("a.png: no mask",))), "val": SimpleNamespace()}
+    views["val"].dataset = SimpleNamespace(skipped=())
+    views["test"] = SimpleNamespace(dataset=object())
+    assert find_skipped(SimpleNamespace(views=views)) == {"train": ("a.png: no mask",)}
