@@ -31,6 +31,7 @@ class Augment:
         ConfigError: an entry is neither a step nor None.
 
     Example:
+        >>> from cellvision.data.augment import RandomCrop, RandomFlip
         >>> augment = Augment({"crop": RandomCrop(size=32), "flip": RandomFlip(), "blur": None})
         >>> field = Field(image=torch.rand(3, 40, 50), label_image=torch.ones(40, 50, dtype=torch.int32))
         >>> augment(field, torch.Generator().manual_seed(0)).image.shape
