@@ -113,7 +113,7 @@ def _write_viability(table: list[FieldRow], folder: Path) -> list[str]:
 def _fit_score(trainer: Trainer, task: SegmentationTask, data: CellDataModule, checkpoint: Path | None) -> None:
     """Take over the score threshold that is best on training fields, into the checkpoint too."""
     fitted = fit_threshold(trainer, task, data)
-    if fitted is None or fitted.value == 0:
+    if fitted is None or fitted.value == 0 or fitted.threshold <= 0:  # a net that gives its cells no score
         text = f"threshold {task.splitting.score_threshold} as before: no cell was found in the training fields"
     else:
         threshold = limit_score(fitted.threshold)
