@@ -4,8 +4,8 @@ python benchmarks/against_mask_rcnn.py --epochs 10 4 -- experiment=nuclei_instan
 
 Both start from random weights and run through the same task: the same crops, augmentation, optimizer, schedule, choice
 of the best epoch, and score threshold fitted on training fields. A step of Mask R-CNN takes longer, so it gets fewer
-epochs for the same time; the table says how long each took. What stands behind ``--`` are settings of ``train.py`` for
-both.
+epochs for the same time; the table says how many minutes, and minutes of processor time, each took. What stands behind
+``--`` are settings of ``train.py`` for both.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
         train_one(chosen.only, chosen.settings)
         return
     environment = {**os.environ, "OMP_NUM_THREADS": str(chosen.threads)}
-    processes, minutes = {}, {}
+    processes = {}
     began = time.monotonic()
     for net, epochs in zip(NETS, chosen.epochs, strict=True):
         folder = chosen.out / net
@@ -61,12 +61,7 @@ def main() -> None:
                 stderr=subprocess.STDOUT,
             )
         print(f"{net}: {folder}/output.txt", flush=True)
-    while len(minutes) < len(processes):
-        time.sleep(1)
-        for net, process in processes.items():
-            if net not in minutes and process.poll() is not None:
-                minutes[net] = (time.monotonic() - began) / 60
-                print(f"{net}: exit {process.returncode} after {minutes[net]:.1f} min", flush=True)
+    minutes, processor_minutes = wait_for_all(processes, began)
     if any(process.returncode for process in processes.values()):
         sys.exit(1)
     scores = {net: json.loads((chosen.out / net / "results.json").read_text()) for net in NETS}
@@ -74,6 +69,24 @@ def main() -> None:
     for name, key in SHOWN.items():
         print(f"{name:16}" + "".join(f"{scores[net]['held_out'][key]:14.3f}" for net in NETS))
     print(f"{'minutes':16}" + "".join(f"{minutes[net]:14.1f}" for net in NETS))
+    print(f"{'processor min':16}" + "".join(f"{processor_minutes[net]:14.1f}" for net in NETS))
+
+
+Minutes = dict[str, float]
+
+
+def wait_for_all(processes: dict[str, subprocess.Popen[bytes]], began: float) -> tuple[Minutes, Minutes]:
+    """Minutes, and minutes of processor time with those of the loader processes, that each took; says when one ends."""
+    minutes, processor_minutes = {}, {}
+    net_of = {process.pid: net for net, process in processes.items()}
+    while len(minutes) < len(processes):
+        pid, status, usage = os.wait4(-1, 0)
+        net = net_of[pid]
+        processes[net].returncode = os.waitstatus_to_exitcode(status)
+        minutes[net] = (time.monotonic() - began) / 60
+        processor_minutes[net] = (usage.ru_utime + usage.ru_stime) / 60
+        print(f"{net}: exit {processes[net].returncode} after {minutes[net]:.1f} min", flush=True)
+    return minutes, processor_minutes
 
 
 def train_one(net: str, settings: list[str]) -> None:

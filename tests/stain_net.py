@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cellvision.bundle import Channel, Manifest, Splitting, compute_sha256, write_manifest
+from cellvision.bundle import Channel, Graph, Manifest, Splitting, compute_sha256, write_manifest
 
 CHANNELS = (Channel(name="nuclei", role="nuclear"), Channel(name="PI", role="dead"))
 _ELEMENTS = {"uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16, "float32": TensorProto.FLOAT}
@@ -76,8 +76,7 @@ def write_bundle(folder: Path, model: onnx.ModelProto | None = None, **facts) ->
     entries = {
         "model": "stain_net",
         "kind": "viability",
-        "graph_file": graph.name,
-        "graph_sha256": compute_sha256(graph),
+        "graphs": (Graph(role="whole", file=graph.name, sha256=compute_sha256(graph)),),
         "input_dtype": "uint16",
         "image_dtypes": ("uint16",),
         "channels": CHANNELS,

@@ -1,27 +1,42 @@
 """The manifest: what was written comes back, and anything else is one sentence that names the key."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
-from cellvision.bundle import Channel, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
+from cellvision.bundle import (
+    Channel,
+    Detecting,
+    Graph,
+    Manifest,
+    Splitting,
+    compute_sha256,
+    load_manifest,
+    write_manifest,
+)
 from cellvision.errors import BundleError
 
 HEX = "0123456789abcdef" * 4
+GRAPH = {"role": "whole", "file": "graph.onnx", "sha256": HEX}
 FACTS = {
-    "model": "unet", "kind": "viability", "graph_file": "graph.onnx", "graph_sha256": HEX, "input_dtype": "uint16",
+    "model": "unet", "kind": "viability", "input_dtype": "uint16",
+    "graphs": (Graph(role="whole", file="graph.onnx", sha256=HEX),),
     "image_dtypes": ("uint8", "uint16"), "channels": (Channel(name="Hoechst", role="nuclear"), Channel(name="PI")),
     "pixel_size_um": 0.5, "classes": ("background", "live", "dead"), "outputs": ("probabilities", "distance"),
     "stride": 16, "splitting": Splitting(),
 }  # fmt: skip
 
 
+def describe(folder):
+    return (Graph(role="whole", file="graph.onnx", sha256=compute_sha256(folder / "graph.onnx")),)
+
+
 @pytest.fixture
 def bundle(tmp_path):
     """A folder with a manifest that suits its graph."""
     (tmp_path / "graph.onnx").write_bytes(b"graph")
-    write_manifest(Manifest(**(FACTS | {"graph_sha256": compute_sha256(tmp_path / "graph.onnx")})), tmp_path)
+    write_manifest(Manifest(**(FACTS | {"graphs": describe(tmp_path)})), tmp_path)
     return tmp_path
 
 
@@ -33,7 +48,7 @@ def edit(folder, **changes):
 def test_what_was_written_comes_back(tmp_path):
     (tmp_path / "graph.onnx").write_bytes(b"graph")
     facts = FACTS | {
-        "graph_sha256": compute_sha256(tmp_path / "graph.onnx"), "pixel_size_um": None, "tile_px": 64, "overlap_px": 0,
+        "graphs": describe(tmp_path), "pixel_size_um": None, "tile_px": 64, "overlap_px": 0,
         "nucleus_margin_px": 6, "live_threshold": 0.4, "recipe": ({"step": "prune"},), "versions": {"numpy": "2"},
     }  # fmt: skip
     write_manifest(Manifest(**facts), tmp_path)
@@ -50,11 +65,12 @@ def test_what_has_a_default_may_be_absent(bundle):
 
 WRONG = [
     ("model", 3, "a name"),
-    ("kind", "instance", "one of semantic, viability"),
-    ("kind", ["semantic"], "one of semantic, viability"),
-    ("graph_file", 3, "a name"),
-    ("graph_sha256", "", "64 lowercase hex digits"),
-    ("graph_sha256", HEX.upper(), "64 lowercase hex digits"),
+    ("kind", "panoptic", "one of semantic, viability, instance"),
+    ("kind", ["semantic"], "one of semantic, viability, instance"),
+    ("graphs", [], "roles whole"),
+    ("graphs", 3, "a list"),
+    ("detecting", {"nms_iou": 0.5}, "null for a net without detections"),
+    ("gate", [], "names with values"),
     ("input_dtype", "float16", "one of uint8, uint16, float32"),
     ("image_dtypes", [], "different ones of uint8, uint16, float32"),
     ("image_dtypes", "uint8", "a list"),
@@ -128,6 +144,29 @@ def test_a_value_that_cannot_be_is_named_on_load(bundle, key, value, need):
         ("splitting", {"min_area_px": 0}, "splitting.min_area_px=0; need a whole number from 1 up"),
         ("splitting", {"min_seed_px": 2.5}, "splitting.min_seed_px=2.5; need a whole number from 1 up"),
         ("splitting", {"min_seed_px": True}, "splitting.min_seed_px=True; need a whole number from 1 up"),
+        (
+            "splitting",
+            {"method": "instances"},
+            "splitting.method='instances'; need instances for kind=instance, and only",
+        ),
+        (
+            "graphs",
+            [{"role": "tail", "file": "a", "sha256": HEX}],
+            "graphs.role='tail'; need one of whole, trunk, masks",
+        ),
+        ("graphs", [{"role": "whole", "file": 3, "sha256": HEX}], "graphs.file=3; need a name"),
+        ("graphs", [{"role": "whole", "file": "a", "sha256": ""}], "graphs.sha256=''; need 64 lowercase hex digits"),
+        ("graphs", [GRAPH | {"sha256": HEX.upper()}], "graphs.sha256=.*; need 64 lowercase hex digits"),
+        ("graphs", [GRAPH | {"engine": "tvm"}], "graphs.engine='tvm'; need one of onnx, tensorrt, tensorrt_rtx"),
+        ("graphs", [GRAPH | {"precision": "fp8"}], "graphs.precision='fp8'; need one of fp32, fp16, int8"),
+        (
+            "graphs",
+            [GRAPH | {"role": "trunk"}, GRAPH | {"role": "masks"}],
+            r"graphs=\('trunk', 'masks'\); need roles whole",
+        ),
+        ("detecting", {"nms_iou": 2}, "detecting.nms_iou=2; need a number between 0 and 1"),
+        ("detecting", {"max_cells": 0}, "detecting.max_cells=0; need a whole number from 1 up"),
+        ("detecting", {"speed": 0}, "detecting: unknown speed; need the keys mask_side, max_cells, nms_iou"),
         ("provenance", {"tiling": 3}, "provenance.tiling=3; need names with values"),
         ("stride", 3, "tile_px=512; need a multiple of stride=3; try: tile_px=513"),
         ("colour", "red", "unknown colour; need the keys of this release"),
@@ -154,7 +193,7 @@ def test_a_missing_key_is_named(bundle):
         ("[" * 100_000, "is not JSON"),
         ("\xff", "is not JSON"),
         ("[]", "is not of format"),
-        ('{"format": "cellvision-bundle", "format_version": 2}', "has format version 2, this release reads 1"),
+        ('{"format": "cellvision-bundle", "format_version": 1}', "has format version 1, this release reads 2"),
         ('{"format": "cellvision-bundle", "format_version": true}', "has format version True"),
     ],
     ids=range(6),
@@ -167,7 +206,7 @@ def test_a_file_that_is_no_manifest(bundle, text, message):
 
 @pytest.mark.parametrize("name", ["../graph.onnx", "missing.onnx", ".."])
 def test_a_graph_elsewhere_is_refused(bundle, name):
-    edit(bundle, graph_file=name)
+    edit(bundle, graphs=[{"role": "whole", "file": name, "sha256": HEX}])
     with pytest.raises(BundleError, match="names the graph"):
         load_manifest(bundle)
 
@@ -192,5 +231,43 @@ def test_semantic_bundles_name_their_classes_freely():
     assert Manifest(**(facts | {"splitting": Splitting(method="components")})).classes == ("ground", "round")
 
 
-def test_every_key_is_documented():
-    assert not [f.name for f in fields(Manifest) if f.name not in Manifest.__doc__]
+BOXES = ("boxes", "scores", "classes", "valid", "class_scores", "masks")
+INSTANCES = {
+    "kind": "instance", "classes": ("background", "cell"), "outputs": BOXES, "detecting": Detecting(max_cells=300),
+    "splitting": Splitting(method="instances"),
+}  # fmt: skip
+PARTED = (Graph(role="trunk", file="a", sha256=HEX), Graph(role="masks", file="b", sha256=HEX))
+
+
+@pytest.mark.parametrize("more", [{}, {"outputs": (*BOXES, "mask_scores")}, {"graphs": PARTED}])
+def test_an_instance_bundle_comes_back(tmp_path, more):
+    (tmp_path / "graph.onnx").write_bytes(b"graph")
+    (tmp_path / "a").write_bytes(b"graph")
+    (tmp_path / "b").write_bytes(b"graph")
+    facts = FACTS | INSTANCES | more
+    graphs = tuple(replace(graph, sha256=compute_sha256(tmp_path / graph.file)) for graph in facts["graphs"])
+    write_manifest(Manifest(**(facts | {"graphs": graphs})), tmp_path)
+    found = load_manifest(tmp_path)
+    assert found == Manifest(**(facts | {"graphs": graphs}))
+    assert found.is_parted == ("graphs" in more)
+    assert found.find_graph(graphs[-1].role) is found.graphs[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outputs": ("probabilities",)}, "^outputs=.*; need boxes, scores"),
+        ({"detecting": None}, "^detecting=None; need nms_iou, max_cells and mask_side"),
+        ({"splitting": Splitting(method="components")}, "^splitting.method='components'; need instances"),
+        ({"graphs": PARTED[:1]}, r"^graphs=\('trunk',\); need roles whole or trunk and masks"),
+        ({"graphs": (PARTED[0], replace(PARTED[1], file="a"))}, "^graphs.file=.*; need different names"),
+    ],
+)
+def test_an_instance_manifest_that_cannot_be(change, message):
+    with pytest.raises(BundleError, match=message):
+        Manifest(**(FACTS | INSTANCES | change))
+
+
+@pytest.mark.parametrize("kind", [Manifest, Graph, Detecting, Splitting])
+def test_every_key_is_documented(kind):
+    assert not [f.name for f in fields(kind) if f.name not in kind.__doc__]

@@ -56,7 +56,7 @@ class Evaluation:
         beside = self.baseline_fields or (None,) * len(names)
         return {
             "model": self.manifest.model,
-            "graph_sha256": self.manifest.graph_sha256,
+            "graph_sha256": self.manifest.graphs[0].sha256,
             "classes": list(self.classes),
             "data": {"images": len(self.names), "fingerprint": self.fingerprint},
             "scores": self.scores,

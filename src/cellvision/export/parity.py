@@ -120,7 +120,7 @@ def compare_with_net(
         raise ExportError(explain(got="no image", need="at least one real field", hint="give samples of the data set"))
     manifest = load_manifest(bundle)
     open_session(bundle)  # what the runtime refuses needs no comparison
-    session = open_graph(bundle / manifest.graph_file)
+    session = open_graph(bundle / manifest.graphs[0].file)
     reference = to_inference(net)
     cases = [_compare(reference, session, manifest, batch, dtype) for batch, dtype in _batches(images, sizes, manifest)]
     report = ParityReport(tolerance=tolerance, cases=tuple(cases))

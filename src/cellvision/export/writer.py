@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cellvision.bundle import Channel, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
+from cellvision.bundle import Channel, Graph, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
 from cellvision.export.checks import GRAPH_NAME, check_fit, check_folder, select_dtypes
 from cellvision.export.latency import measure_latency
 from cellvision.export.onnx import export_onnx
@@ -141,8 +141,7 @@ def _draft(net: SegNet, provenance: dict[str, Any], **facts: Any) -> Manifest:
         classes=spec.classes,
         outputs=spec.outputs,
         stride=spec.stride,
-        graph_file=GRAPH_NAME,
-        graph_sha256="0" * 64,
+        graphs=(Graph(role="whole", file=GRAPH_NAME, sha256="0" * 64),),
         versions=collect_versions(),
         **_plan_tiles(net, provenance),
         **facts,
@@ -152,8 +151,8 @@ def _draft(net: SegNet, provenance: dict[str, Any], **facts: Any) -> Manifest:
 def _make(net: SegNet, draft: Manifest, made: Path, *, samples: Sequence[Sample], tolerance: float) -> Path:
     """The folder ``made``, now a bundle whose graph agrees with the net."""
     made.mkdir()
-    graph = export_onnx(net, made / draft.graph_file, input_dtype=draft.input_dtype)
-    manifest = replace(draft, graph_sha256=compute_sha256(graph))
+    graph = export_onnx(net, made / GRAPH_NAME, input_dtype=draft.input_dtype)
+    manifest = replace(draft, graphs=(Graph(role="whole", file=GRAPH_NAME, sha256=compute_sha256(graph)),))
     write_manifest(manifest, made)
     images = [sample.image for sample in samples]
     report = compare_with_net(net, made, images, tolerance=tolerance)

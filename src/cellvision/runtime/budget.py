@@ -30,7 +30,7 @@ def measure_net(session: Session) -> float:
     ONNX Runtime keeps what a run needed for the next one, so the growth of the process is the run's peak. The first
     small run takes the memory that does not depend on the image. Measured once per graph and process.
     """
-    key = (session.manifest.graph_sha256, session.provider)
+    key = (session.manifest.graphs[0].sha256, session.provider)
     if key not in _measured:
         process = psutil.Process()
         held = []

@@ -63,7 +63,7 @@ class Session:
             size = f"{image.shape[1]}x{image.shape[2]} px"
             raise BundleError(
                 explain(
-                    got=f"{self.manifest.graph_file} failed on {size} ({_first_line(error)})",
+                    got=f"{self.manifest.graphs[0].file} failed on {size} ({_first_line(error)})",
                     need="a graph that runs at any size within the memory at hand",
                     hint="a smaller tile_px, or export the bundle again",
                 )
@@ -79,7 +79,7 @@ class Session:
         if result.shape != (1, planes, *size):
             raise BundleError(
                 explain(
-                    got=f"{self.manifest.graph_file}: output {name!r} has shape {result.shape}",
+                    got=f"{self.manifest.graphs[0].file}: output {name!r} has shape {result.shape}",
                     need=f"{(1, planes, *size)}",
                     hint="export the bundle again",
                 )
@@ -87,7 +87,7 @@ class Session:
         if not np.isfinite(result).all():
             raise BundleError(
                 explain(
-                    got=f"{self.manifest.graph_file}: output {name!r} holds NaN or infinite values",
+                    got=f"{self.manifest.graphs[0].file}: output {name!r} holds NaN or infinite values",
                     need="numbers in 0..1",
                     hint="check the image for extreme values, or export the bundle again",
                 )
@@ -112,17 +112,17 @@ def open_session(bundle_folder: Path | str, *, provider: str = "cpu", threads: i
         raise ConfigError(explain(got=f"threads={threads}", need="a whole number from 1 up", hint="leave it out"))
     full_name = _find_provider(provider)
     manifest = load_manifest(folder)
-    graph = (folder / manifest.graph_file).read_bytes()
+    graph = (folder / manifest.graphs[0].file).read_bytes()
     if has_external_data(graph):
         raise BundleError(
             explain(
-                got=f"{folder / manifest.graph_file} keeps weights in other files",
+                got=f"{folder / manifest.graphs[0].file} keeps weights in other files",
                 need="one file that holds everything",
                 hint="export the bundle again",
             )
         )
-    engine = _start_engine(folder / manifest.graph_file, graph, full_name, threads)
-    _check_signature(folder / manifest.graph_file, engine, manifest)
+    engine = _start_engine(folder / manifest.graphs[0].file, graph, full_name, threads)
+    _check_signature(folder / manifest.graphs[0].file, engine, manifest)
     return Session(folder=folder, manifest=manifest, provider=provider, engine=engine)
 
 

@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from cellvision.bundle import Channel, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
+from cellvision.bundle import Channel, Graph, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
 from cellvision.errors import BundleError, ExportError
 from cellvision.export.parity import FULL, ParityCase, ParityReport, compare_with_net, cut, to_dtype
 from cellvision.export.reach import compute_reach
 from cellvision.models.build import build_model
+
+
+def describe(folder):
+    return (Graph(role="whole", file="graph.onnx", sha256=compute_sha256(folder / "graph.onnx")),)
 
 
 @pytest.fixture
@@ -18,7 +22,7 @@ def bundle(net, graphs, tmp_path):
     """A bundle without measurements: all that a comparison needs."""
     (tmp_path / "graph.onnx").write_bytes(graphs["float32"].read_bytes())
     manifest = Manifest(
-        model="tiny", kind="viability", graph_file="graph.onnx", graph_sha256=compute_sha256(graphs["float32"]),
+        model="tiny", kind="viability", graphs=describe(tmp_path),
         input_dtype="float32", image_dtypes=("uint8", "uint16", "float32"), pixel_size_um=None, stride=4,
         channels=(Channel(name="calcein", role="live"), Channel(name="PI", role="dead")), classes=net.spec.classes,
         outputs=net.spec.outputs, splitting=Splitting(min_area_px=5),
@@ -87,7 +91,10 @@ def test_altered_graph_is_refused_before_it_is_run(net, bundle, samples):
         stream.write(b"\0")
     with pytest.raises(BundleError, match="expects SHA-256"):
         compare_with_net(net, bundle, [samples[0].image])
-    write_manifest(replace(manifest, graph_sha256=compute_sha256(bundle / "graph.onnx")), bundle)
+    write_manifest(
+        replace(manifest, graphs=describe(bundle)),
+        bundle,
+    )
     with pytest.raises(BundleError, match="graph"):
         compare_with_net(net, bundle, [samples[0].image])
 

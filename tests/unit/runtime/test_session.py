@@ -142,7 +142,7 @@ def test_graph_that_does_not_suit_its_manifest(tmp_path, graph, facts, message):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"kind": "instance"}, "kind='instance'; need one of semantic, viability"),
+        ({"kind": "panoptic"}, "kind='panoptic'; need one of semantic, viability"),
         ({"classes": ("background", "alive", "dead")}, "need live and dead after the background"),
         ({"outputs": ("probabilities",)}, "need distance too for splitting.method=distance"),
         ({"outputs": ("distance",)}, "need different names, probabilities first"),
