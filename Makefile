@@ -6,12 +6,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint clean
+.PHONY: help setup train test lint cpp cpp-test clean
 
 help:
 	@echo "make train   train the default net, export a bundle, predict with it, say where the pictures are"
 	@echo "make test    lint, type check and all tests"
 	@echo "make lint    lint and format check only"
+	@echo "make cpp     the C++ library and cellvision_predict, into build/cpp"
+	@echo "make cpp-test  its tests, as built and with sanitizers"
 	@echo "make setup   only what both do first: .venv with the pinned packages"
 	@echo "make clean   remove caches and build leftovers; keeps .venv and runs/"
 
@@ -27,6 +29,16 @@ test: lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Headers come from Debian's packages, once; ONNX Runtime itself is the one of .venv. Elsewhere: see cpp/README.md.
+cpp: $(INSTALLED)
+	cpp/fetch_dependencies.sh build/cpp-deps
+	cd cpp && cmake --preset release -DORT_LIBRARY="$$(ls $(CURDIR)/.venv/lib/python*/site-packages/onnxruntime/capi/libonnxruntime.so.* | head -n 1)"
+	cmake --build build/cpp --parallel $$(getconf _NPROCESSORS_ONLN)
+
+cpp-test: cpp
+	$(BIN)/python -m pytest tests/integration/test_cpp*.py
+	CELLVISION_CPP_PRESET=sanitize $(BIN)/python -m pytest tests/integration/test_cpp*.py
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache

@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from cellvision import app
+from cellvision.launch import launch
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
@@ -13,4 +14,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

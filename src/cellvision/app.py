@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
-from cellvision.settings import check_targets, collect_fixed
+from cellvision.settings import check_arguments, check_targets, collect_fixed
 
 # Torch's worker threads spin while they wait for each other, which on a machine whose cores also run the data loaders
 # made a training step two to three times as slow; set before torch is imported, or not at all.
@@ -93,6 +93,7 @@ def train(cfg: DictConfig) -> float | None:
 def export(cfg: DictConfig) -> None:
     """Make a bundle of a checkpoint and compare it with the net on real samples."""
     check_settings(cfg)
+    from cellvision.export.graph_options import GraphOptions
     from cellvision.export.writer import export_checkpoint
 
     checkpoint = Path(cfg.ckpt)
@@ -101,7 +102,9 @@ def export(cfg: DictConfig) -> None:
         checkpoint,
         Path(cfg.bundle),
         samples=data.collect_held_out(cfg.samples),
-        input_dtype=cfg.input_dtype,
+        options=GraphOptions(
+            input_dtype=cfg.input_dtype, form=cfg.form, max_cells=cfg.max_cells, min_score=cfg.min_score
+        ),
         tolerance=cfg.tolerance,
         overwrite=cfg.overwrite,
     )
@@ -123,6 +126,7 @@ def build(cfg: Any, key: str, **arguments: Any) -> Any:
     """
     plain = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
     check_targets(plain, key)
+    check_arguments(plain, key)
     try:
         return instantiate(plain, _convert_="all", **arguments)
     except hydra.errors.InstantiationException as error:

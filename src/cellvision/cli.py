@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cellvision
+from cellvision.commands.benchmark_options import add_benchmark, run_benchmark
 from cellvision.commands.lines import to_line
 from cellvision.errors import CellvisionError, ConfigError, explain
 
@@ -40,13 +41,16 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of all verbs; after parsing, ``run`` is the verb's function."""
     parser = argparse.ArgumentParser(prog="cellvision", description="Cells from microscopy images, by a bundle.")
     parser.add_argument("--version", action=_PrintVersion)
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{predict,evaluate,info}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{predict,evaluate,benchmark,info}")
     _add_predict(verbs.add_parser("predict", help="find the cells of images", description=_run_predict.__doc__))
     _add_evaluate(
         verbs.add_parser(
             "evaluate", help="score predictions or a bundle against truth", description=_run_evaluate.__doc__
         )
     )
+    benchmark = verbs.add_parser("benchmark", help="measure bundles side by side", description=run_benchmark.__doc__)
+    add_benchmark(benchmark)
+    _add_debug(benchmark, run_benchmark)
     info = verbs.add_parser("info", help="show what is in a bundle", description=_run_info.__doc__)
     info.add_argument("bundle", type=Path, help="bundle folder")
     _add_debug(info, _run_info)
@@ -90,6 +94,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--min-visible", type=float, metavar="X", help="a cell of which better ones leave a smaller share is none (0.5)"
     )
     files.add_argument("--min-area-px", type=int, metavar="N", help="a cell with fewer visible pixels is none (1)")
+    files.add_argument("--only-predicted", action="store_true", help="leave out images without any prediction")
     files.add_argument("--skip-faulty", action="store_true", help="leave out true cells that cannot be read")
     files.add_argument("--out", type=Path, metavar="OUT", help="file for the scores")
     bundle = parser.add_argument_group("score a bundle")
@@ -182,7 +187,7 @@ def _check_evaluate(chosen: argparse.Namespace) -> None:
     of_file = {"--truth": chosen.truth, "--max-dets": chosen.max_dets, "--areas": chosen.areas, "--out": chosen.out}
     of_file |= {"--score-threshold": chosen.score_threshold, "--fit": chosen.fit or None}
     of_file |= {"--min-visible": chosen.min_visible, "--min-area-px": chosen.min_area_px}
-    of_file |= {"--skip-faulty": chosen.skip_faulty or None}
+    of_file |= {"--skip-faulty": chosen.skip_faulty or None, "--only-predicted": chosen.only_predicted or None}
     of_bundle = {"--bundle": chosen.bundle, "--images": chosen.images, "--json": chosen.json}
     of_bundle |= {"--labels or --coco": chosen.labels or chosen.coco}
     needed = {"--truth": chosen.truth} if chosen.predictions else dict(of_bundle)
@@ -212,7 +217,7 @@ def _evaluate_file(chosen: argparse.Namespace) -> int:
     from cellvision.commands.progress import show_progress
     from cellvision.runtime.writers import StagedFiles
 
-    names = ("max_dets", "areas", "score_threshold", "min_visible", "min_area_px")
+    names = ("max_dets", "areas", "score_threshold", "min_visible", "min_area_px", "only_predicted")
     settings = {name: value for name in names if (value := getattr(chosen, name)) is not None}
     if chosen.fit:
         settings["score_threshold"] = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
-from cellvision.errors import ConfigError, explain
+from cellvision.errors import ConfigError, explain, unknown_name
 
 ALLOWED_MODULES = (
-    "cellvision.bundle", "cellvision.data", "cellvision.models.build", "cellvision.training.callbacks",
+    "cellvision.bundle", "cellvision.data", "cellvision.export.tensorrt_options", "cellvision.models.build", "cellvision.training.callbacks",
     "cellvision.training.history", "cellvision.training.optim", "cellvision.training.pictures",
     "lightning.pytorch.callbacks", "lightning.pytorch.loggers",
 )  # fmt: skip
@@ -33,6 +36,29 @@ def check_targets(plain: Any, path: str) -> None:
     elif path.endswith("._target_") and not _is_allowed(str(plain)):
         need = f"a class of {', '.join(ALLOWED_MODULES)}"
         raise ConfigError(explain(got=f"{path}={plain}", need=need, hint="write a small class there"))
+
+
+def check_arguments(plain: Any, path: str) -> None:
+    """Raise ConfigError, with the closest name, for a setting that the class of its ``_target_`` does not take."""
+    if isinstance(plain, list | tuple):
+        for at, value in enumerate(plain):
+            check_arguments(value, f"{path}[{at}]")
+    elif isinstance(plain, dict):
+        known = [f"{path}.{name}" for name in _list_arguments(str(plain.get("_target_", "")))]
+        for key, value in plain.items():
+            if known and not str(key).startswith("_") and f"{path}.{key}" not in known:
+                raise ConfigError(unknown_name("setting", f"{path}.{key}", known))
+            check_arguments(value, f"{path}.{key}")
+
+
+def _list_arguments(target: str) -> list[str]:
+    """Names that a target takes; none where it takes any, or does not exist, which is found when it is built."""
+    module, _, name = target.rpartition(".")
+    found = None
+    with suppress(ImportError, ValueError):
+        found = getattr(import_module(module), name, None)
+    parameters = inspect.signature(found).parameters.values() if found else ()
+    return [] if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters]
 
 
 def _is_allowed(target: str) -> bool:

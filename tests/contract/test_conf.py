@@ -1,6 +1,7 @@
 """Every YAML composes and its parts can be built; bad settings are answered in one sentence."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -8,14 +9,22 @@ from pathlib import Path
 
 import hydra
 import pytest
+from hydra._internal import utils as hydra_utils
+from hydra.errors import CompactHydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from cellvision import app
 from cellvision.errors import CellvisionError, ConfigError
+from cellvision.launch import launch
 from cellvision.models.build import list_models
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
-CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if not file.stem.startswith("_"))
+CHOICES = sorted(
+    (file.parent.name, file.stem)
+    for file in CONF.glob("*/*.yaml")
+    if file.parent.name != "trt" and not file.stem.startswith("_")
+)
 
 
 def compose(*overrides: str, name: str = "train"):
@@ -31,6 +40,12 @@ def test_every_choice_composes_and_resolves(group, choice):
     app.check_settings(cfg)
     settings = app._resolve(cfg)
     assert group == "experiment" or settings[group]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_engines_of_every_precision_compose(precision):
+    cfg = compose(f"+trt={precision}", "ckpt=a", "bundle=b", name="export")
+    assert app.build(cfg.trt, "trt").precision == precision
 
 
 @pytest.mark.parametrize(
@@ -95,7 +110,10 @@ def test_foreign_targets_are_refused(node):
             r"data\.channels entry 'hoechts'; need one of: calcein, hoechst, pi; try: 'hoechst'",
         ),
         ("+data.batchsize=3", r"unknown setting 'data\.batchsize'.*try: 'data\.batch_size'"),
-        ("+optim.learning_rate=1", r"optim: .*learning_rate"),
+        ("+model.nrom=batch", r"unknown setting of unet 'model\.nrom'.*try: 'model\.norm'"),
+        ("+optim.leraning_rate=1", r"unknown setting 'optim\.leraning_rate'; need one of: optim\.cycles, .*optim\.lr"),
+        ("+splitting.min_sed_px=1", r"unknown setting 'splitting\.min_sed_px'.*try: 'splitting\.min_seed_px'"),
+        ("+data.datasets.all.hight=64", r"'data\.datasets\.all\.hight'.*try: 'data\.datasets\.all\.height'"),
         ("data.fractions.train=0.9", r"split fractions .* add up to 1"),
         ("data.augment.crop.size=-3", r"size"),
         ("data.batch_size=0", r"data\.batch_size=0; need a number from 1 up"),
@@ -137,10 +155,43 @@ def test_help_answers_within_three_seconds_and_lists_the_choices():
     assert min(seconds) < 3.0
 
 
-def test_an_unknown_choice_lists_what_exists():
-    printed = run_script("train.py", "model=unett")
-    assert printed.returncode != 0
-    assert "unet" in printed.stderr.split("Available options")[1]
+COMPOSITIONS = [
+    (["model=unett"], "unknown model 'unett'; need one of: centermask2, centermask2_lite, .*, unet; try: 'unet'"),
+    (["model.nrom=batch"], "unknown setting 'model.nrom'; need one of: model.activation, .*; try: 'model.norm'"),
+    (["modell=unet"], "unknown setting 'modell'; need one of: bundle, .*; try: 'model'"),
+    (["hydra.run.dirr=a"], "unknown setting 'hydra.run.dirr'; need one of: hydra.run.dir .*; try: 'hydra.run.dir'"),
+    (["model.widths=[1"], r"model.widths=\[1, which cannot be read .*; need key=value; try: quotes around it all: .*"),
+    (["optim.lr=1,2"], "Ambiguous value for argument 'optim.lr=1,2', .* add --multirun .*; try: --help for .*"),
+    (["run_dir=${foo}"], "Interpolation key 'foo' not found, .*; try: --help for the choices"),
+    (["-m", "optim.lrr=1,2"], "unknown setting 'optim.lrr'; .*; try: 'optim.lr'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), COMPOSITIONS)
+def test_what_does_not_compose_is_explained_in_one_line(settings, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # a sweep begins its folder first
+    monkeypatch.setattr(sys, "argv", ["train.py", *settings])
+    monkeypatch.setattr(hydra_utils, "run_and_report", None)  # what launch puts there is taken away again
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+    def command(cfg):
+        raise AssertionError("was composed")
+
+    with pytest.raises(SystemExit) as left:
+        launch(command)
+    assert left.value.code == 2
+    assert re.fullmatch(f"error: {said}\n", capsys.readouterr().err)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises((CompactHydraException, OmegaConfBaseException)):
+        launch(command)
+
+
+def test_a_script_answers_an_unknown_setting_in_one_line():
+    for script, setting in (("train.py", "model.nrom=batch"), ("export.py", "tolerence=1")):
+        printed = run_script(script, setting)
+        assert printed.returncode == 2
+        assert printed.stderr.startswith(f"error: unknown setting '{setting.split('=')[0]}'; need one of: ")
+        assert len(printed.stderr.splitlines()) == 1
 
 
 def test_errors_are_one_line_without_traceback(tmp_path):

@@ -14,6 +14,7 @@ TO_TRAINING = BASE | {"images", "ops", "data", "models", "metrics", "runtime"}
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
     "settings": {"errors"},
+    "launch": {"errors"},
     "images": {"errors"},
     "runtime": {"errors", "bundle", "images"},
     "ops": BASE,
@@ -125,7 +126,7 @@ def find_misplaced_packages(graph):
         inner = module.removeprefix(f"{PACKAGE}.")
         layer = find_layer(module) if module.startswith(PACKAGE) else "plugin"
         forbidden = set()
-        if layer not in ("app", "plugin"):
+        if layer not in ("app", "launch", "plugin"):
             forbidden |= SETTINGS_PACKAGES
         if layer not in ("training", "compression", "app") and inner != "data.datamodule":
             forbidden |= LIGHTNING

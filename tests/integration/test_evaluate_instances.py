@@ -87,7 +87,7 @@ def test_scores_are_those_of_pycocotools(tmp_path, capsys, as_polygons):
     assert found["per_iou"]["mask"]["precision"]["0.50"] == found["scores"]["mask/ap50"]
     assert found["scores"]["instance/mpq"] > 0
     printed = capsys.readouterr().out
-    for words in ("ap_small", "ar_3000", "afnr", "type2", "kaggle_map", "predictions of score 0.5 and more (given)"):
+    for words in ("ap_small", "ar_3000", "afnr", "type2", "kaggle_map", "predictions of score 0.5 and more (default)"):
         assert words in printed
 
 
@@ -97,6 +97,11 @@ def test_defaults_are_for_dense_cells(tmp_path):
     assert found["settings"]["areas"]["medium"] == [324, 961]
     assert found["settings"]["score_threshold"] == 0.5
     assert found["per_class"] == {}
+
+
+def test_a_threshold_that_is_given_is_said_to_be(tmp_path, capsys):
+    run(tmp_path, *draw_coco(21), "--score-threshold", "0.25")
+    assert "predictions of score 0.25 and more (given)" in capsys.readouterr().out
 
 
 def test_threshold_given_and_fitted(tmp_path, capsys):
@@ -152,6 +157,28 @@ def test_no_prediction_scores_nothing(tmp_path):
     assert scores["mask/afnr"] == 1.0
 
 
+def test_images_without_predictions_are_missed_unless_they_are_left_out(tmp_path, capsys):
+    truth, predictions = draw_coco(27, images=5, cells=8)
+    kept = set(sorted({row["image_id"] for row in predictions})[:2])
+    predictions = [row for row in predictions if row["image_id"] in kept]
+    whole = run(tmp_path, truth, predictions)[1]
+    assert (whole["images"], whole["images_without_predictions"]) == (5, 3)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "truth without any prediction: 3 (their cells are missed; --only-" in printed
+    part = run(tmp_path, truth, predictions, "--only-predicted")[1]
+    assert (part["images"], part["images_without_predictions"], part["settings"]["only_predicted"]) == (2, 3, True)
+    assert "without any prediction: 3 (left out)" in capsys.readouterr().out
+    smaller = {
+        "images": [image for image in truth["images"] if image["id"] in kept],
+        "annotations": [row for row in truth["annotations"] if row["image_id"] in kept],
+    }
+    expected = run(tmp_path, truth | smaller, predictions)[1]
+    assert part["scores"] == expected["scores"]
+    assert expected["images_without_predictions"] == 0
+    assert "without any prediction" not in capsys.readouterr().out
+    assert whole["scores"]["instance/missed"] > part["scores"]["instance/missed"]
+
+
 def bad(change):
     truth, predictions = draw_coco(26, images=3, cells=5)
     return change(truth, predictions)
@@ -175,9 +202,12 @@ def bad(change):
         (lambda t, p: (t, []), ["--fit"], "0 predicted and"),
         (lambda t, p: (t, p), ["--max-dets", "10,5"], "max_dets=10,5; need ascending numbers"),
         (lambda t, p: (t, p), ["--score-threshold", "nan"], "score_threshold=nan; need a number"),
-        (lambda t, p: (t, p), ["--score-threshold", "inf"], "score_threshold=inf; need a number, not infinite"),
+        (lambda t, p: (t, p), ["--score-threshold", "2"], "=2.0; need a number from 0 to 1; try: --score-"),
+        (lambda t, p: (t, p), ["--score-threshold", "-0.1"], "score_threshold=-0.1; need a number from 0 to 1"),
         (lambda t, p: (t, p), ["--min-visible", "1.5"], "min_visible=1.5; need a share from 0 to 1"),
         (lambda t, p: (t, p), ["--min-area-px", "0"], "min_area_px=0; need a whole number from 1 up"),
+        (lambda t, p: (t, p), ["--max-dets", "0"], "max_dets=0; need ascending numbers"),
+        (lambda t, p: (t, []), ["--only-predicted"], "found.json has no prediction; need one for --only-predicted"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, change, options, message):

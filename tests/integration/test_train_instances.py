@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     done = run("train.py", f"run_dir={folder}", *TINY)
     assert done.returncode == 0, done.stderr
     assert "bundle    none: a centermask2 net cannot be exported" in done.stdout
-    assert "weights   random; norm batch, which is trained" in done.stdout
+    assert "net       random; norm batch, which is trained" in done.stdout
     (folder / "output.txt").write_text(done.stdout)
     return folder
 

@@ -11,6 +11,7 @@ from cellvision.bundle.files import write_manifest as write_manifest
 from cellvision.bundle.manifest import DETECTION_OUTPUTS as DETECTION_OUTPUTS
 from cellvision.bundle.manifest import DTYPES as DTYPES
 from cellvision.bundle.manifest import KINDS as KINDS
+from cellvision.bundle.manifest import PRECISIONS as PRECISIONS
 from cellvision.bundle.manifest import SPLITTING_METHODS as SPLITTING_METHODS
 from cellvision.bundle.manifest import Channel as Channel
 from cellvision.bundle.manifest import Detecting as Detecting

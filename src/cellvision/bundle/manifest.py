@@ -62,16 +62,21 @@ class Detecting:
 
     Attributes:
         nms_iou: of two boxes of one class whose intersection over union is above it, the worse is dropped; in (0, 1).
+        min_score: boxes with a lower score get no mask, and are no detections; in 0..1. A cell's final score is hardly
+            ever above that of its box, so cells that count from 0.5 up lose nothing where this is 0.45.
         max_cells: so many of an image's best are kept, and have their place in the outputs; >= 1.
         mask_side: px of a mask, which is stretched over its box; >= 1.
     """
 
     nms_iou: float = 0.6
+    min_score: float = 0.0
     max_cells: int = 1000
     mask_side: int = 28
 
     def __post_init__(self) -> None:
         check(is_between(self.nms_iou, 0, 1), "detecting.nms_iou", self.nms_iou, "a number between 0 and 1", 0.6)
+        is_right = self.min_score == 0 or is_between(self.min_score, 0, 1)
+        check(is_right, "detecting.min_score", self.min_score, "a number from 0 up and below 1", 0.0)
         for name, usual in (("max_cells", 1000), ("mask_side", 28)):
             value = getattr(self, name)
             check(is_whole(value, least=1), f"detecting.{name}", value, "a whole number from 1 up", usual)

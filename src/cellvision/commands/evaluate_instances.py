@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from cellvision.types import IGNORE
 if TYPE_CHECKING:
     from cellvision.runtime.tile_run import Progress
 
+SCORE_THRESHOLD = 0.5
 _UNCERTAIN = "uncertain"
 
 
@@ -60,6 +60,8 @@ class InstanceEvaluation:
         predictions, truth: the files.
         classes: background first.
         images: number of images.
+        unpredicted: images of the truth without any prediction.
+        only_predicted: whether these were left out; else their cells count as missed.
         areas: name of the size bounds, see ``coco_ap.AREAS``.
         coco: average precision of masks and of boxes.
         instances: scores of the separate cells from the score threshold up.
@@ -74,6 +76,8 @@ class InstanceEvaluation:
     truth: Path
     classes: tuple[str, ...]
     images: int
+    unpredicted: int
+    only_predicted: bool
     areas: str
     coco: tuple[CocoAp, ...]
     instances: InstanceScores
@@ -98,6 +102,7 @@ class InstanceEvaluation:
             "predictions": str(self.predictions),
             "truth": str(self.truth),
             "images": self.images,
+            "images_without_predictions": self.unpredicted,
             "classes": list(self.classes),
             "settings": {
                 "max_dets": list(self.coco[0].max_dets),
@@ -105,6 +110,7 @@ class InstanceEvaluation:
                 "score_threshold": self.score_threshold,
                 "min_visible": self.min_visible,
                 "min_area_px": self.min_area_px,
+                "only_predicted": self.only_predicted,
                 "fitted": self.fitted and asdict(self.fitted),
             },
             "scores": self.scores,
@@ -153,9 +159,10 @@ def evaluate_predictions(
     *,
     max_dets: tuple[int, ...] = MAX_DETS,
     areas: str = "livecell",
-    score_threshold: float | None = 0.5,
+    score_threshold: float | None = SCORE_THRESHOLD,
     min_visible: float = MIN_VISIBLE,
     min_area_px: int = MIN_AREA_PX,
+    only_predicted: bool = False,
     progress: Progress | None = None,
 ) -> InstanceEvaluation:
     """All scores of a COCO results file.
@@ -172,48 +179,72 @@ def evaluate_predictions(
             images (`fit_to_overlaps`).
         min_visible: how predictions that overlap become separate cells, see `paint_field`.
         min_area_px: the same.
+        only_predicted: leave out images without any prediction, for a truth of more images than were predicted; else
+            their cells count as missed.
         progress: told after each image: (images done, images in all).
 
     Raises:
         ConfigError: max_dets do not ascend, or another number is out of its range.
-        DataError: the file is none or has faults, or there is nothing to choose a threshold by.
+        DataError: the file is none or has faults, there is nothing to choose a threshold by, or no image is left.
     """
     check_max_dets(max_dets)
-    check_painting(min_visible=min_visible, min_area_px=min_area_px)
-    if score_threshold is not None and not math.isfinite(score_threshold):
-        got, need = f"score_threshold={score_threshold}", "a number, not infinite"
-        raise ConfigError(explain(got=got, need=need, hint="--score-threshold 0.5"))
-    found, painted = _compare(predictions, truth, min_visible=min_visible, min_area_px=min_area_px, progress=progress)
+    painting: dict[str, Any] = {"min_visible": min_visible, "min_area_px": min_area_px}
+    check_painting(**painting)
+    _check_threshold(score_threshold)
+    preds, truth, unpredicted = _load_beside(truth, predictions, only_predicted=only_predicted)
+    found, painted = _compare(preds, truth, progress=progress, **painting)
     fitted = fit_to_overlaps(painted) if score_threshold is None else None
     threshold = fitted.threshold if fitted else float(score_threshold or 0.0)
     settings: dict[str, Any] = {"classes": truth.classes, "max_dets": max_dets, "areas": areas}
-    several = truth.classes[1:] if len(truth.classes) > 2 else ()
     return InstanceEvaluation(
         predictions=predictions,
         truth=truth.path,
         classes=truth.classes,
         images=len(truth.fields),
+        unpredicted=unpredicted,
+        only_predicted=only_predicted,
         areas=areas,
         coco=tuple(compute_coco_ap(found, kind=kind, **settings) for kind in KINDS),
         instances=compute_instance_scores(painted, score_threshold=threshold),
         per_class={
             name: compute_instance_scores(select_class(painted, k), score_threshold=threshold)
-            for k, name in enumerate(several, start=1)
+            for k, name in enumerate(truth.classes[1:] if len(truth.classes) > 2 else (), start=1)
         },
         panoptic=compute_panoptic_per_class(painted, truth.classes, score_threshold=threshold),
         score_threshold=threshold,
-        min_visible=min_visible,
-        min_area_px=min_area_px,
         fitted=fitted,
+        **painting,
     )
 
 
-def _compare(
-    predictions: Path, truth: InstanceTruth, *, min_visible: float, min_area_px: int, progress: Progress | None
-) -> tuple[Overlaps, Overlaps]:
-    """What the predictions share with the truth: as they are, and as separate cells of any score."""
+def _check_threshold(score_threshold: float | None) -> None:
+    if score_threshold is not None and not 0.0 <= score_threshold <= 1.0:
+        got, hint = f"score_threshold={score_threshold}", f"--score-threshold {SCORE_THRESHOLD}"
+        raise ConfigError(explain(got=got, need="a number from 0 to 1", hint=hint))
+
+
+def _load_beside(
+    truth: InstanceTruth, predictions: Path, *, only_predicted: bool
+) -> tuple[dict[Any, InstanceField], InstanceTruth, int]:
+    """The predictions by image id, the truth to score them against, and the number of images without any."""
     shapes = {image: field.shape for image, field in truth.fields.items()}
     preds = load_predictions(predictions, images=shapes, categories=truth.class_of)
+    kept = {image: field for image, field in truth.fields.items() if len(preds[image])}
+    if only_predicted and not kept:
+        hint = "the same without --only-predicted"
+        raise DataError(explain(got=f"{predictions} has no prediction", need="one for --only-predicted", hint=hint))
+    return preds, replace(truth, fields=kept) if only_predicted else truth, len(preds) - len(kept)
+
+
+def _compare(
+    preds: dict[Any, InstanceField],
+    truth: InstanceTruth,
+    *,
+    min_visible: float,
+    min_area_px: int,
+    progress: Progress | None,
+) -> tuple[Overlaps, Overlaps]:
+    """What the predictions, which are used up, share with the truth: as they are, and as separate cells."""
     found, painted = [], []
     for image, field in truth.fields.items():
         pred = preds.pop(image)

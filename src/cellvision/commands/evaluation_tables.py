@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cellvision.commands.evaluate_instances import InstanceEvaluation
+from cellvision.commands.evaluate_instances import SCORE_THRESHOLD, InstanceEvaluation
 from cellvision.commands.lines import to_line
 from cellvision.metrics.coco_ap import KINDS, SIZES
 
@@ -21,13 +21,18 @@ def print_evaluation(evaluation: InstanceEvaluation) -> None:
     most = evaluation.coco[0].max_dets
     names = ("ap", "ap50", "ap75", *(f"ap_{s}" for s in sizes), *(f"ar_{m}" for m in most), "afnr")
     console.print(f"COCO: {evaluation.images} images, up to {most[-1]} predictions each, sizes of {evaluation.areas}")
+    if evaluation.unpredicted:
+        fate = "left out" if evaluation.only_predicted else "their cells are missed; --only-predicted leaves them out"
+        console.print(f"images of the truth without any prediction: {evaluation.unpredicted} ({fate})")
     table = Table("score", *KINDS)
     for name in names:
         table.add_row(name, *(_format(scores.get(f"{kind}/{name}")) for kind in KINDS))
     console.print(table)
     if evaluation.per_class:
         _print_classes(console, evaluation)
-    how = f"fitted on these images to {evaluation.fitted.objective}" if evaluation.fitted else "given"
+    how = "default" if evaluation.score_threshold == SCORE_THRESHOLD else "given"
+    if evaluation.fitted:
+        how = f"fitted on these images to {evaluation.fitted.objective}"
     console.print(f"cells: predictions of score {evaluation.score_threshold:.4g} and more ({how}), overlaps painted:")
     console.print(f"from {evaluation.min_visible:g} visible and {evaluation.min_area_px} px up, the best score on top")
     table = Table("score", "cells")

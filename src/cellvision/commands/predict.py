@@ -104,7 +104,7 @@ def predict_images(
 
 def _describe(cells: Cells) -> str:
     found = f"{len(cells)} cells"
-    return f"{found}, {format_viability(cells)}" if cells.kind == "viability" else found
+    return f"{found}, {format_viability(cells)}" if cells.has_viability else found
 
 
 def _print_doubts(name: str, cells: Cells, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from scipy.ndimage import find_objects
 from torch.utils.data import DataLoader
 
 from cellvision.bundle import Channel
@@ -25,7 +26,7 @@ from cellvision.data.sampler import (
     compute_class_weights_per_sample,
 )
 from cellvision.data.splits import check_leakage, split_by_group
-from cellvision.data.statistics import CountRange, compute_stats
+from cellvision.data.statistics import CountRange, compute_stats, find_fault
 from cellvision.errors import ConfigError, explain, unknown_name
 from cellvision.types import IGNORE, Batch, DataStats, Sample
 
@@ -54,6 +55,7 @@ class CellDataModule(LightningDataModule):
         seed: of sampling, augmentation and splitting.
 
     Attributes:
+        faults: after ``setup``, names of the training fields whose counts are doubtful, by `find_fault`.
         with_distance: False leaves ``Targets.distance`` 0 in batches made from then on, for nets that learn none.
 
     Raises:
@@ -91,14 +93,14 @@ class CellDataModule(LightningDataModule):
         self.augment = Augment(augment or {})
         if group_by_aspect:
             _check_no_crop(self.augment)
-        self.normalization, self.count_range = normalization, count_range
-        self.percentiles = (float(percentiles[0]), float(percentiles[1]))
+        self.normalization, self.percentiles, self.count_range = normalization, percentiles, count_range
         self.batch_size, self.draws_per_epoch, self.nucleus_margin_px = batch_size, draws_per_epoch, nucleus_margin_px
         self.balanced, self.group_by_aspect, self.workers, self.seed = balanced, group_by_aspect, workers, seed
         self.stats: DataStats | None = None
         self.image_dtypes: tuple[str, ...] = ()
+        self.faults: dict[str, list[str]] = {}
         self.pixel_size_um: float | None = None
-        self.small_cell_px, self._draws, self.with_distance = 1, 0, True
+        self.small_cell_px, self.long_cell_px, self._draws, self.with_distance = 1, 0, 0, True
         self._weights: np.ndarray | None = None
         self._aspects: list[int] | None = None
 
@@ -114,7 +116,7 @@ class CellDataModule(LightningDataModule):
             return
         check_leakage(dict(self.views))
         train = self.views["train"]
-        seen = _Watch(train.sample(i) for i in range(len(train)))
+        seen = _Watch((train.sample(i) for i in range(len(train))), channels=self.channel_positions)
         self.stats = compute_stats(
             seen,
             channels=self.channel_positions,
@@ -125,7 +127,8 @@ class CellDataModule(LightningDataModule):
         )
         self.pixel_size_um = float(np.median(seen.pixel_sizes_um)) if seen.pixel_sizes_um else None
         self.image_dtypes = tuple(sorted(seen.dtypes | {"float32"}))
-        self.small_cell_px = seen.find_small_cell_px()
+        self.faults = seen.faults
+        self.small_cell_px, self.long_cell_px = seen.find_small_cell_px(), seen.find_long_cell_px()
         self._draws = self._count_covering(seen.pixels) if self.draws_per_epoch is None else self.draws_per_epoch
         self._aspects = seen.aspects if self.group_by_aspect else None
         if self.balanced:
@@ -197,14 +200,16 @@ class CellDataModule(LightningDataModule):
 class _Watch:
     """The samples passed on one by one, and what there is to note of each."""
 
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        self._samples = samples
+    def __init__(self, samples: Iterable[Sample], *, channels: list[int]) -> None:
+        self._samples, self._channels = samples, channels
+        self.faults: dict[str, list[str]] = {}
         self.dtypes: set[str] = set()
         self.pixel_sizes_um: list[float] = []
         self.class_counts: list[np.ndarray] = []
         self.aspects: list[int] = []
         self.pixels = 0
         self._areas: list[np.ndarray] = []
+        self._lengths: list[int] = [0]
 
     def __iter__(self) -> Iterator[Sample]:
         for sample in self._samples:
@@ -213,6 +218,10 @@ class _Watch:
             self.aspects.append(int(sample.label_image.shape[0] > sample.label_image.shape[1]))
             self.class_counts.append(np.bincount(sample.cell_classes, minlength=IGNORE + 1))
             self._areas.append(np.bincount(sample.label_image.ravel())[1:])
+            windows = [window for window in find_objects(sample.label_image) if window is not None]
+            self._lengths += [max(side.stop - side.start for side in window) for window in windows]
+            if fault := find_fault(sample.image[self._channels]):
+                self.faults.setdefault(fault, []).append(sample.name)
             if sample.pixel_size_um is not None:
                 self.pixel_sizes_um.append(sample.pixel_size_um)
             yield sample
@@ -221,6 +230,10 @@ class _Watch:
         """Area that 98 % of the cells exceed; 1 where there are none."""
         areas = np.concatenate(self._areas)
         return int(np.percentile(areas[areas > 0], 2)) if (areas > 0).any() else 1
+
+    def find_long_cell_px(self) -> int:
+        """Length, along rows or columns, that all but one cell in a thousand stay below; 0 where there are none."""
+        return int(np.ceil(np.percentile(self._lengths, 99.9)))
 
 
 def _build_views(

@@ -12,6 +12,7 @@ from cellvision.types import IGNORE, DataStats, Sample
 
 NORMALIZATIONS = ("percentile", "zscore", "fixed", "none")
 PIXELS_PER_FIELD = 65_536
+SATURATED_SHARE = 0.05
 
 CountRange = Sequence[float] | Sequence[Sequence[float]]
 """(dark, bright) in counts, or one such pair per channel."""
@@ -76,6 +77,24 @@ def compute_stats(
     )
 
 
+def find_fault(image: np.ndarray) -> str | None:
+    """What is doubtful about the counts of a field's channels; None where they vary and few are the maximum.
+
+    Args:
+        image: (C, H, W) raw counts; the maximum is the greatest number of an integer type, and floats have none.
+
+    Example:
+        >>> find_fault(np.array([[[7, 9], [8, 7]], [[0, 0], [0, 0]]], np.uint8))
+        'constant'
+    """
+    top = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else None
+    highest = image.max(axis=(1, 2))
+    if (image.min(axis=(1, 2)) == highest).any():
+        return "constant"
+    is_saturated = any((plane == top).mean() > SATURATED_SHARE for plane in image[highest == top])
+    return f"with over {SATURATED_SHARE:.0%} of the pixels at {top}" if is_saturated else None
+
+
 def _measure(pixels: np.ndarray, normalization: str, percentiles: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Offset and scale per channel; a constant channel gets scale 1, so that it becomes 0 and not NaN."""
     if normalization == "zscore":
@@ -116,8 +135,8 @@ def _check_settings(
         return
     got = f"data.count_range={count_range}"
     if normalization != "fixed":
-        hint = "data.normalization=fixed, or data.count_range=null"
-        raise ConfigError(explain(got=f"{got} with data.normalization={normalization}", need="fixed", hint=hint))
+        got = f"{got} with data.normalization={normalization}"
+        raise ConfigError(explain(got=got, need="fixed", hint="data.normalization=fixed"))
     if not _is_range(count_range) and not _are_ranges(count_range, channels):
         need = f"finite counts [dark, bright], dark < bright, or one such pair for each of {channels} channels"
         raise ConfigError(explain(got=got, need=need, hint="data.count_range=[0,255]"))

@@ -30,7 +30,12 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 
 def _is_bundle(folder: Path) -> bool:
     """Whether a folder holds a bundle and nothing else: replacing it deletes it, and any stranger's file with it."""
-    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {GRAPH_NAME, MANIFEST_NAME}:
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {
+        GRAPH_NAME,
+        MANIFEST_NAME,
+        "trunk.onnx",
+        "masks.onnx",
+    }:
         return False
     try:
         record = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
 
-from cellvision.errors import ConfigError, ExportError, check_choice, explain
-from cellvision.models.base import SegNet
+from cellvision.bundle import Detecting
+from cellvision.errors import CellvisionError, ConfigError, ExportError, check_choice, explain
+from cellvision.models.base import GraphPart, SegNet
 from cellvision.types import IMAGE_DTYPES
 
 INPUT_NAME = "image"
 LOWEST_OPSET = 18
-DYNAMIC_AXES = {0: "batch", 2: "height", 3: "width"}
 
 
 def export_onnx(net: SegNet, path: Path, *, input_dtype: str = "float32", opset: int = 20) -> Path:
-    """``path``, now holding the graph of ``net.forward``: one file, checked, without traces of this machine.
+    """``path``, now holding the whole graph of ``net.forward``: one file, checked, without traces of this machine.
 
     The graph has the input "image" (B, C, H, W) of ``input_dtype``, raw counts, and the outputs ``net.spec.outputs``.
     The net itself is left on its device and in its mode.
@@ -45,22 +47,53 @@ def export_onnx(net: SegNet, path: Path, *, input_dtype: str = "float32", opset:
         ...     export_onnx(net, Path(folder) / "graph.onnx").name
         'graph.onnx'
     """
+    (part,) = split_net(net, input_dtype=input_dtype)
+    return export_part(part, Path(path), opset=opset)
+
+
+def split_net(
+    net: SegNet, *, input_dtype: str = "float32", detecting: Detecting | None = None, parted: bool = False
+) -> tuple[GraphPart, ...]:
+    """The parts of a copy of the net, to be exported one by one; see ``SegNet.part``.
+
+    Raises:
+        ConfigError: unknown ``input_dtype``.
+        ExportError: the net cannot be parted so.
+    """
     check_choice("input_dtype", input_dtype, IMAGE_DTYPES)
+    # A batch of 1, or an edge that shrinks to 1 px at the coarsest level, would be taken for a constant.
+    height, width = max(45, 3 * net.spec.stride + 5), max(61, 4 * net.spec.stride + 7)
+    image = torch.zeros(2, net.spec.in_channels, height, width, dtype=getattr(torch, input_dtype))
+    copied = to_inference(net)
+    with _explain(f"net {net.spec.name!r}"), torch.no_grad():
+        return copied.part(image, detecting=detecting, parted=parted)
+
+
+def export_part(part: GraphPart, path: Path, *, opset: int = 20) -> Path:
+    """``path``, now holding one part of a net; arguments and errors as for ``export_onnx``."""
     _check_opset(opset)
-    path, part = Path(path), Path(f"{path}.part")
+    draft = Path(f"{path}.part")
     try:
-        model = _trace(to_inference(net), input_dtype, opset)
-        _check(model, net, opset)
-        part.write_bytes(model.SerializeToString(deterministic=True))
-        part.replace(path)
-    except ExportError:
-        raise
-    except Exception as error:  # the exporter raises many kinds; all mean that there is no graph
-        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise ExportError(_unusable(net, f"could not be made into a graph ({why})")) from error
+        with _explain(f"part {part.role!r} of the net"):
+            model = _trace(part, opset)
+            _check(model, part, opset)
+            draft.write_bytes(model.SerializeToString(deterministic=True))
+            draft.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _explain(what: str) -> Iterator[None]:
+    """The exporter raises many kinds of errors; all mean that there is no graph."""
+    try:
+        yield
+    except CellvisionError:
+        raise
+    except Exception as error:
+        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise ExportError(_unusable(what, f"could not be made into a graph ({why})")) from error
 
 
 def to_inference(net: SegNet) -> SegNet:
@@ -68,41 +101,35 @@ def to_inference(net: SegNet) -> SegNet:
     return copy.deepcopy(net).cpu().eval().requires_grad_(False)
 
 
-class _Graph(nn.Module):
-    """The net with its results in the declared order: a graph's outputs have positions, a dict's have not."""
+def _trace(part: GraphPart, opset: int) -> onnx.ModelProto:
+    from cellvision.export.operators import TRANSLATIONS
 
-    def __init__(self, net: SegNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        results = self.net.forward(image)
-        return tuple(results[name] for name in self.net.spec.outputs)
-
-
-def _trace(net: SegNet, input_dtype: str, opset: int) -> onnx.ModelProto:
-    # A batch of 1, or an edge that shrinks to 1 px at the coarsest level, would be taken for a constant.
-    height, width = max(45, 3 * net.spec.stride + 5), max(61, 4 * net.spec.stride + 7)
-    image = torch.zeros(2, net.spec.in_channels, height, width, dtype=getattr(torch, input_dtype))
-    graph = _Graph(net).eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are no news for a user
-        graph(image)  # a fault of the net itself stops here, with its own words instead of the exporter's
+        part.module.eval()(*part.inputs.values())  # a fault of the net stops here, in its own words
         program = torch.onnx.export(
-            graph,
-            (image,),
+            part.module,
+            tuple(part.inputs.values()),
             dynamo=True,
             opset_version=opset,
-            input_names=[INPUT_NAME],
-            output_names=list(net.spec.outputs),
-            dynamic_shapes=(DYNAMIC_AXES,),
+            input_names=list(part.inputs),
+            output_names=list(part.outputs),
+            dynamic_shapes=_arrange(part),
             optimize=True,
             verbose=False,
+            custom_translation_table=TRANSLATIONS,
         )
     assert program is not None
     model = program.model_proto
     _strip(model)
     return model
+
+
+def _arrange(part: GraphPart) -> Any:
+    """The free axes as the exporter takes them: by position, those of a ``*inputs`` in a tuple of their own."""
+    axes = tuple(dict(part.free_axes[name]) for name in part.inputs)
+    kinds = [one.kind for one in inspect.signature(part.module.forward).parameters.values()]
+    return (axes,) if inspect.Parameter.VAR_POSITIONAL in kinds else axes
 
 
 def _strip(message: Any) -> None:
@@ -115,22 +142,30 @@ def _strip(message: Any) -> None:
                 _strip(part)
 
 
-def _check(model: onnx.ModelProto, net: SegNet, opset: int) -> None:
+def _check(model: onnx.ModelProto, part: GraphPart, opset: int) -> None:
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     versions = {entry.domain: entry.version for entry in model.opset_import}
     if versions.get("") != opset:
-        raise ExportError(_unusable(net, f"came out with opset {versions.get('')} instead of {opset}"))
+        raise ExportError(
+            _unusable(f"part {part.role!r} of the net", f"came out with opset {versions.get('')} instead of {opset}")
+        )
     inputs, outputs = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
-    if inputs != [INPUT_NAME] or outputs != list(net.spec.outputs):
-        raise ExportError(_unusable(net, f"came out as {inputs} -> {outputs}"))
+    if inputs != list(part.inputs) or outputs != list(part.outputs):
+        raise ExportError(_unusable(f"part {part.role!r} of the net", f"came out as {inputs} -> {outputs}"))
     for value in (*model.graph.input, *model.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if len(dims) != 4 or (
-            fixed := [name for axis, name in DYNAMIC_AXES.items() if dims[axis].HasField("dim_value")]
-        ):
-            why = f"a fixed {', '.join(fixed)}" if len(dims) == 4 else f"{len(dims)} axes"
-            raise ExportError(_unusable(net, f"came out with {why} in {value.name!r}"))
+        _check_axes(value, part)
+
+
+def _check_axes(value: onnx.ValueInfoProto, part: GraphPart) -> None:
+    """Raise ExportError where an axis that should be free has one length, or is not there."""
+    dims = value.type.tensor_type.shape.dim
+    free = part.free_axes[value.name]
+    why = f"{len(dims)} axes" if len(dims) <= max(free, default=-1) else ""
+    if not why and (fixed := [name for axis, name in free.items() if dims[axis].HasField("dim_value")]):
+        why = f"a fixed {', '.join(fixed)}"
+    if why:
+        raise ExportError(_unusable(f"part {part.role!r} of the net", f"came out with {why} in {value.name!r}"))
 
 
 def _check_opset(opset: int) -> None:
@@ -141,9 +176,9 @@ def _check_opset(opset: int) -> None:
         )
 
 
-def _unusable(net: SegNet, why: str) -> str:
+def _unusable(what: str, why: str) -> str:
     return explain(
-        got=f"net {net.spec.name!r} {why}",
-        need=f"a graph from {INPUT_NAME!r} (B, C, H, W) to {', '.join(net.spec.outputs)} of any batch and size",
+        got=f"{what} {why}",
+        need="a graph of any batch and size, as its inputs and outputs are declared",
         hint="replace what the graph cannot express in the net's forward",
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,7 +13,10 @@ import torch
 from cellvision.bundle import Manifest, Splitting, load_manifest
 from cellvision.errors import ExportError, explain
 from cellvision.export.onnx import INPUT_NAME, to_inference
+from cellvision.export.parity_case import ParityCase, ParityReport
+from cellvision.export.parity_detections import compare_detections
 from cellvision.models.base import SegNet
+from cellvision.runtime.detection_session import DetectionSession
 from cellvision.runtime.instances import split_cells
 from cellvision.runtime.session import open_session
 
@@ -27,72 +28,6 @@ BATCHES = (1, 2)
 TOLERANCE = 1e-3
 """Largest difference allowed in an output. Sums in another order give 1e-6 to 1e-5, and a wrong operator (a resize that
 aligns corners, a lost cast) gives over 1e-2; one thousandth lies between, below the 1/255 that a picture can show."""
-
-CELLS_TOLERANCE = 0.005
-"""Share of cells that may be found by one side only: a pixel within rounding of a threshold can decide on a cell, and
-an untrained net has thousands of them. Below 200 cells this means none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParityCase:
-    """One batch through net and graph.
-
-    Attributes:
-        height, width, batch, image_dtype: what went in.
-        max_difference, mean_difference: absolute, of each output.
-        class_difference: share of pixels with another most probable class, 0..1.
-        cells_net, cells_graph: number of cells after splitting, over the batch.
-    """
-
-    height: int
-    width: int
-    batch: int
-    image_dtype: str
-    max_difference: dict[str, float]
-    mean_difference: dict[str, float]
-    class_difference: float
-    cells_net: int
-    cells_graph: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParityReport:
-    """All cases of one comparison.
-
-    Attributes:
-        tolerance: largest difference that counted as agreement.
-        cases: at least one.
-    """
-
-    tolerance: float
-    cases: tuple[ParityCase, ...]
-
-    @property
-    def agrees(self) -> bool:
-        """Whether every difference is within the tolerance and the cells are the same."""
-        # Written so that a NaN, which compares as neither larger nor smaller, does not agree.
-        close = all(value <= self.tolerance for case in self.cases for value in case.max_difference.values())
-        found_by_one = sum(abs(case.cells_net - case.cells_graph) for case in self.cases)
-        return close and found_by_one <= CELLS_TOLERANCE * sum(case.cells_net for case in self.cases)
-
-    def to_record(self) -> dict[str, Any]:
-        """What the manifest keeps: the overall numbers, those of each output, then every case."""
-        outputs = {
-            name: {
-                "max_difference": max(case.max_difference[name] for case in self.cases),
-                "mean_difference": float(np.mean([case.mean_difference[name] for case in self.cases])),
-            }
-            for name in self.cases[0].max_difference
-        }
-        return {
-            "tolerance": self.tolerance,
-            "max_difference": max(output["max_difference"] for output in outputs.values()),
-            "class_difference": max(case.class_difference for case in self.cases),
-            "cells_net": sum(case.cells_net for case in self.cases),
-            "cells_graph": sum(case.cells_graph for case in self.cases),
-            "outputs": outputs,
-            "cases": [asdict(case) for case in self.cases],
-        }
 
 
 def compare_with_net(
@@ -119,11 +54,18 @@ def compare_with_net(
     if not images:
         raise ExportError(explain(got="no image", need="at least one real field", hint="give samples of the data set"))
     manifest = load_manifest(bundle)
-    open_session(bundle)  # what the runtime refuses needs no comparison
-    session = open_graph(bundle / manifest.graphs[0].file)
+    session = open_session(bundle)  # what the runtime refuses needs no comparison
     reference = to_inference(net)
-    cases = [_compare(reference, session, manifest, batch, dtype) for batch, dtype in _batches(images, sizes, manifest)]
-    report = ParityReport(tolerance=tolerance, cases=tuple(cases))
+    if isinstance(session, DetectionSession):
+        cases = [
+            compare_detections(reference, session, batch, image_dtype=dtype, input_dtype=manifest.input_dtype)
+            for batch, dtype in _batches(images, sizes, manifest)
+        ]
+    else:
+        graph = open_graph(bundle / manifest.graphs[0].file)
+        cases = [_compare(reference, graph, manifest, *case) for case in _batches(images, sizes, manifest)]
+    loose = ("masks", "mask_scores") if manifest.is_parted else ()
+    report = ParityReport(tolerance=tolerance, loose=loose, cases=tuple(cases))
     if not report.agrees:
         raise ExportError(_disagreement(report))
     return report

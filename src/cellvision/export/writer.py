@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cellvision.bundle import Channel, Graph, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
+import torch
+
+from cellvision.bundle import (
+    DETECTION_OUTPUTS,
+    Channel,
+    Graph,
+    Manifest,
+    Splitting,
+    compute_sha256,
+    load_manifest,
+    write_manifest,
+)
 from cellvision.export.checks import GRAPH_NAME, check_fit, check_folder, select_dtypes
+from cellvision.export.graph_options import GraphOptions
 from cellvision.export.latency import measure_latency
-from cellvision.export.onnx import export_onnx
+from cellvision.export.onnx import export_part, split_net
 from cellvision.export.parity import TOLERANCE, compare_with_net, cut, to_dtype
 from cellvision.export.reach import compute_reach
 from cellvision.models.base import SegNet
+from cellvision.runtime.session import open_session
 from cellvision.training.checkpoint import load_net
 from cellvision.training.record import collect_versions, describe_git
 from cellvision.types import Sample
@@ -29,7 +43,7 @@ def export_checkpoint(
     folder: Path,
     *,
     samples: Sequence[Sample],
-    input_dtype: str = "float32",
+    options: GraphOptions | None = None,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
 ) -> Manifest:
@@ -48,7 +62,6 @@ def export_checkpoint(
         image_dtypes=record.image_dtypes,
         pixel_size_um=record.pixel_size_um,
         splitting=record.splitting,
-        input_dtype=input_dtype,
         accuracy=record.accuracy,
         provenance={
             "checkpoint_sha256": compute_sha256(checkpoint),
@@ -58,7 +71,9 @@ def export_checkpoint(
         },
         live_threshold=record.live_threshold,
         nucleus_margin_px=record.nucleus_margin_px,
+        long_cell_px=record.long_cell_px,
         recipe=record.recipe,
+        options=options,
         tolerance=tolerance,
         overwrite=overwrite,
     )
@@ -77,8 +92,9 @@ def export_bundle(
     provenance: dict[str, Any],
     live_threshold: float = 0.5,
     nucleus_margin_px: int = 0,
-    input_dtype: str = "float32",
+    long_cell_px: int = 0,
     recipe: Sequence[dict[str, Any]] = (),
+    options: GraphOptions | None = None,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
 ) -> Manifest:
@@ -91,7 +107,7 @@ def export_bundle(
         folder: where the bundle goes; it must not exist, be empty, or hold a bundle that may be replaced.
         samples: real fields with the net's channels, for the comparison and the times.
         channels: one per input channel of the net, in order.
-        image_dtypes: dtypes of images whose counts mean what the training counts meant; those that ``input_dtype``
+        image_dtypes: dtypes of images whose counts mean what the training counts meant; those that its input
             cannot hold without loss are left out of the manifest.
         pixel_size_um: of the training images, or None where unknown.
         splitting: how the runtime separates cells.
@@ -100,7 +116,8 @@ def export_bundle(
         recipe: compression records, for the manifest.
         live_threshold: in (0, 1).
         nucleus_margin_px: px from a nucleus to the annotated outline, for the manifest, >= 0.
-        input_dtype: of the graph.
+        long_cell_px: length of the longest usual cell; tiles overlap by it, so that none is cut. 0 where unknown.
+        options: of the graph; None for the usual ones.
         tolerance: largest difference from the net in any output, 0..1.
         overwrite: replace an existing bundle.
 
@@ -109,70 +126,99 @@ def export_bundle(
         BundleError: a fact that no manifest can hold, say two channels of one name; see `Manifest`.
         ExportError: no graph, or one that disagrees with the net; nothing is left behind.
     """
-    folder = Path(folder).resolve()
+    folder, options = Path(folder).resolve(), options or GraphOptions()
     check_folder(folder, overwrite=overwrite)
     check_fit(net, samples, channels=channels, splitting=splitting, live_threshold=live_threshold)
     draft = _draft(
         net,
-        provenance,
-        input_dtype=input_dtype,
-        image_dtypes=select_dtypes(image_dtypes, input_dtype),
+        options,
+        splitting=splitting,
+        provenance=provenance,
+        long_cell_px=long_cell_px,
+        image_dtypes=select_dtypes(image_dtypes, options.input_dtype),
         channels=tuple(channels),
         pixel_size_um=pixel_size_um,
-        splitting=splitting,
         live_threshold=live_threshold,
         nucleus_margin_px=nucleus_margin_px,
         recipe=tuple(recipe),
         accuracy=accuracy,
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workplace:
-        made = _make(net, draft, Path(workplace) / "bundle", samples=samples, tolerance=tolerance)
-        _put_in_place(made, folder, Path(workplace))
+    with make_folder(folder) as made:
+        _make(net, draft, made, options=options, samples=samples, tolerance=tolerance)
     return load_manifest(folder)
 
 
-def _draft(net: SegNet, provenance: dict[str, Any], **facts: Any) -> Manifest:
+@contextmanager
+def make_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``folder`` at the end; after an error all is as before."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workplace:
+        made = Path(workplace) / "bundle"
+        made.mkdir()
+        yield made
+        _put_in_place(made, folder, Path(workplace))
+
+
+def _draft(
+    net: SegNet,
+    options: GraphOptions,
+    *,
+    splitting: Splitting,
+    provenance: dict[str, Any],
+    long_cell_px: int,
+    **facts: Any,
+) -> Manifest:
     """The manifest as far as it is known before there is a graph."""
-    spec = net.spec
+    spec, detecting = net.spec, options.choose_detecting(net, splitting)
+    tiles = _plan_tiles(net, long_cell_px if detecting else 0)
+    known = (*DETECTION_OUTPUTS, "mask_scores")
     return Manifest(
         model=spec.name,
         kind=spec.kind,
         classes=spec.classes,
-        outputs=spec.outputs,
+        outputs=spec.outputs if detecting is None else tuple(name for name in known if name in spec.outputs),
         stride=spec.stride,
+        splitting=splitting,
+        detecting=detecting,
+        input_dtype=options.input_dtype,
         graphs=(Graph(role="whole", file=GRAPH_NAME, sha256="0" * 64),),
         versions=collect_versions(),
-        **_plan_tiles(net, provenance),
+        provenance={**provenance, "tiling": tiles.pop("tiling")},
+        **tiles,
         **facts,
     )
 
 
-def _make(net: SegNet, draft: Manifest, made: Path, *, samples: Sequence[Sample], tolerance: float) -> Path:
-    """The folder ``made``, now a bundle whose graph agrees with the net."""
-    made.mkdir()
-    graph = export_onnx(net, made / GRAPH_NAME, input_dtype=draft.input_dtype)
-    manifest = replace(draft, graphs=(Graph(role="whole", file=GRAPH_NAME, sha256=compute_sha256(graph)),))
+def _make(
+    net: SegNet, draft: Manifest, made: Path, *, options: GraphOptions, samples: Sequence[Sample], tolerance: float
+) -> None:
+    """Fill the folder ``made`` with a bundle whose graphs agree with the net."""
+    parts = split_net(net, input_dtype=draft.input_dtype, detecting=draft.detecting, parted=options.parted)
+    files = [export_part(part, made / (GRAPH_NAME if part.role == "whole" else f"{part.role}.onnx")) for part in parts]
+    graphs = tuple(
+        Graph(role=part.role, file=path.name, sha256=compute_sha256(path))
+        for part, path in zip(parts, files, strict=True)
+    )
+    manifest = replace(draft, graphs=graphs)
     write_manifest(manifest, made)
     images = [sample.image for sample in samples]
     report = compare_with_net(net, made, images, tolerance=tolerance)
     image = to_dtype(cut(images[0], LATENCY_PX, LATENCY_PX), manifest.input_dtype)
-    latency = measure_latency(net, graph, image)
+    latency = measure_latency(net, open_session(made, threads=torch.get_num_threads()).run_batch, image)
     write_manifest(replace(manifest, parity=report.to_record(), latency=latency), made)
-    return made
 
 
-def _plan_tiles(net: SegNet, provenance: dict[str, Any]) -> dict[str, Any]:
+def _plan_tiles(net: SegNet, long_cell_px: int) -> dict[str, Any]:
     """Tile and overlap: the overlap is the net's own reach, so that tiled and untiled results are the same."""
     stride = net.spec.stride
     tile_px = -(-TILE_PX // stride) * stride
     reach_px = compute_reach(net, largest_px=tile_px) if net.spec.tiles else None
-    overlap_px = max(tile_px // 4 if reach_px is None else reach_px, SMALLEST_OVERLAP_PX)
+    overlap_px = max(tile_px // 4 if reach_px is None else reach_px, SMALLEST_OVERLAP_PX, long_cell_px)
     return {
         "tile_px": tile_px,
         "overlap_px": -(-overlap_px // stride) * stride,
         # Beyond the overlap, or where a layer sees the whole image, results at tile seams are only approximate.
-        "provenance": {**provenance, "tiling": {"exact": reach_px is not None, "reach_px": reach_px}},
+        "tiling": {"exact": reach_px is not None, "reach_px": reach_px, "long_cell_px": long_cell_px},
     }
 
 

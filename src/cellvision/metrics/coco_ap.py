@@ -147,7 +147,7 @@ def check_max_dets(max_dets: tuple[int, ...]) -> None:
             explain(
                 got=f"max_dets={','.join(map(str, max_dets))}",
                 need="ascending numbers of predictions per field, from 1 up",
-                hint="100,500,2000",
+                hint="--max-dets 100,500,2000",
             )
         )
 

@@ -59,12 +59,12 @@ def paint_field(
 
 def check_painting(*, min_visible: float, min_area_px: int) -> None:
     """Raise ConfigError unless the share is in 0..1 and the area at least 1."""
-    for name, value, fits, need in (
-        ("min_visible", min_visible, 0.0 <= min_visible <= 1.0, "a share from 0 to 1"),
-        ("min_area_px", min_area_px, min_area_px >= 1, "a whole number from 1 up"),
+    for name, value, fits, need, hint in (
+        ("min_visible", min_visible, 0.0 <= min_visible <= 1.0, "a share from 0 to 1", f"--min-visible {MIN_VISIBLE}"),
+        ("min_area_px", min_area_px, min_area_px >= 1, "a whole number from 1 up", f"--min-area-px {MIN_AREA_PX}"),
     ):
         if not fits:
-            raise ConfigError(explain(got=f"{name}={value}", need=need, hint="leave it out for the default"))
+            raise ConfigError(explain(got=f"{name}={value}", need=need, hint=hint))
 
 
 def _list_pixels(start: np.ndarray, end: np.ndarray) -> np.ndarray:

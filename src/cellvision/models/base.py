@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cellvision.bundle import Detecting
+from cellvision.errors import ExportError, explain
 from cellvision.types import DataStats, Targets
 
 MAP_KINDS = ("semantic", "viability")
@@ -47,18 +49,54 @@ class NetSpec:
     exportable: bool = True
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GraphPart:
+    """A part of the inference graph that becomes one file of a bundle.
+
+    Attributes:
+        role: see cellvision.bundle.Graph.
+        module: takes the inputs by position and returns a tuple, its outputs.
+        inputs: an example of each input, by name, in order; large enough that no free axis is 1.
+        free_axes: for each input and output the axes of any length, with a name for that length.
+        outputs: names in order.
+    """
+
+    role: str
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    free_axes: Mapping[str, Mapping[int, str]]
+    outputs: tuple[str, ...]
+
+
+FREE_IMAGE_AXES = MappingProxyType({0: "batch", 2: "height", 3: "width"})
+
+
+class _Whole(nn.Module):
+    """A net with its results in the declared order: a graph's outputs have positions, a dict's have not."""
+
+    def __init__(self, net: SegNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        results = self.net.forward(image)
+        return tuple(results[name] for name in self.net.spec.outputs)
+
+
 class SegNet(nn.Module, ABC):
     """A plain module with these additions.
 
     Attributes:
         spec: see NetSpec.
         config: plain data from which ``build_model(**config)`` makes the same structure again.
+        detecting: how a graph of an instance net chooses detections, unless told otherwise; None for other kinds.
         report: lines that tell how the net began: weights loaded and left out.
         decided: arguments of another value than given, by which the same structure is made without outside weights.
     """
 
     spec: NetSpec
     config: dict[str, Any]
+    detecting: Detecting | None = None
     report: Sequence[str] = ()
     decided: Mapping[str, Any] = MappingProxyType({})
 
@@ -82,6 +120,26 @@ class SegNet(nn.Module, ABC):
             its masks;
             "probabilities" as above where it also has a semantic branch.
         """
+
+    def part(self, image: Tensor, *, detecting: Detecting | None = None, parted: bool = False) -> tuple[GraphPart, ...]:
+        """The inference graph as it is exported: one part, or several that a runtime joins.
+
+        Args:
+            image: (B, C, H, W), an example of the input; B >= 2, and large enough that no map shrinks to 1 px.
+            detecting: how candidates become detections; None for nets that say something of every pixel.
+            parted: in the two parts "trunk" and "masks", without operators that some engines lack; instance nets only.
+
+        Raises:
+            ExportError: the net cannot be parted so.
+        """
+        if parted:
+            got = f"net {self.spec.name!r} of kind {self.spec.kind} in parts"
+            raise ExportError(explain(got=got, need="an instance net", hint="form=whole"))
+        module = _Whole(self)
+        axes = dict.fromkeys(("image", *self.spec.outputs), FREE_IMAGE_AXES)
+        return (
+            GraphPart(role="whole", module=module, inputs={"image": image}, free_axes=axes, outputs=self.spec.outputs),
+        )
 
     @abstractmethod
     def logits(self, images: Tensor) -> dict[str, Tensor]:

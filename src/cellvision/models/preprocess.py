@@ -36,7 +36,7 @@ def find_white(stats: DataStats, *, needed_by: str) -> DataStats:
     """
     if stats.normalization == "zscore":
         need = "the counts that are 0 and 255 to it, which zscore does not tell"
-        hint = "data.normalization=fixed, or percentile"
+        hint = "data.normalization=fixed"
         raise ConfigError(explain(got=f"data.normalization=zscore with {needed_by}", need=need, hint=hint))
     if stats.normalization == "none":
         return replace(stats, offset=(0.0,) * len(stats.offset), scale=(WHITE,) * len(stats.scale))
@@ -95,7 +95,7 @@ class Normalize(nn.Module):
                 explain(
                     got=f"statistics of the training data are offset={stats.offset}, scale={stats.scale}",
                     need=f"a finite offset and a finite scale from 0 up for each of {self.offset.shape[0]} channels",
-                    hint="cellvision data stats, and look for NaN in the images",
+                    hint="look for NaN in the training images",
                 )
             )
         self.offset.copy_(torch.tensor(stats.offset))

@@ -45,6 +45,32 @@ def suppress(boxes: Tensor, scores: Tensor, classes: Tensor, *, iou: float) -> T
     return nms(part_classes(boxes, classes), scores, iou)
 
 
+@torch.library.custom_op("cellvision::keep_best", mutates_args=())
+def keep_best(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
+    """``suppress`` for a batch, as one operator that exporters can replace: which boxes stay.
+
+    Args:
+        boxes: (B, P, 4) float32 in px.
+        scores: (B, P) float32; negative where there is no box.
+        classes: (B, P) int64 from 0 up.
+        iou: intersection over union in 0..1.
+
+    Returns:
+        (B, P) bool.
+    """
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for image in range(len(boxes)):
+        there = (scores[image] >= 0).nonzero().squeeze(1)
+        best = suppress(boxes[image, there], scores[image, there], classes[image, there], iou=iou)
+        kept[image, there[best]] = True
+    return kept
+
+
+@keep_best.register_fake
+def _(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
 def suppress_softly(
     boxes: Tensor, scores: Tensor, classes: Tensor, *, sigma: float, limit: int
 ) -> tuple[Tensor, Tensor]:

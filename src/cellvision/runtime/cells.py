@@ -204,7 +204,7 @@ def build_cells(
         sums: of N cells, none of them empty.
         classes: background first; "live" and "dead" among them for a viability net.
         channels: names, one per channel in ``sums``.
-        kind: "semantic" or "viability".
+        kind: "semantic", "viability" or "instance".
         live_threshold: in 0..1; not looked at for a semantic net.
         shape: (H, W) of the image.
         label_image: (H, W) int32 with labels 1..N, or None.

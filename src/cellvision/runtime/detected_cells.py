@@ -9,7 +9,7 @@ import numpy as np
 from cellvision.bundle import Splitting
 from cellvision.runtime.cells import Cells, build_cells, choose_classes
 from cellvision.runtime.detections import Detections
-from cellvision.runtime.instances import measure_cells
+from cellvision.runtime.instances import CellSums, measure_cells
 from cellvision.runtime.masks import paint_detections
 
 
@@ -51,6 +51,44 @@ def build_detected_cells(
     )
     found = detections.take(kept)
     sums = measure_cells(label_image, image, None, count=len(found))
+    return build_painted_cells(
+        found,
+        sums,
+        classes=classes,
+        channels=channels,
+        live_threshold=live_threshold,
+        shape=label_image.shape,
+        label_image=label_image,
+        pixel_size_um=pixel_size_um,
+        tiles=tiles,
+    )
+
+
+def build_painted_cells(
+    found: Detections,
+    sums: CellSums,
+    *,
+    classes: tuple[str, ...],
+    channels: tuple[str, ...],
+    live_threshold: float | None,
+    shape: tuple[int, int],
+    label_image: np.ndarray | None,
+    pixel_size_um: float | None,
+    tiles: int = 1,
+) -> Cells:
+    """The record of detections that are painted and measured: row i of ``found`` and ``sums`` is of label i + 1.
+
+    Args:
+        found: one detection per cell; its masks are not looked at.
+        sums: of the visible pixels of each cell; its probabilities are not looked at.
+        classes: background first.
+        channels: names, one per channel in ``sums``.
+        live_threshold: see `build_detected_cells`.
+        shape: (H, W) of the image.
+        label_image: (H, W) int32, or None where it is in a file.
+        pixel_size_um: of the image, or None.
+        tiles: number of tiles that the image was worked on in.
+    """
     probabilities = normalise_scores(found.class_scores, found.class_id)
     cells = build_cells(
         replace(sums, probability=probabilities * sums.area[:, None]),
@@ -58,15 +96,20 @@ def build_detected_cells(
         channels=channels,
         kind="instance",
         live_threshold=0.5,
-        shape=label_image.shape,
+        shape=shape,
         label_image=label_image,
         pixel_size_um=pixel_size_um,
         tiles=tiles,
     )
-    class_id = found.class_id.astype(np.int64)
-    if live_threshold is not None:
-        class_id = choose_classes(probabilities, classes, live_threshold)
+    class_id = choose_detected_classes(found, classes, live_threshold)
     return replace(cells, probabilities=probabilities, class_id=class_id, score=found.rank_scores.astype(np.float64))
+
+
+def choose_detected_classes(found: Detections, classes: tuple[str, ...], live_threshold: float | None) -> np.ndarray:
+    """(N,) int64 class ids 1..K-1 of detections; see `build_detected_cells`."""
+    if live_threshold is None:
+        return found.class_id.astype(np.int64)
+    return choose_classes(normalise_scores(found.class_scores, found.class_id), classes, live_threshold)
 
 
 def normalise_scores(class_scores: np.ndarray, class_id: np.ndarray) -> np.ndarray:

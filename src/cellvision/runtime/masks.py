@@ -104,11 +104,48 @@ def paint_detections(
         ConfigError: a threshold or size is out of range; the text names it.
     """
     _check_painting(score_threshold, mask_threshold, min_area_px, min_visible)
-    label_image, kept = np.zeros(shape, np.int32), []
+    label_image = np.zeros(shape, np.int32)
     ranks = detections.rank_scores
     order = np.argsort(-ranks, kind="stable")
-    for index in order[ranks[order] >= score_threshold]:
-        crop = crop_mask(detections.masks[index], detections.boxes[index], shape=shape, threshold=mask_threshold)
+    kept = paint_in_order(
+        label_image,
+        detections,
+        order[ranks[order] >= score_threshold],
+        mask_threshold=mask_threshold,
+        min_area_px=min_area_px,
+        min_visible=min_visible,
+    )
+    return label_image, kept
+
+
+def paint_in_order(
+    label_image: np.ndarray,
+    detections: Detections,
+    order: np.ndarray,
+    *,
+    mask_threshold: float,
+    min_area_px: int,
+    min_visible: float,
+) -> np.ndarray:
+    """Paint detections into an empty label image, those first that come first in ``order``; see `paint_detections`.
+
+    Args:
+        label_image: (H, W) int32 of zeros, which gets the labels 1..N; may be mapped from a file.
+        detections: boxes in px of this image.
+        order: (n,) integers, which detections, and in which order.
+        mask_threshold: smallest probability of a cell's pixel, in (0, 1].
+        min_area_px: detections with fewer visible pixels are dropped; 1 or more.
+        min_visible: smallest share of its mask that must be free, in 0..1.
+
+    Returns:
+        (N,) int64, for each label the index of its detection.
+    """
+    kept: list[int] = []
+    height, width = label_image.shape
+    for index in order:
+        crop = crop_mask(
+            detections.masks[index], detections.boxes[index], shape=(height, width), threshold=mask_threshold
+        )
         area = np.count_nonzero(crop.mask)
         if area < min_area_px:
             continue
@@ -118,7 +155,7 @@ def paint_detections(
         if visible >= max(min_area_px, min_visible * area):
             kept.append(index)
             window[free] = len(kept)
-    return label_image, np.array(kept, np.int64)
+    return np.array(kept, np.int64)
 
 
 def _check_painting(score_threshold: float, mask_threshold: float, min_area_px: int, min_visible: float) -> None:

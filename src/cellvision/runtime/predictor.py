@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cellvision.bundle import Manifest
 from cellvision.data.images import image_stem, open_image, read_info
-from cellvision.errors import ConfigError, ShapeError, explain
-from cellvision.runtime.budget import compute_costs, find_whole_bytes, measure_net
-from cellvision.runtime.cells import Cells, build_cells
-from cellvision.runtime.inputs import InputMatch, check_pixel_size, match_input
-from cellvision.runtime.instances import CellSums
-from cellvision.runtime.overlay import Overview, index_classes
-from cellvision.runtime.session import Session, open_session
-from cellvision.runtime.tile_run import KeepMaps, Progress, ReadRows, TileRun
-from cellvision.runtime.tiling import SMALLEST_TILE_PX, Costs, Tile, choose_tile_px, round_up
-from cellvision.runtime.writers import LabelSpool, StagedFiles, check_out_folder, write_label_image
+from cellvision.errors import BundleError, explain
+from cellvision.runtime.budget import NetCosts, find_whole_bytes, measure_net, remember_costs
+from cellvision.runtime.cells import Cells
+from cellvision.runtime.detection_prediction import find_detections, predict_detected_cells, stream_detected_cells
+from cellvision.runtime.detection_session import DetectionSession
+from cellvision.runtime.detections import Detections
+from cellvision.runtime.image_job import ImageJob, Progress
+from cellvision.runtime.job_planner import JobPlanner, check_sizes, to_planes
+from cellvision.runtime.map_prediction import predict_map_cells, stream_map_cells
+from cellvision.runtime.session import Session, open_bundle, open_session
+from cellvision.runtime.tiling import Tile
+from cellvision.runtime.writers import check_out_folder
 
 
 class Predictor:
     """Runs a bundle on images. The one way from pixels to cells, in training reports and in the field alike.
 
-    An image larger than a tile is worked on tile by tile. The net sees each tile with a margin, cells are split per
-    tile and joined across seams (see stitching.py), so no cell is cut or counted twice. What can differ from an
-    untiled run is what the margin cannot show: nets that look further than overlap_px, and nets with attention over
-    the whole image.
+    An image larger than a tile is worked on tile by tile. The net sees each tile with a margin. From maps, cells are
+    split per tile and joined across seams (see stitching.py); cells that the net finds itself are joined by the rules
+    of joining.py. So no cell is cut or counted twice. What can differ from an untiled run is what the margin cannot
+    show: nets that look further than overlap_px, nets with attention over the whole image, and cells much longer than
+    overlap_px that the net finds itself.
+
+    A predictor may be used from several threads at once. A pickled one opens its bundle again where it arrives.
 
     Attributes:
         manifest: of the bundle.
@@ -44,6 +49,10 @@ class Predictor:
         memory_mib: int = 1024,
         tile_px: int | None = None,
         overlap_px: int | None = None,
+        batch: int = 1,
+        provider_options: Mapping[str, str] | None = None,
+        arena: str = "keep",
+        warm_up: bool = False,
     ) -> None:
         """Open a bundle.
 
@@ -52,27 +61,29 @@ class Predictor:
             provider: "cpu", "cuda" ..; no fallback to another.
             threads: processor threads of the net, >= 1; None for all cores.
             memory_mib: most memory for predicting one image, beside what the process already holds, the arrays that
-                go in and come out, and some hundred bytes per cell. Tiles are made smaller until they fit; what the
-                net needs per pixel is measured when the bundle is opened. Device memory of a GPU is not counted.
+                go in and come out, some hundred bytes per cell, and 4 bytes for each pixel of a mask of each cell that
+                the net finds itself. Tiles are made smaller until they fit; what the net needs per pixel is measured
+                when the bundle is opened. Device memory of a GPU is not counted.
             tile_px: distance between tiles; None starts from the bundle's and halves it as memory asks.
             overlap_px: margin around each tile, better at least as wide as a cell; None for the bundle's. Both are
                 rounded up to a multiple of the net's stride.
+            batch: at most so many tiles of one size go through the graph at once. More than 1 helps on a GPU.
+            provider_options: of the provider by name, e.g. {"device_id": "1"}.
+            arena: "keep", "shrink" or "none": what becomes of the net's memory after a run; see RunSettings.
+            warm_up: run the graphs once at the size of a tile, so that the first image takes no longer than others.
 
         Raises:
             BundleError: the bundle cannot be used; see `open_session`.
             ConfigError: the provider is not available, or a number is below 1.
         """
-        for name, value in (("memory_mib", memory_mib), ("tile_px", tile_px), ("overlap_px", overlap_px)):
-            if value is not None and value < 1:
-                raise ConfigError(explain(got=f"{name}={value}", need="a whole number from 1 up", hint="leave it out"))
-        self.session: Session = open_session(bundle_folder, provider=provider, threads=threads)
-        self.manifest: Manifest = self.session.manifest
-        self._net_bytes = measure_net(self.session)
-        stride = self.manifest.stride
-        self._memory_mib = memory_mib
-        self._overlap_px = round_up(overlap_px or self.manifest.overlap_px, stride)
-        self._largest_tile_px = round_up(tile_px or self.manifest.tile_px, stride)
-        self._smallest_tile_px = self._largest_tile_px if tile_px else round_up(SMALLEST_TILE_PX, stride)
+        sizes = {"memory_mib": memory_mib, "tile_px": tile_px, "overlap_px": overlap_px, "batch": batch}
+        check_sizes(**sizes)
+        self.session: Session = open_session(
+            bundle_folder, provider=provider, threads=threads, provider_options=provider_options, arena=arena
+        )
+        self._start(sizes)
+        if warm_up:
+            self.session.probe(self._planner.largest_window_px)
 
     def __call__(
         self,
@@ -98,13 +109,10 @@ class Predictor:
             DataError: NaN or infinity.
             ConfigError: the memory does not suffice.
         """
-        return self._predict_array(
-            image,
-            channel_names=channel_names,
-            pixel_size_um=pixel_size_um,
-            intensity_scale=intensity_scale,
-            progress=progress,
-        )
+        job = self._plan_array(image, channel_names, pixel_size_um, intensity_scale, progress)
+        if isinstance(self.session, DetectionSession):
+            return predict_detected_cells(self.session, job)
+        return predict_map_cells(self.session, job)
 
     def predict_with_probabilities(
         self,
@@ -114,20 +122,39 @@ class Predictor:
         pixel_size_um: float | None = None,
         intensity_scale: float | None = None,
     ) -> tuple[Cells, np.ndarray]:
-        """The cells, and the net's (K, H, W) float32 class probabilities of every pixel. Arguments as in a call."""
+        """The cells, and the net's (K, H, W) float32 class probabilities of every pixel. Arguments as in a call.
+
+        Raises:
+            BundleError: also where the net finds cells and says nothing of pixels.
+        """
+        if isinstance(self.session, DetectionSession):
+            raise self._refuse("probabilities of pixels", "of kind semantic or viability", "predictor(image)")
         probabilities = np.zeros((len(self.manifest.classes), *image.shape[-2:]), np.float32)
 
         def keep(tile: Tile, core: np.ndarray) -> None:
-            probabilities[:, tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop] = core
+            probabilities[:, tile.rows.core, tile.columns.core] = core
 
-        cells = self._predict_array(
-            image,
-            channel_names=channel_names,
-            pixel_size_um=pixel_size_um,
-            intensity_scale=intensity_scale,
-            keep_maps=keep,
-        )
-        return cells, probabilities
+        job = self._plan_array(image, channel_names, pixel_size_um, intensity_scale)
+        return predict_map_cells(self.session, job, keep_maps=keep), probabilities
+
+    def detect(
+        self,
+        image: np.ndarray,
+        *,
+        channel_names: tuple[str, ...] | None = None,
+        intensity_scale: float | None = None,
+        progress: Progress | None = None,
+    ) -> Detections:
+        """What an instance net finds, every score and overlaps included, as average precision is computed from.
+
+        Boxes are in px of the image. From several tiles, what two of them found is there once. Arguments as in a call.
+
+        Raises:
+            BundleError: also where the net does not find cells itself.
+        """
+        if not isinstance(self.session, DetectionSession):
+            raise self._refuse("detections", "of kind instance", "predictor(image)")
+        return find_detections(self.session, self._plan_array(image, channel_names, None, intensity_scale, progress))
 
     def predict_to_folder(
         self,
@@ -144,6 +171,8 @@ class Predictor:
         """Write ``<name>_labels.tif`` and ``<name>_overlay.png`` of an image file; its cells without label image.
 
         The image is read, and the labels are written, a few rows at a time. Nothing is written unless all succeeds.
+        Where the net finds cells itself, ``out_dir`` needs room for 4 bytes per pixel beside the results while the work
+        lasts; the system holds of them in memory what there is room for, which memory_mib does not count.
 
         Args:
             path: image file.
@@ -156,136 +185,70 @@ class Predictor:
             progress: told after each tile.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: the file cannot be read, or there is no room in out_dir.
             BundleError: the image does not suit the bundle.
             ConfigError: out_dir is the image's folder, or the memory does not suffice.
         """
         path, out_dir = Path(path), Path(out_dir)
         check_out_folder([path], out_dir)
-        check_pixel_size(pixel_size_um)
         info = read_info(path)
-        size, pixel_size_um = info.shape[1:], pixel_size_um or info.pixel_size_um
-        match = self._match(path.name, info.dtype, info.shape[0], channel_names or info.channel_names, intensity_scale)
-        costs = compute_costs(
-            self._net_bytes,
-            channels=info.shape[0],
-            dtype=info.dtype,
-            whole_bytes=find_whole_bytes(info),
-            overlay_shape=size if overlay else None,
-        )
-        run = self._plan(match, size, costs)
+        target = out_dir / (name or image_stem(path))
         with open_image(path) as reader:
-            return self._stream(
-                run,
-                lambda top, bottom: reader.read(top, bottom, 0, size[1]),
-                out_dir / (name or image_stem(path)),
-                overlay=overlay,
-                pixel_size_um=pixel_size_um,
+            job = self._planner.plan(
+                lambda top, bottom: reader.read(top, bottom, 0, info.shape[2]),
+                name=path.name,
+                shape=info.shape,
+                dtype=info.dtype,
+                channel_names=channel_names or info.channel_names,
+                intensity_scale=intensity_scale,
+                pixel_size_um=info.pixel_size_um if pixel_size_um is None else pixel_size_um,
                 progress=progress,
+                whole_bytes=find_whole_bytes(info),
+                overlay=overlay,
             )
+            if isinstance(self.session, DetectionSession):
+                return stream_detected_cells(self.session, job, target, overlay=overlay)
+            return stream_map_cells(self.session, job, target, overlay=overlay)
 
-    def _stream(
-        self,
-        run: TileRun,
-        read_rows: ReadRows,
-        target: Path,
-        *,
-        overlay: bool,
-        pixel_size_um: float | None,
-        progress: Progress | None,
-    ) -> Cells:
-        """Write the files whose names begin with ``target``, and return the cells."""
-        with StagedFiles(target.parent) as staged, LabelSpool(target.parent) as spool:
-            overview = Overview(shape=run.shape, channels=self.manifest.channels) if overlay else None
-            for band in run.iterate_bands(read_rows, progress=progress):
-                spool.add(band.ids)
-                if overview:
-                    overview.add_image(band.top, band.image)
-            table, sums = run.resolve()
-            cells = self._build(run, sums, None, pixel_size_um)
-            write_label_image(
-                staged.path(f"{target.name}_labels.tif"),
-                _iterate_final(spool, table, overview, index_classes(cells)),
-                shape=run.shape,
-                largest=len(cells),
-                pixel_size_um=pixel_size_um,
-            )
-            if overview:
-                picture = Image.fromarray(overview.render(cells))
-                picture.save(staged.path(f"{target.name}_overlay.png"), format="PNG")
-        return cells
+    def __reduce__(self) -> tuple[Any, ...]:
+        folder = self.session.folder.absolute()
+        return _open_again, (type(self), folder, self.session.settings, self._net, self._sizes)
 
-    def _predict_array(
+    def _start(self, sizes: Mapping[str, Any]) -> None:
+        self.manifest: Manifest = self.session.manifest
+        self._sizes = dict(sizes)
+        self._net = measure_net(self.session)
+        self._planner = JobPlanner(self.session, self._net, **sizes)
+
+    def _plan_array(
         self,
         image: np.ndarray,
-        *,
         channel_names: tuple[str, ...] | None,
         pixel_size_um: float | None,
         intensity_scale: float | None,
         progress: Progress | None = None,
-        keep_maps: KeepMaps | None = None,
-    ) -> Cells:
-        check_pixel_size(pixel_size_um)
-        planes = image[None] if image.ndim == 2 else image
-        if planes.ndim != 3 or 0 in planes.shape:
-            raise ShapeError(
-                explain(
-                    got=f"an image of shape {image.shape}",
-                    need="(height, width) or (channels, height, width), at least 1x1 px",
-                    hint="image[None] adds a channel axis",
-                )
-            )
-        match = self._match("the image", planes.dtype.name, len(planes), channel_names, intensity_scale)
-        costs = compute_costs(self._net_bytes, channels=len(planes), dtype=planes.dtype.name)
-        run = self._plan(match, planes.shape[1:], costs)
-        bands = run.iterate_bands(lambda top, bottom: planes[:, top:bottom], progress=progress, keep_maps=keep_maps)
-        ids = np.concatenate([band.ids for band in bands])
-        table, sums = run.resolve()
-        return self._build(run, sums, table[ids], pixel_size_um)
-
-    def _build(
-        self, run: TileRun, sums: CellSums, label_image: np.ndarray | None, pixel_size_um: float | None
-    ) -> Cells:
-        return build_cells(
-            sums,
-            classes=self.manifest.classes,
-            channels=tuple(channel.name for channel in self.manifest.channels),
-            kind=self.manifest.kind,
-            live_threshold=self.manifest.live_threshold,
-            shape=run.shape,
-            label_image=label_image,
+    ) -> ImageJob:
+        planes = to_planes(image)
+        return self._planner.plan(
+            lambda top, bottom: planes[:, top:bottom],
+            name="the image",
+            shape=planes.shape,
+            dtype=planes.dtype.name,
+            channel_names=channel_names,
+            intensity_scale=intensity_scale,
             pixel_size_um=pixel_size_um,
-            tiles=run.tiles,
+            progress=progress,
         )
 
-    def _match(
-        self, name: str, dtype: str, channels: int, channel_names: tuple[str, ...] | None, scale: float | None
-    ) -> InputMatch:
-        return match_input(
-            self.manifest, name=name, dtype=dtype, channels=channels, channel_names=channel_names, intensity_scale=scale
-        )
-
-    def _plan(self, match: InputMatch, shape: tuple[int, int], costs: Costs) -> TileRun:
-        tile_px = choose_tile_px(
-            shape,
-            largest_px=self._largest_tile_px,
-            smallest_px=self._smallest_tile_px,
-            stride=self.manifest.stride,
-            overlap_px=self._overlap_px,
-            costs=costs,
-            memory_mib=self._memory_mib,
-        )
-        return TileRun(self.session, match, shape=shape, tile_px=tile_px, overlap_px=self._overlap_px)
+    def _refuse(self, what: str, kind: str, hint: str) -> BundleError:
+        got = f"{what} of a bundle of kind {self.manifest.kind}"
+        return BundleError(explain(got=got, need=f"a bundle {kind}", hint=hint))
 
 
-def _iterate_final(
-    spool: LabelSpool, table: np.ndarray, overview: Overview | None, class_of_label: np.ndarray
-) -> Iterator[np.ndarray]:
-    """Bands with their final labels, drawn into the overview as they pass."""
-    top = 0
-    for ids in spool.iterate_rows():
-        rows = table[ids]
-        if overview:
-            overview.add_labels(top, rows, class_of_label)
-        top += len(rows)
-        yield rows
+def _open_again(kind: type[Predictor], folder: Path, settings: Any, net: NetCosts, sizes: dict[str, Any]) -> Predictor:
+    """A predictor in another process, which need not measure again what the first one has measured."""
+    predictor = kind.__new__(kind)
+    predictor.session = open_bundle(folder, settings)
+    remember_costs(predictor.session, net)
+    predictor._start(sizes)
+    return predictor

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from cellvision.errors import ConfigError, explain
 
 SMALLEST_TILE_PX = 64
+DENSE_CELL_PX = 24**2
+"""Pixels per cell of a dense field; nobody knows before the work how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,21 @@ class Span:
     window_start: int
     window_stop: int
 
+    @property
+    def core(self) -> slice:
+        """To index the image with."""
+        return slice(self.start, self.stop)
+
+    @property
+    def window(self) -> slice:
+        """To index the image with."""
+        return slice(self.window_start, self.window_stop)
+
+    @property
+    def core_in_window(self) -> slice:
+        """To index an array of the window with."""
+        return slice(self.start - self.window_start, self.stop - self.window_start)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -25,6 +42,12 @@ class Tile:
 
     rows: Span
     columns: Span
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the window."""
+        rows, columns = self.rows, self.columns
+        return rows.window_stop - rows.window_start, columns.window_stop - columns.window_start
 
 
 def plan_spans(length: int, *, tile_px: int, overlap_px: int) -> list[Span]:
@@ -63,16 +86,25 @@ class Costs:
         per_window_px: for each pixel of a tile's window: the net, and splitting.
         per_band_px: for each pixel of the full-width rows of one tile row, image and labels.
         fixed: independent of the tile size, e.g. a picture that can only be decoded whole.
+        windows: that are worked on at once.
+        per_cell: for each cell that is found in a window, of which there may be one per DENSE_CELL_PX.
+        most_cells: more than these are never found in a window.
     """
 
     per_window_px: float
     per_band_px: float
     fixed: float
+    windows: int = 1
+    per_cell: float = 0.0
+    most_cells: int = 0
 
     def compute_total(self, shape: tuple[int, int], *, tile_px: int, overlap_px: int) -> float:
         """Bytes for an image of ``shape`` (H, W) at this tile size."""
         rows, columns = (min(length, tile_px + 2 * overlap_px) for length in shape)
-        return self.fixed + rows * columns * self.per_window_px + rows * shape[1] * self.per_band_px
+        windows = min(self.windows, -(-shape[1] // tile_px))
+        cells = min(self.most_cells, rows * columns / DENSE_CELL_PX)
+        per_window = rows * columns * self.per_window_px + cells * self.per_cell
+        return self.fixed + windows * per_window + rows * shape[1] * self.per_band_px
 
 
 def choose_tile_px(

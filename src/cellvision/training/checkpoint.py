@@ -39,6 +39,7 @@ class NetRecord:
         settings: of the run, what a resumed run must not change.
         recipe: compression records, oldest first.
         accuracy: latest validation scores.
+        long_cell_px: length that all but one cell in a thousand of the training fields stay below; 0 where unknown.
     """
 
     net: dict[str, Any]
@@ -52,6 +53,7 @@ class NetRecord:
     settings: dict[str, Any] = field(default_factory=dict)
     recipe: tuple[dict[str, Any], ...] = ()
     accuracy: dict[str, float] = field(default_factory=dict)
+    long_cell_px: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """Nested dicts and lists of plain values, loadable as weights only."""

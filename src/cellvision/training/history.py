@@ -84,7 +84,8 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
         for name in shown:
             points = [(row["epoch"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
+                # A single epoch has no line to see.
+                axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 40 else None)
         axes.set(title=title, xlabel="epoch")
         if shown and axes.lines:
             axes.legend(fontsize=5, ncols=1 + len(axes.lines) // 12)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +55,7 @@ def name_fields(view: SubsetView, names: Sequence[str]) -> FieldIds:
 def write_truth(path: Path, view: SubsetView, ids: FieldIds) -> None:
     """The true cells of the fields, as they are scored: label images, in which no pixel is in two cells."""
     samples = (view.sample(position) for position in ids.positions)
-    write_coco(path, samples, classes=view.classes)
-    tables = json.loads(path.read_bytes())
-    # Numbered 1, 2 .. by the writer: images in the order given, categories in that of the classes.
-    category_of: dict[Any, Any] = dict(enumerate(ids.categories, start=1))
-    for row in tables["categories"]:
-        if row["id"] not in category_of:
-            category_of[row["id"]] = next(free for free in count(1) if free not in category_of.values())
-        row["id"] = category_of[row["id"]]
-    for row, image in zip(tables["images"], ids.images, strict=True):
-        row.update(image)
-    for row in tables["annotations"]:
-        row["image_id"] = ids.images[row["image_id"] - 1]["id"]
-        row["category_id"] = category_of[row["category_id"]]
-    path.write_text(json.dumps(tables, separators=(",", ":")), encoding="utf-8")
+    write_coco(path, samples, classes=view.classes, entries=ids.images, categories=ids.categories)
 
 
 def write_predictions(path: Path, fields: Mapping[str, InstanceField], ids: FieldIds) -> None:

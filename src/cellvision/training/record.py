@@ -47,17 +47,31 @@ class RunRecord(Callback):
             return
         mark_latest(self.folder)
         write_run_record(self.folder, settings=self.settings, data=self.data, net=pl_module.net)
-        fields = ", ".join(f"{len(view)} {split}" for split, view in self.data.views.items())
-        size = sum(parameter.numel() for parameter in pl_module.net.parameters())
         print(f"run       {self.folder}")
-        print(f"data      {fields} fields; channels {', '.join(channel.name for channel in self.data.channels)}")
-        for split, faults in find_skipped(self.data).items():
-            print(f"skipped   {len(faults)} annotations of {split}: {'; '.join(faults[:3])}")
-        print(f"net       {pl_module.net.spec.name}, {size:,} parameters; best by {pl_module.monitor}")
-        for line in pl_module.net.report:
-            print(f"weights   {line}", flush=True)
-        if crowded := describe_crowding(pl_module.net, self.data):
-            print(f"warning   {crowded}", flush=True)
+        for line in describe_run(self.data, pl_module.net, monitor=pl_module.monitor):
+            print(line, flush=True)
+
+
+def describe_run(data: CellDataModule, net: SegNet, *, monitor: str) -> list[str]:
+    """Lines on the data, the net and how it begins, and what may go wrong with both."""
+    fields = ", ".join(f"{len(view)} {split}" for split, view in data.views.items())
+    size = sum(parameter.numel() for parameter in net.parameters())
+    lines = [f"data      {fields} fields; channels {', '.join(channel.name for channel in data.channels)}"]
+    for split, faults in find_skipped(data).items():
+        lines.append(f"skipped   {len(faults)} annotations of {split}: {'; '.join(faults[:3])}")
+    lines.append(f"net       {net.spec.name}, {size:,} parameters; best by {monitor}")
+    lines += [f"net       {line}" for line in net.report]
+    return lines + [f"warning   {text}" for text in (describe_counts(data), describe_crowding(net, data)) if text]
+
+
+def describe_counts(data: CellDataModule) -> str | None:
+    """A sentence where training images show nothing, or less than there was to see, else None."""
+    if not data.faults:
+        return None
+    number = sum(len(names) for names in data.faults.values())
+    kinds = "; ".join(f"{len(names)} {fault}, first {names[0]}" for fault, names in data.faults.items())
+    got = f"{number} of {len(data.views['train'])} training fields have a channel of doubtful counts ({kinds})"
+    return explain(got=got, need="counts that vary below the maximum", hint="look at them, and leave bad ones out")
 
 
 def find_skipped(data: CellDataModule) -> dict[str, tuple[str, ...]]:

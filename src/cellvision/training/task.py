@@ -117,6 +117,7 @@ class SegmentationTask(LightningModule):
             splitting=self.splitting,
             live_threshold=self.live_threshold,
             nucleus_margin_px=data.nucleus_margin_px,
+            long_cell_px=data.long_cell_px,
             fingerprint=data.fingerprint(),
             settings=self.settings,
         )

@@ -186,3 +186,22 @@ def test_distances_are_left_out_on_demand():
     data.with_distance = False
     assert not next(iter(data.val_dataloader())).targets.distance.any()
     assert not next(iter(data.train_dataloader())).targets.distance.any()
+
+
+class Blank(SyntheticLiveDead):
+    """Every second field has nothing in its last channel."""
+
+    def sample(self, index):
+        sample = super().sample(index)
+        if index % 2:
+            sample.image[2] = 9
+        return sample
+
+
+def test_training_fields_of_doubtful_counts_are_noted_where_the_net_sees_them():
+    blank = Blank(fields=10, height=64, width=48, cells=(2, 5), seed=5)
+    data = build(datasets={"all": blank})
+    train = [blank.names.index(name) for name in data.views["train"].names]
+    assert data.faults == {"constant": [blank.names[i] for i in train if i % 2]}
+    assert data.faults["constant"]
+    assert build(datasets={"all": blank}, channels=["hoechst", "calcein"]).faults == {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cellvision.data.statistics import NORMALIZATIONS, compute_stats
+from cellvision.data.statistics import NORMALIZATIONS, compute_stats, find_fault
 from cellvision.errors import ConfigError, DataError
 from cellvision.models.build import build_model
 from cellvision.types import IGNORE, Sample
@@ -152,3 +152,22 @@ def test_statistics_tell_where_they_come_from(normalization):
     stats = compute_stats(SAMPLES, channels=[0], classes=3, normalization=normalization)
     assert stats.normalization == normalization
     assert pickle.loads(pickle.dumps(stats)) == stats
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bright", "share", "fault"),
+    [
+        (np.uint8, 255, 0.06, "with over 5% of the pixels at 255"),
+        (np.uint8, 255, 0.04, None),
+        (np.uint8, 254, 0.5, None),
+        (np.uint16, 65535, 0.06, "with over 5% of the pixels at 65535"),
+        (np.float32, 255.0, 0.5, None),
+        (np.uint8, 255, 1.0, "constant"),
+        (np.float32, 3.5, 1.0, "constant"),
+    ],
+)
+def test_constant_and_saturated_channels_are_found(dtype, bright, share, fault):
+    image = np.random.default_rng(0).integers(10, 200, (2, 50, 60)).astype(dtype)
+    assert find_fault(image) is None
+    image[1].flat[: round(share * 3000)] = bright
+    assert find_fault(image) == fault

@@ -8,7 +8,7 @@ from torch import nn
 
 from cellvision.bundle import Channel, Splitting
 from cellvision.export.onnx import export_onnx
-from cellvision.models.base import NetSpec
+from cellvision.models.base import NetSpec, SegNet
 from cellvision.types import IMAGE_DTYPES, Sample
 
 CLASSES = ("background", "live", "dead")
@@ -16,6 +16,9 @@ CLASSES = ("background", "live", "dead")
 
 class TinyNet(nn.Module):
     """Bright blobs are cells: weights are set by hand where it matters, so that there is something to count."""
+
+    part, detecting = SegNet.part, None
+    is_shared = False  # whether its graphs are made once for all tests
 
     def __init__(self, *, kind="viability", channels=2, tiles=True):
         super().__init__()
@@ -74,6 +77,7 @@ def net():
     torch.manual_seed(0)
     built = TinyNet()
     built.norm.running_var.fill_(2.0)
+    built.is_shared = True
     return built.eval()
 
 

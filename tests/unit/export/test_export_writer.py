@@ -9,6 +9,7 @@ import torch
 from cellvision.bundle import Channel, Splitting, compute_sha256, load_manifest
 from cellvision.errors import BundleError, ConfigError, ExportError
 from cellvision.export import writer
+from cellvision.export.graph_options import GraphOptions
 from cellvision.export.latency import describe_machine, measure_latency
 from cellvision.export.writer import export_bundle, export_checkpoint
 from cellvision.models.build import build_model
@@ -20,17 +21,17 @@ from cellvision.types import DataStats
 
 
 @pytest.fixture(autouse=True)
-def share_graphs(monkeypatch, net, graphs):
+def share_graphs(monkeypatch, graphs):
     """Take the graph of ``net`` from the shared ones; another net is exported as usual."""
-    export_onnx = writer.export_onnx
+    export_part = writer.export_part
 
-    def take(wanted, path, *, input_dtype):
-        if wanted is not net:
-            return export_onnx(wanted, path, input_dtype=input_dtype)
-        path.write_bytes(graphs[input_dtype].read_bytes())
+    def take(part, path):
+        if not getattr(part.module.net, "is_shared", False):
+            return export_part(part, path)
+        path.write_bytes(graphs[str(part.inputs["image"].dtype).removeprefix("torch.")].read_bytes())
         return path
 
-    monkeypatch.setattr(writer, "export_onnx", take)
+    monkeypatch.setattr(writer, "export_part", take)
 
 
 def test_bundle_says_what_was_measured(net, facts, tmp_path):
@@ -48,7 +49,7 @@ def test_bundle_says_what_was_measured(net, facts, tmp_path):
     assert {"cellvision", "torch", "onnx", "onnxruntime", "numpy", "python"} <= manifest.versions.keys()
     assert manifest.overlap_px % manifest.stride == manifest.tile_px % manifest.stride == 0
     # Blocks of 4 px: one is touched by the first layer, one by the second, half of one by the bilinear resize.
-    assert manifest.provenance["tiling"] == {"exact": True, "reach_px": 12}
+    assert manifest.provenance["tiling"] == {"exact": True, "reach_px": 12, "long_cell_px": 0}
     assert manifest.provenance["data_fingerprint"] == "00"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["bundle"]
@@ -57,7 +58,7 @@ def test_bundle_says_what_was_measured(net, facts, tmp_path):
 @pytest.mark.parametrize("input_dtype", ["uint8", "uint16", "float32"])
 def test_runtime_opens_the_bundle_and_agrees_with_the_net(net, facts, samples, tmp_path, input_dtype):
     facts["image_dtypes"] = ("uint8", "uint16", "float32")
-    manifest = export_bundle(net, tmp_path / "bundle", input_dtype=input_dtype, **facts)
+    manifest = export_bundle(net, tmp_path / "bundle", options=GraphOptions(input_dtype=input_dtype), **facts)
     expected = {"uint8": ("uint8",), "uint16": ("uint8", "uint16"), "float32": ("uint8", "uint16", "float32")}
     assert manifest.image_dtypes == expected[input_dtype]
     image = samples[1].image.astype(input_dtype)
@@ -93,7 +94,7 @@ def test_semantic_net_that_sees_the_whole_image_is_marked(tiny, facts, tmp_path)
     facts["samples"] = [tiny[1](channels=1)]
     net = tiny[0](kind="semantic", channels=1, tiles=False)
     manifest = export_bundle(net, tmp_path / "bundle", **facts)
-    assert manifest.provenance["tiling"] == {"exact": False, "reach_px": None}
+    assert manifest.provenance["tiling"] == {"exact": False, "reach_px": None, "long_cell_px": 0}
     assert manifest.overlap_px == 128
     assert manifest.outputs == ("probabilities",)
     assert open_session(tmp_path / "bundle").run(np.zeros((1, 5, 5), np.float32)).distance is None
@@ -127,16 +128,16 @@ def test_checkpoint_of_an_attention_unet_becomes_a_bundle_that_predicts(facts, s
 
 
 def test_graph_that_disagrees_leaves_nothing(net, facts, tmp_path, monkeypatch):
-    def export_and_perturb(net, path, **options):
-        model = onnx.load(export_onnx(net, path, **options))
+    def export_and_perturb(part, path):
+        model = onnx.load(export_part(part, path))
         weights = next(t for t in model.graph.initializer if t.name.endswith("head.bias"))
         values = onnx.numpy_helper.to_array(weights) + np.array([0.1, 0, 0, 0], np.float32)
         weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
         onnx.save(model, path)
         return path
 
-    export_onnx = writer.export_onnx
-    monkeypatch.setattr(writer, "export_onnx", export_and_perturb)
+    export_part = writer.export_part
+    monkeypatch.setattr(writer, "export_part", export_and_perturb)
     with pytest.raises(ExportError, match=r"graph and net differ by up to .*; need at most 0.001 and the same cells"):
         export_bundle(net, tmp_path / "bundle", **facts)
     assert not list(tmp_path.iterdir())
@@ -201,8 +202,12 @@ def test_bundle_is_as_readable_as_any_other_folder(net, facts, tmp_path):
         ({"channels": (Channel(name="DAPI"),)}, ConfigError, "the channel list has 1 channels; need 2"),
         ({"live_threshold": 1.0}, ConfigError, "live_threshold=1.0; need a number between 0 and 1"),
         ({"image_dtypes": ("int8",)}, ConfigError, "unknown image dtype 'int8'"),
-        ({"input_dtype": "int8"}, ConfigError, "unknown image dtype 'int8'"),
-        ({"input_dtype": "uint8"}, ConfigError, "input_dtype=uint8 for images of uint16, float32"),
+        ({"image_dtypes": ("int8",)}, ConfigError, "unknown image dtype 'int8'"),
+        (
+            {"options": GraphOptions(input_dtype="uint8")},
+            ConfigError,
+            "input_dtype=uint8 for images of uint16, float32",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(net, facts, tmp_path, change, error, message):
@@ -254,7 +259,7 @@ def test_manifest_is_strict_json(net, facts, tmp_path):
 
 def test_latency_is_of_both_sides_at_equal_threads(net, facts, tmp_path):
     export_bundle(net, tmp_path / "bundle", **facts)
-    latency = measure_latency(net, tmp_path / "bundle" / "graph.onnx", np.zeros((2, 8, 8), np.float32))
+    latency = measure_latency(net, open_session(tmp_path / "bundle").run_batch, np.zeros((2, 8, 8), np.float32))
     assert latency["threads"] == torch.get_num_threads()
     assert latency["machine"] == describe_machine()
     assert all(describe_machine().values())

@@ -83,9 +83,17 @@ def test_unet_is_rebuilt_from_its_config_without_a_download(monkeypatch):
 @pytest.mark.parametrize(
     ("encoder", "depth", "message"),
     [
-        ("resnet81", 3, r"model.encoder='resnet81' is unknown; need null .own encoder. or .*try: (\w+ or ){4}\w+$"),
+        (
+            "resnet81",
+            3,
+            r"model.encoder='resnet81' is unknown; need null .* or .*such as (\w+, ){4}\w+; try: model.encoder=\w+$",
+        ),
         ("resnet18.none", 3, r"'resnet18.none' with pretrained=False cannot be made .*Invalid pretrained tag"),
-        ("convnext_atto", 1, r"model.widths has 2 entries .*in number one of 3, 4, 5, 6; try: a list of 6 widths"),
+        (
+            "convnext_atto",
+            1,
+            r"model.widths has 2 entries .*in number one of 3, 4, 5, 6; try: .*=\[16, 32, 64, 128, 256, 512\]",
+        ),
         (
             "vit_tiny_patch16_224",
             4,

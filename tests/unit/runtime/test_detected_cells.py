@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from skimage.measure import regionprops
 
-from cellvision.bundle import Channel, Splitting
+from cellvision.bundle import Channel, Splitting, load_manifest
 from cellvision.errors import BundleError
 from cellvision.runtime.cells import tells_viability, to_class_map
 from cellvision.runtime.detected_cells import build_detected_cells
 from cellvision.runtime.detections import Detections
 from cellvision.runtime.overlay import draw_overlay
-from cellvision.runtime.session import open_session
 from cellvision.runtime.writers import ResultTables
+from dot_net import write_dot_bundle
 
 LIVE_DEAD = ("background", "live", "dead")
 SPLITTING = Splitting(method="instances", score_threshold=0.3, min_area_px=4)
@@ -140,9 +140,9 @@ def read_table(path):
         return list(csv.DictReader(stream))
 
 
-def test_tables_have_a_column_for_the_score(detections, image, tmp_path, stain_bundle):
-    manifest = open_session(stain_bundle).manifest
-    object.__setattr__(manifest, "kind", "instance")  # no bundle of this kind can be opened yet
+def test_tables_have_a_column_for_the_score(detections, image, tmp_path):
+    channels = (Channel(name="nuclei", role="nuclear"), Channel(name="PI", role="dead"))
+    manifest = load_manifest(write_dot_bundle(tmp_path / "bundle", channels=channels))
     with ResultTables(tmp_path, manifest=manifest) as tables:
         tables.add("a", build(detections, image))
         tables.add("truth", replace(build(detections, image), score=None))

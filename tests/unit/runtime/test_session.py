@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -6,10 +7,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from cellvision.bundle import Splitting
-from cellvision.errors import BundleError, ConfigError
+from cellvision.bundle import Splitting, load_manifest, write_manifest
+from cellvision.errors import BundleError, ConfigError, ShapeError
+from cellvision.runtime import engine_session
 from cellvision.runtime.graph_file import has_external_data
+from cellvision.runtime.onnx_graph import open_onnx_graph
+from cellvision.runtime.run_settings import RunSettings
 from cellvision.runtime.session import list_providers, open_session
+from dot_net import draw_dots, write_dot_bundle
 from stain_net import build_graph, write_bundle
 
 COMPONENTS = {"splitting": Splitting(method="components")}
@@ -45,7 +50,7 @@ def test_provider_that_does_not_start_is_no_fallback(stain_bundle, monkeypatch):
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda graph, options, providers: Fallen(graph, options))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda graph, options, **_: Fallen(graph, options))
     with pytest.raises(ConfigError, match="CUDAExecutionProvider is installed but did not start; running: CPU"):
         open_session(stain_bundle, provider="cuda")
 
@@ -185,3 +190,36 @@ def test_onnx_runtime_keeps_quiet(tmp_path, capfd):
 def test_folder_without_a_bundle(tmp_path):
     with pytest.raises(BundleError, match=r"has no manifest.json; need a bundle folder"):
         open_session(os.fspath(tmp_path))
+
+
+@pytest.mark.parametrize("role", ["trunk", "masks"])
+def test_engines_take_the_place_of_graphs(tmp_path, monkeypatch, role):
+    """One part runs on an engine, the other in ONNX Runtime; what goes between them suits both."""
+    folder = write_dot_bundle(tmp_path / "bundle", parted=True)
+    manifest = load_manifest(folder)
+    graphs = tuple(replace(graph, engine="tensorrt") if graph.role == role else graph for graph in manifest.graphs)
+    expected = open_session(folder).run(image := draw_dots((40, 50), [(20, 20), (9, 33)], 8))
+    write_manifest(replace(manifest, graphs=graphs), folder)
+    opened, fed = [], []
+
+    class Engine:
+        def __init__(self, path, devices):
+            opened.append((path.name, devices))
+            self._graph = open_onnx_graph(path, RunSettings())
+            self.path, self.inputs, self.outputs = path, self._graph.inputs, self._graph.outputs
+
+        def run(self, feeds, wanted, held=()):
+            if 5 in next(iter(feeds.values())).shape:
+                raise ShapeError("5 px")
+            fed.extend(feeds.values())
+            return self._graph.run(feeds, wanted)
+
+    monkeypatch.setattr(engine_session, "open_engine", Engine)
+    session = open_session(folder)
+    assert opened == [(f"{role}.onnx", (0,))]
+    found = session.run(image)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    np.testing.assert_array_equal(found.masks, expected.masks)
+    assert all(isinstance(value, np.ndarray) for value in fed)
+    with pytest.raises(ShapeError, match="5 px"):  # what an engine says stays as it says it
+        session.run(draw_dots((5, 5), [(2, 2)], 2))

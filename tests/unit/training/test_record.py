@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cellvision.models.centermask2.settings import NetSettings
-from cellvision.training.record import describe_crowding, find_skipped
+from cellvision.training.record import describe_counts, describe_crowding, describe_run, find_skipped
 from cellvision.types import IGNORE
 
 
@@ -47,3 +47,40 @@ def test_annotations_that_were_left_out_are_told_by_split():
     views["val"].dataset = SimpleNamespace(skipped=())
     views["test"] = SimpleNamespace(dataset=object())
     assert find_skipped(SimpleNamespace(views=views)) == {"train": ("a.png: no mask",)}
+
+
+def test_doubtful_counts_are_told_with_their_number():
+    data = SimpleNamespace(views={"train": range(270)}, faults={"constant": ["a", "b"], "saturated": ["c"]})
+    text = describe_counts(data)
+    assert text.startswith(
+        "3 of 270 training fields have a channel of doubtful counts (2 constant, first a; 1 saturated, first c); need "
+    )
+    data.faults = {}
+    assert describe_counts(data) is None
+
+
+def test_each_line_on_a_run_begins_with_what_it_is_about():
+    data = SimpleNamespace(
+        views={"train": Counted([2000, 3]), "val": Counted([1])},
+        channels=[SimpleNamespace(name="grey")],
+        faults={"constant": ["a"]},
+    )
+    data.views["train"].dataset = SimpleNamespace(skipped=("a.png: no mask",))
+    data.views["val"].dataset = SimpleNamespace()
+    net = SimpleNamespace(
+        spec=SimpleNamespace(name="centermask2"),
+        parameters=lambda: [SimpleNamespace(numel=lambda: 1200)],
+        report=("backbone resnet50 instead of the file's vovnet39", "random; norm batch, which is trained"),
+        settings=NetSettings(),
+    )
+    lines = describe_run(data, net, monitor="val/mask/ap")
+    assert lines[:5] == [
+        "data      2 train, 1 val fields; channels grey",
+        "skipped   1 annotations of train: a.png: no mask",
+        "net       centermask2, 1,200 parameters; best by val/mask/ap",
+        "net       backbone resnet50 instead of the file's vovnet39",
+        "net       random; norm batch, which is trained",
+    ]
+    assert lines[5].startswith("warning   1 of 2 training fields have a channel of doubtful counts")
+    assert lines[6].startswith("warning   training fields hold up to 2000 cells")
+    assert len(lines) == 7

@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -65,3 +66,13 @@ def test_the_table_names_scores_in_words(capsys):
     printed = capsys.readouterr().out
     assert "cells found" in printed
     assert "0.250" in printed
+
+
+def test_a_single_epoch_can_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)  # its samples of the lines have colours as well
+    rows = [{"epoch": 0, "lr": 0.1, "val/loss": 0.5, "val/mask/ap": 0.1}]
+    draw_curves(rows, tmp_path / "one.png")
+    draw_curves([{**rows[0], "val/loss": float("nan"), "val/mask/ap": float("nan")}], tmp_path / "none.png")
+    one, none = (np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int) for name in ("one.png", "none.png"))
+    coloured = [int((np.ptp(picture, axis=2) > 40).sum()) for picture in (one, none)]
+    assert coloured[0] - coloured[1] > 2 * 60, "of two marks, each a disc of 9 px"

@@ -42,10 +42,11 @@ def check_numbers(step: object, name: str, *, low: float, high: float = math.inf
     numbers = list(value) if isinstance(value, list | tuple) else [value, value]
     right = len(numbers) == 2 and all(isinstance(n, int | float) for n in numbers)
     if not right or not low <= numbers[0] <= numbers[1] <= high:
+        usual = getattr(type(step), name, low)
         raise ConfigError(
             explain(
                 got=f"{type(step).__name__} {name}={value}",
                 need=f"{low}..{high}" + (", two numbers, least first" if isinstance(value, list | tuple) else ""),
-                hint="see the step's docstring, or switch the step off with null",
+                hint=f"{name}={list(usual) if isinstance(usual, tuple) else usual}",
             )
         )

@@ -120,7 +120,7 @@ class Mixing:
         """
         if batch.targets.sizes is not None:
             sizes = " and ".join(f"{height}x{width}" for height, width in sorted(set(batch.targets.sizes)))
-            hint = "mixing=null, or data.augment.crop"
+            hint = "mixing=null"
             raise DataError(explain(got=f"mixing of images of {sizes} px", need="images of one size", hint=hint))
         chance = draw_uniform(generator, 0.0, 1.0)
         if chance < self.mixup_probability:

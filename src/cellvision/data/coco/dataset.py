@@ -185,8 +185,8 @@ def _choose_categories(
         if name not in known:
             raise DataError(f"{file.path}: {unknown_name('category', name, known)}")
     if both := [name for name in categories or () if name in ignore]:
-        got = f"categories and ignore both name {', '.join(both)}"
-        raise ConfigError(explain(got=got, need="each category in one of them", hint=f"categories without {both[0]}"))
+        got, rest = f"categories and ignore both name {', '.join(both)}", [name for name in ignore if name not in both]
+        raise ConfigError(explain(got=got, need="each category in one of them", hint=f"data.ignore=[{','.join(rest)}]"))
     ignored = [name for name in known if name in ignore or name == UNCERTAIN]
     chosen = [name for name in known if name not in ignored] if categories is None else list(categories)
     if left_over := sorted(file.used_categories - {*chosen, *ignored}):
@@ -194,7 +194,7 @@ def _choose_categories(
             explain(
                 got=f"{file.path} has cells of the categories {', '.join(left_over)}",
                 need=f"a class for each (categories are {', '.join(chosen)})",
-                hint=f"data.ignore=[{','.join(left_over)}] with data=coco, or remove these cells",
+                hint=f"data.ignore=[{','.join([*ignore, *left_over])}]",
             )
         )
     return chosen, ignored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def write_coco(
     segmentation: str = "rle",
     suffix: str = ".tif",
     annotations_by_id: bool = False,
+    entries: Sequence[Mapping[str, Any]] | None = None,
+    categories: Sequence[int | str] | None = None,
 ) -> Path:
     """Write an instances JSON that gives back exactly the label images; the images are written by who has them.
 
@@ -37,11 +40,13 @@ def write_coco(
     Args:
         path: file to write.
         samples: read once, one at a time.
-        classes: names of the classes, background first; the others become categories 1, 2 ...
+        classes: names of the classes, background first.
         segmentation: "rle", or "polygons" along the pixel edges, for tools that know nothing else; crowd regions, and
             cells with a hole, which no polygon can say, stay RLE.
         suffix: of the image files: their names are the samples' names and this.
         annotations_by_id: write "annotations" as an object by id, as LIVECell's files are, and not as a list.
+        entries: "id" of each sample's image, and "file_name" if it is another; None for 1, 2 ...
+        categories: ids of the classes without the background; None for 1, 2 ...
 
     Returns:
         The file.
@@ -60,23 +65,23 @@ def write_coco(
     check_choice("segmentation", segmentation, SEGMENTATIONS)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    names = [*classes, UNCERTAIN] if len(classes) > 2 else list(classes)
-    for image_id, sample in enumerate(samples, start=1):
+    names = [*classes[1:], UNCERTAIN] if len(classes) > 2 else list(classes[1:])
+    ids = list(categories or range(1, len(classes)))
+    ids = [*ids, next(free for free in count(1) if free not in ids)][: len(names)]
+    for at, sample in enumerate(samples):
         height, width = sample.label_image.shape
-        entry = {"id": image_id, "file_name": f"{sample.name}{suffix}", "width": width, "height": height}
+        entry = {"id": at + 1, "file_name": f"{sample.name}{suffix}", "width": width, "height": height}
         size = {} if sample.pixel_size_um is None else {"um_per_pixel": sample.pixel_size_um}
-        images.append({**entry, "group": sample.group, **size})
-        for cell in _list_cells(sample, segmentation, ignored_id=len(names) - 1):
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **cell})
-    used = {annotation["category_id"] for annotation in annotations}
+        images.append({**entry, "group": sample.group, **size, **(entries[at] if entries else {})})
+        for cell in _list_cells(sample, segmentation, ids):
+            annotations.append({"id": len(annotations) + 1, "image_id": images[-1]["id"], **cell})
+    used = {*ids[: len(classes) - 1], *(annotation["category_id"] for annotation in annotations)}
     tables = {
         "info": {"description": "written by cellvision"},
         "licenses": [],
         "images": images,
         "annotations": {str(a["id"]): a for a in annotations} if annotations_by_id else annotations,
-        "categories": [
-            {"id": at, "name": name} for at, name in enumerate(names) if 0 < at < len(classes) or at in used
-        ],
+        "categories": [{"id": id_, "name": name} for id_, name in zip(ids, names, strict=True) if id_ in used],
     }
     Path(path).write_text(json.dumps(tables, separators=(",", ":")), encoding="utf-8")
     return Path(path)
@@ -117,8 +122,8 @@ def write_coco_folder(
     return Path(folder)
 
 
-def _list_cells(sample: Sample, segmentation: str, *, ignored_id: int) -> list[dict[str, Any]]:
-    """Annotations of a sample, without their ids; cells of class IGNORE have the category ``ignored_id``."""
+def _list_cells(sample: Sample, segmentation: str, categories: Sequence[int | str]) -> list[dict[str, Any]]:
+    """Annotations of a sample, without their ids; cells of class IGNORE have the last category."""
     labels, rles = encode_cells(sample.label_image)
     boxes = ndimage.find_objects(sample.label_image)
     cells = []
@@ -131,7 +136,7 @@ def _list_cells(sample: Sample, segmentation: str, *, ignored_id: int) -> list[d
         size = (columns.stop - columns.start, rows.stop - rows.start)
         cells.append(
             {
-                "category_id": ignored_id if kind == IGNORE else kind,
+                "category_id": categories[-1 if kind == IGNORE else kind - 1],
                 "iscrowd": int(kind == IGNORE),
                 "area": int(coco_mask.area(rle)),
                 "bbox": [columns.start, rows.start, *size],

@@ -204,7 +204,7 @@ class _TableFields:
                 explain(
                     got=f"{path}: cells.csv does not list {unlisted[:20]}; it lists {absent[:20]}, which have no pixel",
                     need="one row for each cell in the label image",
-                    hint="correct cells.csv, or unlisted=ignore for cells without a row",
+                    hint="correct the rows of cells.csv" if absent else "unlisted=ignore",
                 )
             )
         classes = np.full(int(present.max(initial=0)), IGNORE, np.int64)

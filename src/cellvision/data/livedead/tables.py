@@ -17,6 +17,7 @@ from cellvision.types import IGNORE
 CLASS_IDS = {"live": 1, "dead": 2, UNCERTAIN: IGNORE}
 MAX_DIGITS = 9
 """Of a label: label images hold no greater ones, and Python refuses to read numbers of any length."""
+_LONGEST_SHOWN = 80  # letters of a first line, which in a file of another kind can be the whole file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,9 @@ def _iterate(path: Path, required: Collection[str], optional: Collection[str]) -
             columns = [name.strip() for name in reader.fieldnames or ()]
             if not set(required) <= set(columns) <= {*required, *optional}:
                 need = ", ".join(required) + (f" (and {', '.join(optional)})" if optional else "")
-                got = f"{path} has the columns {', '.join(columns) or '(none)'}"
+                shown = ", ".join(columns) or "(none)"
+                shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
+                got = f"{path} has the columns {shown}"
                 raise DataError(explain(got=got, need=need, hint="rename the columns; separate them by commas"))
             reader.fieldnames = columns
             for row in reader:

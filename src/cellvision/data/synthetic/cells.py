@@ -77,7 +77,7 @@ class SyntheticCells:
                 explain(
                     got=f"synthetic data setting cells={self.cells} in {self.height}x{self.width} px",
                     need=f"at most {room}, one per {LEAST_PX} px",
-                    hint=f"cells=[0,{room}], or larger fields",
+                    hint=f"cells=[0,{room}]",
                 )
             )
         for plane in self.planes:

@@ -99,7 +99,7 @@ def explain_lone_values() -> Iterator[None]:
             raise
         got = "a training batch of one image, so small that its deepest map is one pixel"
         need = "two values or more, or batch normalisation has no spread to divide by"
-        hint = "model.norm=group, a larger data.batch_size or larger crops"
+        hint = "model.norm=group"
         raise ConfigError(explain(got=got, need=need, hint=hint)) from error
 
 

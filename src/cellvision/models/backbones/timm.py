@@ -71,9 +71,10 @@ class TimmBackbone(nn.Module):
         except ImportError as error:
             raise MissingExtraError("timm", extra="train") from error
         if not timm.is_model(encoder):
-            need = f"{', '.join(self.others)} or one of timm.list_models()"
             close = get_close_matches(encoder, [*self.others, *timm.list_models()], n=5, cutoff=0.0)
-            raise ConfigError(explain(got=f"{self.key}={encoder!r} is unknown", need=need, hint=" or ".join(close)))
+            need = f"{', '.join(self.others)} or one of timm.list_models(), such as {', '.join(close)}"
+            got = f"{self.key}={encoder!r} is unknown"
+            raise ConfigError(explain(got=got, need=need, hint=f"{self.key}={close[0]}"))
         selection: dict[str, Any] = {} if out_indices is None else {"out_indices": tuple(out_indices)}
         try:
             return timm.create_model(
@@ -93,11 +94,12 @@ class TimmBackbone(nn.Module):
         """Raise ConfigError, in the words of a U-Net's settings, if the deepest level is not among the known ones."""
         if max_level not in known:
             lengths = [str(level + 1) for level in sorted(known) if level >= 1]
+            widths = f"model.widths={[16 * 2**level for level in range(max(known, default=0) + 1)]}"
             raise ConfigError(
                 explain(
                     got=f"model.widths has {max_level + 1} entries for {self.key}={name!r}",
                     need=f"one per stride 1, 2, 4, ..., in number one of {', '.join(lengths) or '(none)'}",
-                    hint=f"a list of {lengths[-1]} widths" if lengths else "another encoder",
+                    hint=widths if lengths else f"{self.key}=resnet18",
                 )
             )
 

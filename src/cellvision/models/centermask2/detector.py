@@ -74,7 +74,8 @@ class CenterMask(nn.Module):
         Returns:
             {level: (B, C', H / stride, W / stride)}, finest first.
         """
-        pyramid: dict[int, Tensor] = self.backbone(images)
+        kind = next(self.backbone.parameters()).dtype  # float16 in a net made for export
+        pyramid: dict[int, Tensor] = self.backbone(images.to(kind))
         return pyramid
 
     def predict(self, pyramid: Mapping[int, Tensor]) -> FcosOutputs:

@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cellvision.bundle import Detecting
 from cellvision.errors import ConfigError, explain
 from cellvision.models.backbones.norms import explain_lone_values
-from cellvision.models.base import NetSpec, SegNet, fix_draws
+from cellvision.models.base import GraphPart, NetSpec, SegNet, fix_draws
 from cellvision.models.build import MODELS
 from cellvision.models.centermask2.assembly import build_detector, build_semantic_branch
 from cellvision.models.centermask2.checks import check_images_and_classes
 from cellvision.models.centermask2.detector import Detections
 from cellvision.models.centermask2.fcos.head import FcosOutputs
+from cellvision.models.centermask2.graphs import split_net
 from cellvision.models.centermask2.ground_truth.cells import truth_from_labels
 from cellvision.models.centermask2.settings import NetSettings
 from cellvision.models.centermask2.start import FROM_CHECKPOINT, choose_norm, load_start, read_settings
@@ -88,6 +90,8 @@ class CenterMask2(SegNet):
             raise ConfigError(explain(got=got, need="one of them", hint="model.pretrained=false"))
         self.settings, told = _choose_settings(config_file, settings, len(classes) - 1, weights, pretrained)
         self.normalize = Normalize(in_channels)
+        decoding = self.settings.decoding
+        self.detecting: Detecting = Detecting(nms_iou=decoding.nms_iou, max_cells=decoding.post_nms)
         self.detector = build_detector(self.settings, in_channels=in_channels, class_count=len(classes) - 1)
         self.semantic = build_semantic_branch(self.settings, self.detector.backbone, classes=len(classes))
         self.settings, begun = load_start(self.detector, self.settings, weights=weights, pretrained=pretrained)
@@ -106,13 +110,16 @@ class CenterMask2(SegNet):
             stride=self.detector.backbone.size_divisibility,
             outputs=_name_outputs(self.settings),
             tiles=False,
-            exportable=False,
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Cells with boxes, classes, scores and masks; see SegNet."""
-        pyramid = self._encode(images, sizes=None)
+        pyramid = self.encode_images(images)
         return self._decode(pyramid, self.detector.predict(pyramid), (images.shape[-2], images.shape[-1]))
+
+    def part(self, image: Tensor, *, detecting: Detecting | None = None, parted: bool = False) -> tuple[GraphPart, ...]:
+        """See SegNet; the semantic branch is left out, a bundle's pixels are those of its cells."""
+        return split_net(self, image, detecting=detecting or self.detecting, parted=parted)
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         """What ``decode`` and ``losses_from`` start from; all images fill the batch.
@@ -154,7 +161,7 @@ class CenterMask2(SegNet):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The pyramid's maps, "stride_8", "stride_16", ..., finest first, of the padded image."""
         strides = self.detector.backbone.strides
-        return {f"stride_{strides[level]}": found for level, found in self._encode(images, sizes=None).items()}
+        return {f"stride_{strides[level]}": found for level, found in self.encode_images(images).items()}
 
     def set_statistics(self, stats: DataStats) -> None:
         """Take normalisation from the training data.
@@ -176,7 +183,7 @@ class CenterMask2(SegNet):
         self.report = (*self._beginning, "; ".join([*told, f"data.normalization={stats.normalization}", shown]))
 
     def _compute_logits(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None) -> dict[str, Tensor]:
-        pyramid = self._encode(images, sizes)
+        pyramid = self.encode_images(images, sizes)
         outputs = self.detector.predict(pyramid)
         found = {f"pyramid_{level}": maps for level, maps in pyramid.items()}
         for name in _MAPS:
@@ -188,8 +195,11 @@ class CenterMask2(SegNet):
         outputs = {name: tuple(logits[f"{name}_{level}"] for level in levels) for name in _MAPS}
         return {level: logits[f"pyramid_{level}"] for level in levels}, FcosOutputs(**outputs)
 
-    def _encode(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None) -> dict[int, Tensor]:
-        """The pyramid of the normalised images, 0 wherever there is none."""
+    def encode_images(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> dict[int, Tensor]:
+        """The pyramid of (B, C, H, W) raw counts, normalised and 0 wherever there is no image; levels as keys.
+
+        ``sizes``: height and width of each image where some are padded.
+        """
         shown = self.normalize(images)
         if sizes is not None:
             for image, (height, width) in zip(shown, sizes, strict=True):

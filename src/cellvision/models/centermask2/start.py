@@ -106,7 +106,10 @@ def load_start(
     else:
         return settings, (f"random; {norm}, which is trained",)
     settings, pixels = _choose_pixels(settings, report) if own is None else _take_pixels(settings, own)
-    return replace(settings, weights_order=report.order or order), (*report.to_lines(), *pixels, norm)
+    begun = [*report.to_lines(), *pixels, norm]
+    if settings.semantic is not None:
+        begun.append("semantic branch: random, for weights are loaded into the detector alone")
+    return replace(settings, weights_order=report.order or order), tuple(begun)
 
 
 def _find_own_settings(path: str) -> Mapping[str, Any] | None:

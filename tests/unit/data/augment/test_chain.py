@@ -335,9 +335,9 @@ def test_default_chain_is_repeatable_and_switchable(cells):
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: RandomFlip(horizontal=1.5), "RandomFlip horizontal=1.5"),
+        (lambda: RandomFlip(horizontal=1.5), "RandomFlip horizontal=1.5; need 0.*; try: horizontal=0.5$"),
         (lambda: RandomRotate(degrees=-3), "RandomRotate degrees=-3"),
-        (lambda: RandomGamma(gamma=(2.0, 1.0)), "least first"),
+        (lambda: RandomGamma(gamma=(2.0, 1.0)), r"least first; try: gamma=\[.+, .+\]$"),
         (lambda: RandomGamma(gamma=[1.0]), "two numbers"),
         (lambda: GaussianNoise(sigma=None), "sigma=None"),
         (lambda: PoissonNoise(photons=(0, 50)), r"PoissonNoise photons=\(0, 50\)"),

@@ -123,6 +123,7 @@ def test_bad_rows_are_all_listed(root):
         ("image,pixel_size_um\nA1,nan\nB2,-1\n", "pixel_size_um 'nan' is no positive number; line 3"),
         ("image,well\nA1,2\nB2,3\n", "has the columns image, well; need image (and group, split, pixel_size_um)"),
         ("", "has the columns (none)"),
+        ("a" * 5000, f"has the columns {'a' * 80}...; need image"),
     ],
 )
 def test_bad_fields_table(root, rows, words):

@@ -169,6 +169,16 @@ def test_blue_first_is_refused_for_a_file_of_torchvision(tmp_path):
         build_model(name="centermask2", in_channels=3, classes=["background", "cell"], **options)
 
 
+def test_a_semantic_branch_beside_a_file_of_weights_is_told_to_be_random(tmp_path):
+    file = save(tmp_path / "a.pth", build(VOVNET, seed=1).state_dict())
+    both = VOVNET.change({"semantic": {"width": 8}})
+    told = load_start(build(both), both, weights=file, pretrained=False)[1]
+    assert told == (
+        *load_start(build(VOVNET), VOVNET, weights=file, pretrained=False)[1],
+        "semantic branch: random, for weights are loaded into the detector alone",
+    )
+
+
 @pytest.mark.parametrize("pixels", [{}, {"pixel_mean": [128.0], "pixel_std": [11.5]}])
 def test_a_checkpoint_of_ours_is_red_first_and_knows_its_own_images(tmp_path, pixels):
     """Without a mean of its own it saw images mapped to 0..1; the published mean would shift them."""

@@ -48,9 +48,10 @@ class Fcos(nn.Module):
             ConfigError: the sizes of interest do not fit the levels, or the class weights the classes.
         """
         super().__init__()
-        _check_count("model.assigning.sizes_of_interest", assigning.sizes_of_interest, len(strides) - 1, "levels - 1")
+        _check_sizes(assigning.sizes_of_interest, strides)
         if losses.class_weights is not None:
-            _check_count("model.fcos_loss.class_weights", losses.class_weights, head.class_count, "cell classes")
+            key, example = "model.fcos_loss.class_weights", [1.0] * head.class_count
+            _check_count(key, losses.class_weights, "cell classes", example=example)
         self.fcos_head = head
         self.strides = dict(strides)
         self.assigning = assigning
@@ -84,7 +85,14 @@ class Fcos(nn.Module):
         return decode(outputs, strides=list(self.strides.values()), options=self.training_decoding)
 
 
-def _check_count(key: str, given: Sequence[float], count: int, what: str) -> None:
-    if len(given) != count:
-        got, need = f"{key} has {len(given)} numbers", f"{count}, the number of {what}"
-        raise ConfigError(explain(got=got, need=need, hint=f"{key}=[{', '.join(['...'] * count)}]"))
+def _check_sizes(given: Sequence[float], strides: Mapping[int, int]) -> None:
+    """Raise ConfigError unless there is one size fewer than levels; the example doubles, as the published ones do."""
+    first = given[0] if given else 8 * min(strides.values())
+    example = [first * 2**i for i in range(len(strides) - 1)]
+    _check_count("model.assigning.sizes_of_interest", given, "levels - 1", example=example)
+
+
+def _check_count(key: str, given: Sequence[float], what: str, *, example: Sequence[float]) -> None:
+    if len(given) != len(example):
+        got, need = f"{key} has {len(given)} numbers", f"{len(example)}, the number of {what}"
+        raise ConfigError(explain(got=got, need=need, hint=f"{key}=[{','.join(f'{value:g}' for value in example)}]"))

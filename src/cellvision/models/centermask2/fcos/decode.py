@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cellvision.models.centermask2.fcos.head import FcosOutputs
@@ -40,44 +41,66 @@ class Proposals:
 def decode(outputs: FcosOutputs, *, strides: Sequence[int], options: FcosDecoding) -> list[Proposals]:
     """The boxes of every image.
 
-    Up to the suppression of doubles all sizes depend on those of the maps alone, not on what is found, which exporters
-    need. At most ``post_nms`` boxes are returned; the published code lets those as good as the last one pass as well.
+    At most ``post_nms`` boxes are returned; the published code lets those as good as the last one pass as well.
 
     Args:
         outputs: of FcosHead.
         strides: px, one per level.
         options: see FcosDecoding.
     """
+    batch = rank(outputs, strides=strides, options=options)
+    return [_select(batch[image], options) for image in range(len(batch.scores))]
+
+
+def rank(outputs: FcosOutputs, *, strides: Sequence[int], options: FcosDecoding, fill_up: bool = False) -> Proposals:
+    """The candidates of every image before doubles are suppressed: fields (B, P, ...), the best of every level.
+
+    P depends on the size of the maps alone, not on what is found, which exporters need. Places for which there is no
+    candidate have score -1.
+
+    Args:
+        outputs: of FcosHead.
+        strides: px, one per level.
+        options: see FcosDecoding.
+        fill_up: have ``pre_nms`` places for each level also where its map has fewer, so that P is one number.
+    """
     levels = [
-        _rank_level(class_logits, ltrb, centreness_logits, stride=stride, options=options)
+        _rank_level(class_logits, ltrb, centreness_logits, stride=stride, options=options, fill_up=fill_up)
         for class_logits, ltrb, centreness_logits, stride in zip(
             outputs.class_logits, outputs.ltrb, outputs.centreness_logits, strides, strict=True
         )
     ]
-    batch = Proposals(**{name: torch.cat([vars(one)[name] for one in levels], dim=1) for name in vars(levels[0])})
-    return [_select(batch[image], options) for image in range(len(batch.scores))]
+    return Proposals(**{name: torch.cat([vars(one)[name] for one in levels], dim=1) for name in vars(levels[0])})
 
 
 def _rank_level(
-    class_logits: Tensor, ltrb: Tensor, centreness_logits: Tensor, *, stride: int, options: FcosDecoding
+    class_logits: Tensor,
+    ltrb: Tensor,
+    centreness_logits: Tensor,
+    *,
+    stride: int,
+    options: FcosDecoding,
+    fill_up: bool,
 ) -> Proposals:
     """The (B, k, ...) best candidates of a level; score -1 where fewer than k are above the threshold."""
     probabilities = _to_rows(class_logits).sigmoid()
     combined = probabilities * _to_rows(centreness_logits).sigmoid()
     compared = combined if options.threshold_with_centreness else probabilities
     candidates = combined.where(compared > options.score_threshold, -1).flatten(1)
-    best, index = candidates.topk(min(options.pre_nms, candidates.shape[1]))
+    if fill_up:
+        candidates = F.pad(candidates, (0, options.pre_nms), value=-1)
+    best, index = candidates.topk(options.pre_nms if fill_up else min(options.pre_nms, candidates.shape[1]))
     class_count = class_logits.shape[1]
-    places = index // class_count
     height, width = class_logits.shape[-2:]
+    places = (index // class_count).clamp_max(height * width - 1)
     locations = locate(height, width, stride, device=class_logits.device)[places]
-    distances = torch.take_along_dim(_to_rows(ltrb), places.unsqueeze(2), dim=1) * stride
+    distances = _take(_to_rows(ltrb), places) * stride
     return Proposals(
         boxes=to_boxes(locations, distances),
         scores=best.clamp_min(0).sqrt().where(best >= 0, -1),
         classes=index % class_count,
         locations=locations,
-        class_scores=torch.take_along_dim(probabilities, places.unsqueeze(2), dim=1),
+        class_scores=_take(probabilities, places),
     )
 
 
@@ -90,6 +113,11 @@ def _select(candidates: Proposals, options: FcosDecoding) -> Proposals:
         found.boxes, found.scores, found.classes, sigma=options.soft_nms_sigma, limit=options.post_nms
     )
     return replace(found[kept], scores=faded)[faded >= options.score_threshold]
+
+
+def _take(rows: Tensor, places: Tensor) -> Tensor:
+    """(B, k, C) of (B, places, C) at (B, k); gather and not take_along_dim, which exporters refuse for unknown B."""
+    return rows.gather(1, places.unsqueeze(2).expand(-1, -1, rows.shape[2]))
 
 
 def _to_rows(maps: Tensor) -> Tensor:

@@ -100,7 +100,13 @@ class CenterRoiHeads(nn.Module):
         self, pyramid: Mapping[int, Tensor], boxes: Tensor, images: Tensor, image_areas: Tensor, classes: Tensor
     ) -> DrawnMasks:
         """The masks of (R, 4) boxes at once; the other arguments are those of RoiPool and (R,) int64 classes."""
-        features = self.pool(pyramid, boxes, images, image_areas)
+        return self.draw_pooled(self.pool(pyramid, boxes, images, image_areas), classes)
+
+    def draw_pooled(self, features: Tensor, classes: Tensor) -> DrawnMasks:
+        """The masks of (R, C, S, S) pooled features; ``classes`` (R,) int64 in 0..K-1."""
+        features = features.to(
+            self.mask_head.predictor.weight.dtype
+        )  # pooled in float32; float16 in some exported nets
         masks = choose_class(self.mask_head(features), classes).float().sigmoid()
         if self.maskiou_head is None:
             return DrawnMasks(masks=masks.squeeze(1), ious=None)

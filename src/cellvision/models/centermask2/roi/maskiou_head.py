@@ -47,7 +47,7 @@ class MaskIouHead(nn.Module):
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
         """(R, K) of (R, C, S, S) pooled features and (R, 1, 2 S, 2 S) mask probabilities of the region's class."""
-        maps = self.concatenate([features, self.halve(masks)])
+        maps = self.concatenate([features, self.halve(masks).to(features.dtype)])
         for index in range(self.conv_count):
             maps = self.relu(self.get_submodule(f"maskiou_fcn{index + 1}")(maps))
         hidden = self.relu(self.maskiou_fc2(self.relu(self.maskiou_fc1(maps.flatten(1)))))

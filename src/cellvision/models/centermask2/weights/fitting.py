@@ -93,7 +93,7 @@ def _choose_order(order: str | None, scheme: str, stem: Tensor | None, source: s
     if order == "bgr" and scheme in RED_FIRST:
         got = f"model.weights_order=bgr for {source}, whose names are those of {scheme} weights"
         need = "rgb, as all weights of timm and torchvision know images"
-        raise ConfigError(explain(got=got, need=need, hint="model.weights_order=rgb, or leave it out"))
+        raise ConfigError(explain(got=got, need=need, hint="model.weights_order=rgb"))
     if stem is not None and (stem.ndim != 4 or stem.shape[1] != 3):
         if order == "bgr":
             got = f"model.weights_order=bgr for {source}, whose first convolution is of shape {tuple(stem.shape)}"

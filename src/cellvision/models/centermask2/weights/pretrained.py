@@ -94,7 +94,7 @@ def find_timm_weights(backbone: str) -> str:
     if backbone in list_bottom_ups() and backbone not in TIMM_WEIGHTS:
         got = f"model.pretrained=true for model.backbone={backbone}"
         need = f"one of {', '.join(sorted(TIMM_WEIGHTS))} or an encoder of timm"
-        raise ConfigError(explain(got=got, need=need, hint="model.weights=FILE, or model.pretrained=false"))
+        raise ConfigError(explain(got=got, need=need, hint="model.pretrained=false"))
     return TIMM_WEIGHTS.get(backbone, backbone)
 
 

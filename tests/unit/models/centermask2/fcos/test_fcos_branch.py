@@ -49,11 +49,13 @@ def test_losses_are_there_for_every_image():
 
 
 def test_numbers_must_fit_levels_and_classes():
+    key = r"model\.assigning\.sizes_of_interest"
     with pytest.raises(
-        ConfigError, match=r"model.assigning.sizes_of_interest has 2 numbers; need 1, the number of lev"
+        ConfigError, match=rf"{key} has 2 numbers; need 1, the number of levels - 1; try: {key}=\[48\]$"
     ):
-        build(sizes=(64, 128))
-    with pytest.raises(
-        ConfigError, match=r"model.fcos_loss.class_weights has 3 numbers; need 2, the number of cell cl"
-    ):
+        build(sizes=(48, 128))
+    with pytest.raises(ConfigError, match=rf"{key} has 0 numbers; need 1, .*; try: {key}=\[64\]$"):
+        build(sizes=())
+    key = r"model\.fcos_loss\.class_weights"
+    with pytest.raises(ConfigError, match=rf"{key} has 3 numbers; need 2, the .* cell classes; try: {key}=\[1,1\]$"):
         build(class_weights=(1.0, 1.0, 1.0))

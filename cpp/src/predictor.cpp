@@ -1,0 +1,213 @@
+#include "cellvision/predictor.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <utility>
+
+#include "budget.hpp"
+#include "cellvision/error.hpp"
+#include "detected_cells.hpp"
+#include "detections.hpp"
+#include "inputs.hpp"
+#include "map_net.hpp"
+#include "measure.hpp"
+#include "ort_library.hpp"
+#include "session.hpp"
+#include "split.hpp"
+#include "stitching.hpp"
+#include "tiling.hpp"
+
+namespace cellvision {
+namespace {
+
+class Clock {
+public:
+    /// Seconds since it was made, or since the last call.
+    double lap() {
+        const auto now = std::chrono::steady_clock::now();
+        return std::chrono::duration<double>(now - std::exchange(start_, now)).count();
+    }
+
+private:
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+void check_options(const Options& options) {
+    const auto check = [](const char* name, std::optional<int> value, int least) {
+        constexpr int most = 500'000'000;  // so that sums of a few of them are whole numbers still
+        if (value && (*value < least || *value > most)) {
+            fail(ErrorKind::config, std::string(name) + "=" + std::to_string(*value),
+                 "a whole number from " + std::to_string(least) + " up", "leave it out");
+        }
+    };
+    check("threads", options.threads, 0);
+    check("memory_mib", options.memory_mib, 1);
+    check("tile_px", options.tile_px, 1);
+    check("overlap_px", options.overlap_px, 1);
+    if (options.arena != "keep" && options.arena != "shrink" && options.arena != "none") {
+        fail(ErrorKind::config, "arena=" + options.arena, "one of: keep, none, shrink", "arena=keep");
+    }
+}
+
+}  // namespace
+
+class Predictor::Impl {
+public:
+    Impl(const std::filesystem::path& bundle_dir, Options options) : options_(std::move(options)) {
+        Clock clock;
+        check_options(options_);
+        manifest_ = load_manifest(bundle_dir);
+        const auto open = [&](const char* role) {
+            return open_graph(bundle_dir, manifest_.find_graph(role), options_);
+        };
+        if (manifest_.kind != "instance") {
+            maps_.emplace(manifest_, open("whole"));
+        } else if (manifest_.is_parted()) {
+            detections_.emplace(manifest_, open("trunk"), open("masks"));
+        } else {
+            detections_.emplace(manifest_, open("whole"), nullptr);
+        }
+        version_ = find_ort_version();
+        overlap_px_ = round_up(options_.overlap_px.value_or(manifest_.overlap_px), manifest_.stride);
+        timings_.open_s = clock.lap();
+    }
+
+    Cells predict(const Image& image, std::optional<double> intensity_scale) {
+        const InputMatch match = match_input(manifest_, image, intensity_scale);
+        const int tile_px = find_tile_px(image.height, image.width);
+        const auto rows = plan_spans(image.height, tile_px, overlap_px_);
+        const auto columns = plan_spans(image.width, tile_px, overlap_px_);
+        std::vector<Tile> tiles;
+        for (const Span& row : rows) {
+            for (const Span& column : columns) {
+                tiles.push_back({.rows = row, .columns = column});
+            }
+        }
+        Cells cells;
+        cells.height = image.height, cells.width = image.width;
+        cells.classes = manifest_.classes;
+        cells.channels = manifest_.channel_names();
+        cells.kind = manifest_.kind;
+        cells.pixel_size_um = image.pixel_size_um;
+        cells.tiles = static_cast<int>(tiles.size());
+        Timings spent{.images = 1, .tiles = cells.tiles};
+        if (maps_) {
+            split_maps(image, match, tiles, cells, spent);
+        } else {
+            paint_detections(image, match, tiles, cells, spent);
+        }
+        const std::lock_guard lock(mutex_);
+        timings_.net_s += spent.net_s, timings_.cells_s += spent.cells_s;
+        timings_.images += spent.images, timings_.tiles += spent.tiles;
+        return cells;
+    }
+
+    [[nodiscard]] const Manifest& manifest() const noexcept { return manifest_; }
+    [[nodiscard]] const std::string& version() const noexcept { return version_; }
+
+    Timings timings() {
+        const std::lock_guard lock(mutex_);
+        return timings_;
+    }
+
+private:
+    void split_maps(const Image& image, const InputMatch& match, const std::vector<Tile>& tiles, Cells& cells,
+                    Timings& spent) const {
+        Stitcher stitcher(image.width, overlap_px_);
+        cells.label_image = LabelImage(image.height, image.width);
+        Clock clock;
+        for (const Tile& tile : tiles) {
+            const int height = tile.rows.window_size();
+            const int width = tile.columns.window_size();
+            const Maps maps = maps_->run(to_input(image, match, tile), height, width);
+            spent.net_s += clock.lap();
+            const auto pixels = static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
+            const auto background = maps.probabilities.first(pixels);
+            LabelImage labels = split_cells(background, maps.distance, height, width, manifest_.splitting);
+            const std::int32_t count = *std::max_element(labels.data.begin(), labels.data.end());
+            const Window window{.labels = labels,
+                                .image = image,
+                                .order = match.order,
+                                .probabilities = maps.probabilities,
+                                .classes = static_cast<int>(manifest_.classes.size())};
+            auto sums = measure_cells(window, tile, count);
+            stitcher.add(tile, labels, std::move(sums), cells.label_image);
+            spent.cells_s += clock.lap();
+        }
+        cells.cells = build_cells(stitcher.resolve(cells.label_image, manifest_.splitting.min_area_px), manifest_);
+        spent.cells_s += clock.lap();
+    }
+
+    void paint_detections(const Image& image, const InputMatch& match, const std::vector<Tile>& tiles, Cells& cells,
+                          Timings& spent) const {
+        DetectionPile pile(manifest_, image.height, image.width, overlap_px_);
+        Clock clock;
+        for (const Tile& tile : tiles) {
+            const auto input = to_input(image, match, tile);
+            const Detections found = detections_->run(input, tile.rows.window_size(), tile.columns.window_size());
+            spent.net_s += clock.lap();
+            pile.add(tile, found);
+            spent.cells_s += clock.lap();
+        }
+        cells.cells = pile.build(image, match.order, cells.label_image);
+        spent.cells_s += clock.lap();
+    }
+
+    int find_tile_px(int height, int width) {
+        const int stride = manifest_.stride;
+        const int largest = round_up(options_.tile_px.value_or(manifest_.tile_px), stride);
+        const TileLimits limits{.largest_px = largest,
+                                .smallest_px = options_.tile_px ? largest : round_up(smallest_tile_px, stride),
+                                .stride = stride,
+                                .overlap_px = overlap_px_};
+        // Measuring takes two runs: most images are so small that the net need not be known.
+        const Costs assumed = compute_costs(assume_net(manifest_), manifest_);
+        if (assumed.compute_total(height, width, largest, overlap_px_) <= options_.memory_mib * 1024.0 * 1024.0) {
+            return largest;
+        }
+        return choose_tile_px(height, width, limits, compute_costs(find_net_costs(), manifest_), options_.memory_mib);
+    }
+
+    NetCosts find_net_costs() {
+        const std::lock_guard lock(measuring_);
+        if (!net_costs_) {
+            net_costs_ = measure_net(manifest_, [this](int edge) {
+                const auto input = make_noise(manifest_, edge);
+                if (maps_) {
+                    static_cast<void>(maps_->run(input, edge, edge));
+                } else {
+                    detections_->probe(input, edge);
+                }
+            });
+        }
+        return *net_costs_;
+    }
+
+    Options options_;
+    Manifest manifest_;
+    std::optional<MapNet> maps_;
+    std::optional<DetectionNet> detections_;
+    std::string version_;
+    int overlap_px_ = 0;
+    std::mutex measuring_;
+    std::optional<NetCosts> net_costs_;
+    std::mutex mutex_;
+    Timings timings_;
+};
+
+Predictor::Predictor(const std::filesystem::path& bundle_dir, const Options& options)
+    : impl_(std::make_unique<Impl>(bundle_dir, options)) {}
+Predictor::~Predictor() = default;
+Predictor::Predictor(Predictor&&) noexcept = default;
+Predictor& Predictor::operator=(Predictor&&) noexcept = default;
+
+Cells Predictor::operator()(const Image& image, std::optional<double> intensity_scale) const {
+    return impl_->predict(image, intensity_scale);
+}
+
+const Manifest& Predictor::manifest() const noexcept { return impl_->manifest(); }
+Timings Predictor::timings() const { return impl_->timings(); }
+const std::string& Predictor::runtime_version() const noexcept { return impl_->version(); }
+
+}  // namespace cellvision

@@ -1,0 +1,111 @@
+#include <unistd.h>
+
+#include <atomic>
+#include <fstream>
+#include <system_error>
+
+#include "cellvision/error.hpp"
+#include "cellvision/writers.hpp"
+
+namespace cellvision {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string number_part() {
+    static std::atomic<unsigned> next{0};
+    return "." + std::to_string(::getpid()) + "-" + std::to_string(next++) + ".part";
+}
+
+[[noreturn]] void fail_unwritable(const fs::path& folder, const std::string& why) {
+    fail(ErrorKind::config, "cannot write to the folder " + folder.string() + " (" + why + ")",
+         "one that can be made and written", "another folder");
+}
+
+}  // namespace
+
+void check_out_folder(const std::vector<fs::path>& images, const fs::path& out_dir) {
+    std::error_code ignored;
+    const fs::path target = fs::weakly_canonical(out_dir, ignored);
+    for (const fs::path& image : images) {
+        if (fs::weakly_canonical(image, ignored).parent_path() == target) {
+            fail(ErrorKind::config,
+                 "the folder for results, " + out_dir.string() + ", is that of " + image.filename().string(),
+                 "another folder, so that no input is overwritten or taken for a result",
+                 "--out " + (out_dir / "cells").string());
+        }
+    }
+}
+
+void check_no_results(const fs::path& out_dir) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(out_dir, ignored)) {
+        const std::string name = entry.path().filename().string();
+        if (name == "cells.csv" || name == "fields.csv" || name == "summary.json" || name.ends_with("_labels.tif")) {
+            fail(ErrorKind::config,
+                 "the folder for results, " + out_dir.string() + ", holds those of another run (" + name + ")",
+                 "a folder for each run, so that its tables list all that lies beside them",
+                 "another --out, or remove it");
+        }
+    }
+}
+
+StagedFiles::StagedFiles(fs::path folder) : folder_(std::move(folder)), is_new_(!fs::exists(folder_)) {
+    if (!is_new_ && !fs::is_directory(folder_)) {
+        fail(ErrorKind::config, folder_.string() + " is a file", "a folder", "another name");
+    }
+    std::error_code error;
+    fs::create_directories(folder_, error);
+    if (error) {
+        fail_unwritable(folder_, error.message());
+    }
+    const fs::path probe = folder_ / number_part();
+    const bool is_writable = std::ofstream(probe).good();
+    fs::remove(probe, error);
+    if (!is_writable) {
+        discard();
+        fail_unwritable(folder_, "no file can be made there");
+    }
+}
+
+StagedFiles::~StagedFiles() {
+    if (!staged_.empty()) {
+        discard();
+    }
+}
+
+fs::path StagedFiles::path(const std::string& name) {
+    const fs::path final_path = folder_ / name;
+    if (fs::is_directory(final_path)) {
+        fail(ErrorKind::config, final_path.string() + " is a folder", "the name of a file", "a file inside it");
+    }
+    const fs::path part = folder_ / number_part();
+    staged_[part] = final_path;
+    return part;
+}
+
+void StagedFiles::commit() {
+    while (!staged_.empty()) {
+        const auto first = staged_.begin();
+        std::error_code error;
+        fs::rename(first->first, first->second, error);
+        if (error) {
+            fail_unwritable(folder_, error.message());
+        }
+        staged_.erase(first);
+    }
+}
+
+void StagedFiles::discard() noexcept {
+    std::error_code ignored;
+    for (const auto& [part, final_path] : staged_) {
+        fs::remove(part, ignored);
+    }
+    staged_.clear();
+    if (is_new_) {
+        ::rmdir(folder_.c_str());  // not where others have put files there
+    }
+}
+
+}  // namespace cellvision

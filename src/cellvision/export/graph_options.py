@@ -1,0 +1,66 @@
+"""What an exported graph is to be like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cellvision.bundle import PRECISIONS, Detecting, Splitting
+from cellvision.errors import ConfigError, check_choice, explain
+from cellvision.models.base import SegNet
+from cellvision.types import IMAGE_DTYPES
+
+FORMS = ("whole", "parted")
+
+SCORE_SHARE = 0.9
+"""Of the score from which cells count: a mask's rating hardly ever raises the score of its box."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions:
+    """Settings of one form of a net.
+
+    Attributes:
+        input_dtype: of the graph's input, one of IMAGE_DTYPES.
+        precision: "fp32", or "fp16" for 16 bit weights and feature maps; 8 bit graphs are made of finished ones.
+        form: one of FORMS; "parted" for engines that cannot suppress doubles, and for less memory, instance nets only.
+        max_cells: of an instance net, most cells of an image or tile; None for the net's own number.
+        min_score: of an instance net, in [0, 1): boxes below it get no mask. None for SCORE_SHARE of the score from
+            which cells count, which loses no cell; smaller, down to 0, for average precision over all scores.
+
+    Raises:
+        ConfigError: an unknown choice.
+    """
+
+    input_dtype: str = "float32"
+    precision: str = "fp32"
+    form: str = "whole"
+    max_cells: int | None = None
+    min_score: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("input_dtype", self.input_dtype, IMAGE_DTYPES)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("form", self.form, FORMS)
+
+    @property
+    def parted(self) -> bool:
+        """Whether boxes and masks come from two graphs."""
+        return self.form == "parted"
+
+    def choose_detecting(self, net: SegNet, splitting: Splitting) -> Detecting | None:
+        """How the graph of an instance net chooses detections; None for other nets.
+
+        Raises:
+            ConfigError: a setting for a net without detections.
+        """
+        given: dict[str, Any] = {"max_cells": self.max_cells, "min_score": self.min_score}
+        told = {name: value for name, value in given.items() if value is not None}
+        if net.detecting is not None:
+            usual = {"min_score": round(SCORE_SHARE * splitting.score_threshold, 4)}
+            return replace(net.detecting, **(usual | told))
+        if told:
+            name, value = next(iter(told.items()))
+            need = "an instance net, which alone has detections"
+            raise ConfigError(explain(got=f"{name}={value} for a {net.spec.kind} net", need=need, hint=f"{name}=null"))
+        return None

@@ -1,0 +1,52 @@
+"""Commands made with Hydra, whose own errors are answered as those of the library are: in one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra._internal import utils
+from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from cellvision.errors import explain, unknown_name
+
+
+def launch(command: Callable[[], Any]) -> None:
+    """Run a command; settings that do not compose are one sentence on stderr and exit status 2.
+
+    HYDRA_FULL_ERROR=1 shows the whole error.
+
+    Args:
+        command: decorated with ``hydra.main``.
+    """
+    # Hydra prints its errors in its own words and leaves; nothing public keeps it from that for a whole sweep.
+    utils.run_and_report = lambda func: func()
+    try:
+        command()
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {explain_composition(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain_composition(error: Exception) -> str:
+    """One sentence for what keeps settings from being composed: an unknown key or choice with all that there are."""
+    cause = error.__cause__ or error
+    if isinstance(error, OverrideParseException):
+        got = f"{error.override}, which cannot be read ({str(error).splitlines()[0]})"
+        return explain(got=got, need="key=value", hint="quotes around it all: 'model.widths=[16,32]'")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return unknown_name(group, name, error.options)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+        group = str(cause.full_key).removesuffix(str(cause.key))
+        known = [f"{group}{key}" for key in map(str, cause.parent_node) if key != "_target_"]
+        more = " (++ before it sets one that only its class knows); try: " if group else "; try: "
+        return unknown_name("setting", cause.full_key, known).replace("; try: ", more)
+    got = ", ".join(line.strip().rstrip(".") for line in str(error).splitlines() if line.strip())
+    return explain(got=got, need="settings that fit together", hint="--help for the choices")

@@ -1,0 +1,260 @@
+"""The C++ program gives the files that ``cellvision predict`` gives, and refuses what that refuses."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import cpp_build
+from cellvision.cli import main
+from cellvision.runtime.predictor import Predictor
+from cpp_vectors import write_vectors
+from dot_net import CHANNELS as DOT_CHANNELS
+from dot_net import draw_dots, write_dot_bundle
+from stain_net import CHANNELS, build_graph, draw_cells, write_bundle
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    return cpp_build.build()
+
+
+def predict_cpp(*arguments):
+    done = cpp_build.run("cellvision_predict", *arguments)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def write_field(path, image, channels, pixel_size_um=0.5):
+    metadata = {"axes": "CYX", "Channel": {"Name": [channel.name for channel in channels]}}
+    for axis in "XY":
+        metadata |= {f"PhysicalSize{axis}": pixel_size_um, f"PhysicalSize{axis}Unit": "µm"}
+    tifffile.imwrite(path, image, ome=True, photometric="minisblack", compression="zlib", metadata=metadata)
+
+
+def draw_stained(rng, shape, count):
+    centres = list(zip(*(rng.integers(0, length, count) for length in shape), strict=True))
+    return draw_cells(shape, centres, rng.uniform(4, 12, count), dead=range(0, count, 3))
+
+
+@pytest.fixture(scope="module")
+def stained(tmp_path_factory):
+    """A viability bundle and a folder of fields: many cells in many tiles, few, none, and a name to be quoted."""
+    folder = tmp_path_factory.mktemp("stained")
+    rng = np.random.default_rng(3)
+    (folder / "images").mkdir()
+    write_bundle(folder / "bundle")
+    for name, shape, count in (("crowd", (230, 301), 140), ("few", (97, 133), 9), ('odd, "name"', (64, 50), 3)):
+        write_field(folder / "images" / f"{name}.ome.tif", draw_stained(rng, shape, count), CHANNELS)
+    write_field(folder / "images" / "none.ome.tif", np.zeros((2, 40, 50), np.uint16), CHANNELS)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["whole", "parted"])
+def dotted(request, tmp_path_factory):
+    """An instance bundle, in one graph or in two, and a folder of fields."""
+    folder = tmp_path_factory.mktemp(request.param)
+    rng = np.random.default_rng(4)
+    (folder / "images").mkdir()
+    write_dot_bundle(folder / "bundle", parted=request.param == "parted")
+    for name, shape, count in (("crowd", (150, 170), 55), ("few", (33, 70), 4)):
+        places = rng.permutation(shape[0] * shape[1])[:count]
+        centres = np.stack(np.divmod(places, shape[1]), axis=1)
+        image = draw_dots(shape, centres, rng.uniform(2, 12, count), dead=range(0, count, 4))
+        write_field(folder / "images" / f"{name}.tif", image, DOT_CHANNELS)
+    write_field(folder / "images" / "none.tif", np.zeros((3, 40, 50), np.uint16), DOT_CHANNELS)
+    return folder
+
+
+def compare_runs(folder, tmp_path, *options):
+    """Both programs on one folder; the names of the images."""
+    arguments = ["--bundle", folder / "bundle", folder / "images", "--threads", 1, *options]
+    assert main([str(word) for word in ("predict", *arguments, "--out", tmp_path / "python")]) == 0
+    status, said, complaints = predict_cpp(*arguments, "--out", tmp_path / "cpp")
+    assert (status, complaints) == (0, "")
+    for path in sorted((tmp_path / "python").glob("*_labels.tif")):
+        compare_label_files(path, tmp_path / "cpp" / path.name)
+        compare_overlays(path.with_name(path.name.replace("_labels.tif", "_overlay.png")), tmp_path / "cpp")
+    for table in ("cells.csv", "fields.csv"):
+        expected, found = ((tmp_path / side / table).read_text(encoding="utf-8") for side in ("python", "cpp"))
+        assert found == expected
+    hidden = [path.name for path in (tmp_path / "cpp").iterdir() if path.name.startswith(".")]
+    assert hidden == []
+    return said
+
+
+def compare_label_files(expected_path, found_path):
+    with tifffile.TiffFile(expected_path) as expected, tifffile.TiffFile(found_path) as found:
+        pages = expected.pages[0], found.pages[0]
+        np.testing.assert_array_equal(pages[1].asarray(), pages[0].asarray())
+        assert pages[1].dtype == pages[0].dtype
+        for tag in ("Compression", "RowsPerStrip", "Software", "XResolution", "YResolution", "ResolutionUnit"):
+            values = [page.tags[tag].value if tag in page.tags else None for page in pages]
+            if tag.endswith("Resolution"):  # as fractions, which each library chooses
+                values = [value and value[0] / value[1] for value in values]
+            assert values[1] == (pytest.approx(values[0], rel=1e-6) if tag.endswith("Resolution") else values[0]), tag
+
+
+def compare_overlays(expected_path, folder):
+    expected = np.asarray(Image.open(expected_path))
+    found = np.asarray(Image.open(folder / expected_path.name))
+    # Python writes the counts below, and takes rows of two bands for equal where it looks for outlines.
+    same = expected[: found.shape[0], : found.shape[1]] == found
+    assert same.all(axis=-1).mean() > 0.998
+
+
+@pytest.mark.parametrize("options", [(), ("--tile-px", 32, "--overlap-px", 16)])
+def test_viability_files_are_those_of_python(stained, tmp_path, capsys, options):
+    said = compare_runs(stained, tmp_path, *options)
+    assert said == capsys.readouterr().out
+    assert "viability" in said
+
+
+@pytest.mark.parametrize("options", [(), ("--tile-px", 32, "--overlap-px", 16)])
+def test_instance_files_are_those_of_python(dotted, tmp_path, capsys, options):
+    said = compare_runs(dotted, tmp_path, *options)
+    assert said == capsys.readouterr().out
+    with (tmp_path / "cpp" / "cells.csv").open(encoding="utf-8") as stream:
+        assert len(list(csv.DictReader(stream))) > 30
+
+
+def test_the_summary_says_what_the_tables_say(stained, tmp_path):
+    status, said, _ = predict_cpp(
+        "--bundle", stained / "bundle", "--out", tmp_path, "--timing", "--no-overlay", stained / "images"
+    )
+    assert status == 0
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    with (tmp_path / "fields.csv").open(encoding="utf-8", newline="") as stream:
+        fields = {row["image"]: row for row in csv.DictReader(stream)}
+    assert set(fields) == {record["image"] for record in summary["images"]} == {"crowd", "few", "none", 'odd, "name"'}
+    for record in summary["images"]:
+        row = fields[record["image"]]
+        assert record["cells"] == int(row["cells"])
+        assert record["classes"] == {"live": int(row["live"]), "dead": int(row["dead"])}
+        assert sorted(record["seconds"]) == ["cells", "net", "read", "write"]
+        assert all(value >= 0 for value in record["seconds"].values())
+    assert summary["run"]["provider"] == "cpu"
+    for step in ("read ", "net ", "cells ", "write ", "total: open "):
+        assert step in said
+    assert not list(tmp_path.glob("*_overlay.png"))
+
+
+def test_other_kinds_of_files_give_the_same_cells(tmp_path):
+    """PNG, 8 bits with a factor, and channels in another order that the file or the command line names."""
+    facts = {"input_dtype": "float32", "image_dtypes": ("uint8", "uint16", "float32")}
+    write_bundle(tmp_path / "bundle", build_graph(input_dtype="float32"), **facts)
+    image = draw_stained(np.random.default_rng(8), (120, 90), 20)
+    (tmp_path / "images").mkdir()
+    write_field(tmp_path / "images" / "turned.ome.tif", image[::-1], CHANNELS[::-1])
+    tifffile.imwrite(tmp_path / "images" / "last.tif", np.moveaxis(image, 0, -1), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "images" / "float.tif", image.astype(np.float32), photometric="minisblack")
+    compare_runs(tmp_path, tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    eight = tmp_path / "eight"
+    (eight / "images").mkdir(parents=True)
+    (tmp_path / "bundle").rename(eight / "bundle")
+    colour = np.zeros((120, 90, 3), np.uint8)
+    colour[..., 1], colour[..., 2] = image[1] // 257, image[0] // 257
+    Image.fromarray(colour).save(eight / "images" / "colour.png")
+    compare_runs(
+        eight, tmp_path / "two", "--channels", "x,PI,nuclei", "--intensity-scale", 257, "--pixel-size-um", 0.55
+    )
+
+
+def check_refused(out, *arguments, names):
+    status, said, complaints = predict_cpp(*arguments)
+    assert status == 2
+    assert said == ""
+    last = complaints.strip().splitlines()[-1]
+    assert last.startswith("cellvision_predict: ")
+    for part in (names, "; need ", "; try: "):
+        assert part in last
+    assert not out.exists(), "nothing is written"
+
+
+def test_what_cannot_be_done_is_one_sentence_and_no_file(stained, tmp_path):
+    bundle, out = ("--bundle", stained / "bundle"), tmp_path / "out"
+    few = stained / "images" / "few.ome.tif"
+    to = (*bundle, "--out", out)
+    check_refused(out, *to, names="no IMAGE")
+    check_refused(out, *bundle, few, names="no --out")
+    check_refused(out, *to, few, "--surprise", names="--surprise")
+    check_refused(out, *to, few, "--threads", 0, names="--threads 0")
+    check_refused(out, *to, few, "--threads", names="--threads")
+    check_refused(out, *to, few, "--pixel-size-um", -1, names="--pixel-size-um -1")
+    check_refused(out, *to, few, "--tile-px", "wide", names="--tile-px wide")
+    check_refused(out, *to, few, "--provider", "abacus", names="abacus")
+    check_refused(out, *to, few, "--channels", "nuclei,nuclei", names="nuclei")
+    check_refused(out, *to, few, few, names="results of one name")
+    check_refused(out, *to, tmp_path / "none.tif", names="no such file")
+    check_refused(out, "--bundle", tmp_path, "--out", out, few, names="no manifest.json")
+    check_refused(out, *to, few, "--ort-library", few, names="ONNX Runtime")
+    broken = tmp_path / "in" / "broken.tif"
+    broken.parent.mkdir()
+    broken.write_bytes(few.read_bytes()[:500])
+    check_refused(out, *to, broken, names="broken.tif")
+    tifffile.imwrite(broken, np.zeros((5, 5), np.uint16))
+    check_refused(out, *to, broken, names="1 channels")
+    tifffile.imwrite(broken, np.zeros((2, 5, 5), np.uint8), photometric="minisblack")
+    check_refused(out, *to, broken, names="uint8")
+
+
+def test_an_altered_bundle_is_refused(tmp_path, stained):
+    bundle = write_bundle(tmp_path / "bundle")
+    graph = bundle / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    image = stained / "images" / "few.ome.tif"
+    check_refused(tmp_path / "out", "--bundle", bundle, "--out", tmp_path / "out", image, names="SHA-256")
+
+
+def test_what_was_done_before_a_bad_image_stays(stained, tmp_path):
+    broken = tmp_path / "in" / "broken.tif"
+    broken.parent.mkdir()
+    broken.write_bytes(b"II*\0")
+    images = (stained / "images" / "few.ome.tif", broken)
+    status, said, complaints = predict_cpp("--bundle", stained / "bundle", "--out", tmp_path / "out", *images)
+    assert status == 1
+    assert said.startswith("few: ")
+    assert "1 of 2 images failed" in complaints
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert found == ["cells.csv", "few_labels.tif", "few_overlay.png", "fields.csv", "summary.json"]
+
+
+def test_no_result_is_taken_for_that_of_another_run(stained, tmp_path):
+    image = stained / "images" / "few.ome.tif"
+    (tmp_path / "cells.csv").write_text("mine")
+    status, _, complaints = predict_cpp("--bundle", stained / "bundle", "--out", tmp_path, image)
+    assert status == 2
+    assert "another run (cells.csv)" in complaints
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.csv"]
+    status, _, complaints = predict_cpp("--bundle", stained / "bundle", "--out", image.parent, image)
+    assert status == 2
+    assert "another folder" in complaints
+
+
+def test_help_lists_all_options():
+    status, said, _ = predict_cpp("--help")
+    assert status == 0
+    for option in ("--bundle", "--provider-option", "--threads", "--tile-px", "--timing", "--no-overlay"):
+        assert option in said
+
+
+def test_every_part_agrees_with_python(tmp_path):
+    count = write_vectors(tmp_path)
+    done = cpp_build.run("tests/core_vectors", tmp_path)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    assert f"{count} of {count} cases agree" in done.stdout.decode()
+
+
+def test_a_c_program_finds_the_same_cells(stained, tmp_path):
+    image = draw_stained(np.random.default_rng(9), (150, 110), 30)
+    (tmp_path / "counts.raw").write_bytes(image.tobytes())
+    done = cpp_build.run("tests/c_interface", stained / "bundle", tmp_path / "counts.raw", 1, *image.shape)
+    assert done.returncode == 0, done.stderr
+    cells = Predictor(stained / "bundle", threads=1)(image)
+    area = cells.area_px.sum()
+    assert done.stdout.decode().startswith(f"cells {len(cells)}, labelled pixels {area}, area {area}")

@@ -1,0 +1,153 @@
+"""An instance net as a bundle: the same cells in PyTorch, in one ONNX graph and in two, at ten sizes."""
+
+import numpy as np
+import pytest
+import torch
+
+from cellvision.bundle import Channel, Splitting, load_manifest
+from cellvision.errors import ConfigError, ExportError
+from cellvision.export.graph_options import GraphOptions
+from cellvision.export.writer import export_bundle
+from cellvision.models.build import build_model
+from cellvision.runtime.detected_cells import build_detected_cells
+from cellvision.runtime.detections import read_detections
+from cellvision.runtime.predictor import Predictor
+from cellvision.runtime.session import open_session
+from cellvision.types import DataStats, Sample
+
+CLASSES = ("background", "live", "dead")
+CHANNELS = (Channel(name="calcein", role="live"), Channel(name="PI", role="dead"))
+# An untrained net gives every pixel of a mask about 0.5.
+SPLITTING = Splitting(
+    method="instances", score_threshold=0.001, foreground_threshold=0.45, min_visible=0.1, min_area_px=4
+)
+
+
+def options(**changes):
+    return GraphOptions(input_dtype="uint8", min_score=0.0, **changes)
+
+
+def make_image(height, width, kind="noise", seed=0):
+    """(2, H, W) uint8 counts: noise, nothing, or as many spots as fit."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256 if kind == "noise" else 30, (2, height, width))
+    if kind == "empty":
+        image[:] = 0
+    if kind == "dense":
+        rows, columns = np.mgrid[:height, :width]
+        image[0] += (200 * (np.sin(rows / 1.3) * np.sin(columns / 1.3) > 0.4)).astype(int)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+IMAGES = [
+    make_image(1, 1), make_image(2, 90), make_image(33, 257), make_image(64, 64), make_image(127, 93),
+    make_image(200, 40), make_image(96, 128, "empty"), make_image(128, 96, "dense"), make_image(161, 159, "dense"),
+    make_image(256, 256, "dense"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def net():
+    """Untrained, but with the statistics of its batch norms and thresholds so low that it finds hundreds of cells."""
+    torch.manual_seed(0)
+    made = build_model(
+        name="centermask2", in_channels=2, classes=CLASSES, backbone="vovnet19_slim_dw", fpn_channels=32,
+        class_convs=1, box_convs=1, mask_convs=1, maskiou_convs=1, levels=[2, 3, 4], top_levels=0, roi_levels=[2, 3],
+        assigning={"sizes_of_interest": [16, 32]}, decoding={"score_threshold": 0.0, "post_nms": 400, "pre_nms": 300},
+    )  # fmt: skip
+    made.set_statistics(DataStats(offset=(0.0, 0.0), scale=(255.0, 255.0), class_pixels=(9, 1, 1)))
+    made.train()
+    with torch.no_grad():
+        for seed in range(3):
+            made(torch.from_numpy(np.stack([make_image(96, 96, kind, seed) for kind in ("noise", "dense")])))
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def facts():
+    none = np.zeros(0, np.int64)
+    samples = [
+        Sample(name=str(at), group="a", image=image, label_image=np.zeros(image.shape[1:], np.int32), cell_classes=none)
+        for at, image in enumerate(IMAGES[-2:])
+    ]
+    return {
+        "samples": samples, "channels": CHANNELS, "image_dtypes": ("uint8",), "pixel_size_um": None,
+        "splitting": SPLITTING, "accuracy": {}, "provenance": {},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["whole", "parted"])
+def bundle(request, net, facts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles") / request.param
+    export_bundle(net, folder, options=options(form=request.param), long_cell_px=200, **facts)
+    return folder
+
+
+def detect(net, batch):
+    with torch.inference_mode():
+        outputs = {name: values.numpy() for name, values in net(torch.from_numpy(batch)).items()}
+    return [read_detections(outputs, at) for at in range(len(batch))]
+
+
+def compare(found, expected):
+    assert len(found) == len(expected)
+    # Equal scores may change places.
+    for one in (found, expected):
+        assert (np.diff(one.scores) <= 1e-6).all()
+    order = [np.lexsort((one.boxes[:, 1].round(2), one.boxes[:, 0].round(2))) for one in (found, expected)]
+    found, expected = found.take(order[0]), expected.take(order[1])
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+    for name in ("scores", "class_scores", "masks", "mask_scores"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-4)
+    assert (found.class_id == expected.class_id).all()
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda image: "x".join(map(str, image.shape[1:])))
+def test_every_size_gives_the_detections_of_the_net(net, bundle, image):
+    (expected,) = detect(net, image[None])
+    found = open_session(bundle, threads=1).run(image)
+    compare(found, expected)
+
+
+def test_a_batch_gives_the_detections_of_its_images(net, bundle):
+    batch = np.stack([make_image(70, 90, kind) for kind in ("dense", "empty", "noise")])
+    session = open_session(bundle, threads=1)
+    for at, found in enumerate(session.run_batch(batch)):
+        compare(found, detect(net, batch[at : at + 1])[0])
+
+
+def test_predictor_gives_the_cells_of_the_net(net, bundle):
+    image = IMAGES[8]
+    cells = Predictor(bundle, threads=1)(image, channel_names=("calcein", "PI"))
+    (expected,) = detect(net, image[None])
+    wanted = build_detected_cells(
+        expected, image, splitting=SPLITTING, classes=CLASSES, channels=("calcein", "PI"), live_threshold=0.5
+    )
+    assert len(cells) == len(wanted) > 5
+    assert (cells.label_image > 0).mean() == pytest.approx((wanted.label_image > 0).mean(), abs=1e-3)
+    assert (cells.class_id == wanted.class_id).all()
+
+
+def test_the_manifest_says_what_was_measured(bundle):
+    manifest = load_manifest(bundle)
+    assert manifest.kind == "instance"
+    assert manifest.is_parted == (bundle.name == "parted")
+    assert manifest.detecting.max_cells == 400
+    assert manifest.overlap_px >= 200
+    assert manifest.parity["max_difference"] < 1e-3
+    assert manifest.parity["cells_net"] == manifest.parity["cells_graph"] > 10
+    assert manifest.parity["unmatched"] == 0
+
+
+def test_what_an_instance_bundle_cannot_be(net, facts, tmp_path):
+    with pytest.raises(ConfigError, match="unknown form 'split'; need one of"):
+        export_bundle(net, tmp_path / "a", options=options(form="split"), **facts)
+    with pytest.raises(ExportError, match="max_cells=901 of 900 candidates"):
+        export_bundle(net, tmp_path / "a", options=options(max_cells=901), **facts)
+    unet = build_model(name="unet", kind="semantic", in_channels=2, classes=CLASSES, widths=(4, 8))
+    plain = facts | {"splitting": Splitting(method="components")}
+    with pytest.raises(ConfigError, match="max_cells=9 for a semantic net; need an instance net"):
+        export_bundle(unet, tmp_path / "a", options=GraphOptions(max_cells=9), **plain)
+    with pytest.raises(ExportError, match="net 'unet' of kind semantic in parts; need an instance net"):
+        export_bundle(unet, tmp_path / "a", options=GraphOptions(form="parted"), **plain)
+    assert not list(tmp_path.iterdir())
