@@ -202,7 +202,6 @@ def test_bundle_is_as_readable_as_any_other_folder(net, facts, tmp_path):
         ({"channels": (Channel(name="DAPI"),)}, ConfigError, "the channel list has 1 channels; need 2"),
         ({"live_threshold": 1.0}, ConfigError, "live_threshold=1.0; need a number between 0 and 1"),
         ({"image_dtypes": ("int8",)}, ConfigError, "unknown image dtype 'int8'"),
-        ({"image_dtypes": ("int8",)}, ConfigError, "unknown image dtype 'int8'"),
         (
             {"options": GraphOptions(input_dtype="uint8")},
             ConfigError,
