@@ -13,14 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra.errors
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
-from cellvision.settings import check_arguments, check_targets, collect_fixed
+from cellvision.composition import build, build_data, check_settings, resolve
+from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.settings import collect_fixed
 
 # Torch's worker threads spin while they wait for each other, which on a machine whose cores also run the data loaders
 # made a training step two to three times as slow; set before torch is imported, or not at all.
@@ -30,8 +29,10 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
     from cellvision.data.datamodule import CellDataModule
+    from cellvision.export.tensorrt_options import TensorrtOptions
     from cellvision.models.base import SegNet
     from cellvision.training.task import SegmentationTask
+    from cellvision.types import Sample
 
 ALLOWED_TARGETS = ("cellvision.", "lightning.pytorch.")
 """A ``_target_`` outside these prefixes is refused: settings beside a checkpoint must not run other code."""
@@ -76,7 +77,7 @@ def train(cfg: DictConfig) -> float | None:
     data = build_data(cfg.data)
     data.setup()
     task = _build_task(cfg, data)
-    trainer = _build_trainer(cfg, folder, record=RunRecord(folder, settings=_resolve(cfg), data=data))
+    trainer = _build_trainer(cfg, folder, record=RunRecord(folder, settings=resolve(cfg), data=data))
     if cfg.find_lr and resume is None:
         find_lr(_build_trainer(cfg, folder, record=None), task, data)
     trainer.fit(task, datamodule=data, ckpt_path=resume)
@@ -91,72 +92,59 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def export(cfg: DictConfig) -> None:
-    """Make a bundle of a checkpoint and compare it with the net on real samples."""
+    """Make a bundle of a checkpoint, compare it with the net on real samples, and refuse a form that is worse."""
     check_settings(cfg)
     from cellvision.export.graph_options import GraphOptions
     from cellvision.export.writer import export_checkpoint
 
     checkpoint = Path(cfg.ckpt)
+    engines = None if cfg.get("trt") is None else build(cfg.trt, "trt")
     data = build_data(_find_data_settings(cfg, checkpoint))
-    manifest = export_checkpoint(
-        checkpoint,
-        Path(cfg.bundle),
-        samples=data.collect_held_out(cfg.samples),
-        options=GraphOptions(
-            input_dtype=cfg.input_dtype, form=cfg.form, max_cells=cfg.max_cells, min_score=cfg.min_score
-        ),
-        tolerance=cfg.tolerance,
-        overwrite=cfg.overwrite,
+    options = GraphOptions(input_dtype=cfg.input_dtype, form=cfg.form, max_cells=cfg.max_cells, min_score=cfg.min_score)
+    given: dict[str, Any] = {"options": options, "tolerance": cfg.tolerance, "overwrite": cfg.overwrite}
+    samples = data.collect_held_out(cfg.samples)
+    if cfg.precision == "fp32" and engines is None:
+        manifest = export_checkpoint(checkpoint, Path(cfg.bundle), samples=samples, **given)
+        print(f"bundle {cfg.bundle}: largest difference from PyTorch {manifest.parity['max_difference']:.1e}")
+    else:
+        _export_form(cfg, data, engines, checkpoint, samples, given)
+
+
+def _export_form(
+    cfg: DictConfig,
+    data: CellDataModule,
+    engines: TensorrtOptions | None,
+    checkpoint: Path,
+    samples: list[Sample],
+    given: dict[str, Any],
+) -> None:
+    from cellvision.bundle import load_manifest
+    from cellvision.commands.progress import show_progress
+    from cellvision.export.calibration import collect_training_images
+    from cellvision.export.gate_table import print_verdict
+    from cellvision.export.judged import Request, export_judged
+    from cellvision.metrics.accuracy import choose_headlines
+
+    if engines is not None and cfg.precision not in ("fp32", engines.precision):
+        got = f"precision={cfg.precision} with +trt={engines.precision}"
+        raise ConfigError(explain(got=got, need="one precision", hint=f"+trt={cfg.precision} alone"))
+    request = Request(
+        precision=cfg.precision if engines is None else engines.precision,
+        engines=engines,
+        images=collect_training_images(data, cfg.calibration.fields),
+        calibration=cfg.calibration.method if engines is None else engines.calibration or cfg.calibration.method,
+        rounds=cfg.calibration.rounds,
+        tolerance_points=cfg.tolerance_points,
+        allow_worse=cfg.allow_worse,
     )
-    print(f"bundle {cfg.bundle}: largest difference from PyTorch {manifest.parity['max_difference']:.1e}")
-
-
-def check_settings(cfg: DictConfig) -> None:
-    """Raise ConfigError listing every mandatory setting without a value."""
-    if missing := sorted(key for key, value in _walk(cfg, "") if value == "???"):
-        got = f"no value for {', '.join(missing)}"
-        raise ConfigError(explain(got=got, need="all of them", hint=" ".join(f"{key}=..." for key in missing)))
-
-
-def build(cfg: Any, key: str, **arguments: Any) -> Any:
-    """The object that settings describe; its own errors come out as they were raised.
-
-    Raises:
-        ConfigError: a target that is not allowed or does not exist, or arguments that it does not take.
-    """
-    plain = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
-    check_targets(plain, key)
-    check_arguments(plain, key)
-    try:
-        return instantiate(plain, _convert_="all", **arguments)
-    except hydra.errors.InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, CellvisionError):
-            raise cause from None
-        first = str(cause or error).splitlines()[0]
-        need = "settings that its class takes"
-        raise ConfigError(explain(got=f"{key}: {first}", need=need, hint=f"see conf/{key.split('.')[0]}")) from error
-
-
-def build_data(node: DictConfig) -> CellDataModule:
-    """The data module that a data group describes.
-
-    Settings that the module does not take, such as ``data.root``, are those that others refer to as ``${data.root}``.
-
-    Raises:
-        ConfigError: a setting that nothing uses, or one that its class does not take.
-    """
-    from cellvision.data.datamodule import CellDataModule
-
-    known = [name for name in inspect.signature(CellDataModule.__init__).parameters if name != "self"]
-    text = OmegaConf.to_yaml(node, resolve=False)
-    variables = [key for key in map(str, node) if key not in known and key != "_target_"]
-    for key in variables:
-        if f"${{data.{key}}}" not in text:
-            raise ConfigError(unknown_name("setting", f"data.{key}", [f"data.{name}" for name in known]))
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    return build({key: value for key, value in plain.items() if key not in variables}, "data")
+    with show_progress("measuring", unit="steps") as progress:
+        verdict = export_judged(
+            checkpoint, Path(cfg.bundle), request, samples=samples, tell=print, progress=progress, **given
+        )
+    manifest = load_manifest(Path(cfg.bundle))
+    print_verdict(verdict, choose_headlines(manifest.kind, manifest.classes))
+    print(f"bundle {cfg.bundle}: {verdict.kept}")
+    verdict.raise_if_refused()
 
 
 def _quieten() -> None:
@@ -164,22 +152,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _resolve(cfg: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _walk(node: Any, path: str) -> list[tuple[str, Any]]:
-    """(dotted key, value as written) of every leaf; interpolations are not resolved."""
-    if isinstance(node, DictConfig) and isinstance(node._value(), dict):
-        keys = [str(key) for key in node]
-        return [leaf for key in keys for leaf in _walk(node._get_node(key), f"{path}.{key}".lstrip("."))]
-    if isinstance(node, ListConfig) and isinstance(node._value(), list):
-        return [leaf for at in range(len(node)) for leaf in _walk(node._get_node(at), f"{path}[{at}]")]
-    return [(path, node._value())]
 
 
 def _find_run_folder(cfg: DictConfig) -> Path:
@@ -210,7 +182,7 @@ def _build_task(cfg: DictConfig, data: CellDataModule) -> SegmentationTask:
         monitor=cfg.monitor,
         monitor_mode=cfg.monitor_mode,
         seed=cfg.seed,
-        settings=collect_fixed(_resolve(cfg)),
+        settings=collect_fixed(resolve(cfg)),
     )
 
 
@@ -291,4 +263,8 @@ def _find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:
         raise ConfigError(
             explain(got=f"{record} with interpolations", need="plain values", hint="data=NAME data.root=...")
         )
-    return OmegaConf.create(settings)
+    from cellvision.data.datamodule import CellDataModule
+
+    # Settings that only others referred to, such as data.root, are resolved there and mean nothing any more.
+    known = {"_target_", *inspect.signature(CellDataModule.__init__).parameters}
+    return OmegaConf.create({key: value for key, value in settings.items() if key in known})

@@ -38,7 +38,7 @@ def test_every_choice_composes_and_resolves(group, choice):
     if "root" in cfg.data.keys():  # noqa: SIM118 - "in" is false for a value that is still missing
         cfg.data.root = "somewhere"
     app.check_settings(cfg)
-    settings = app._resolve(cfg)
+    settings = app.resolve(cfg)
     assert group == "experiment" or settings[group]
 
 

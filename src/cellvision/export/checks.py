@@ -14,6 +14,12 @@ from cellvision.models.base import SegNet
 from cellvision.types import IMAGE_DTYPES, Sample
 
 GRAPH_NAME = "graph.onnx"
+_ENGINES = [f"{name}.engine{more}" for name in ("graph", "trunk", "masks") for more in ("", ".json")]
+_PICTURES = [f"sensitivity_{role}.png" for role in ("whole", "trunk", "masks")]
+BUNDLE_FILES = {
+    MANIFEST_NAME, GRAPH_NAME, "trunk.onnx", "masks.onnx", *_ENGINES, *_PICTURES,
+}  # fmt: skip
+"""What export writes; a folder with any other file is not ours to replace."""
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -30,12 +36,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 
 def _is_bundle(folder: Path) -> bool:
     """Whether a folder holds a bundle and nothing else: replacing it deletes it, and any stranger's file with it."""
-    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {
-        GRAPH_NAME,
-        MANIFEST_NAME,
-        "trunk.onnx",
-        "masks.onnx",
-    }:
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= BUNDLE_FILES:
         return False
     try:
         record = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))

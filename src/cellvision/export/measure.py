@@ -136,7 +136,9 @@ class _Trial:
         first = next(iter(manifests.values()))
         largest_px = max(max(sample.label_image.shape) for sample in samples)
         self.failures: dict[str, str] = {}
-        self._net = open_net(net, splitting=first.splitting, live_threshold=first.live_threshold)
+        self._net = open_net(
+            net, splitting=first.splitting, live_threshold=first.live_threshold, detecting=first.detecting
+        )
         self._forms: dict[str, Callable[[Sample], Found]] = {}
         for name, folder in forms.items():
             try:

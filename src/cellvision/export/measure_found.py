@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cellvision.bundle import Manifest, Splitting
+from cellvision.bundle import Detecting, Manifest, Splitting
 from cellvision.data.batching import collate, to_field
 from cellvision.errors import ExportError, explain
 from cellvision.export.onnx import to_inference
@@ -24,7 +24,9 @@ LARGEST_WHOLE_PX = 2048
 """Fields up to this edge are shown to a bundle in one piece, as PyTorch sees them."""
 
 
-def open_net(net: SegNet, *, splitting: Splitting, live_threshold: float) -> Callable[[Sample], Found]:
+def open_net(
+    net: SegNet, *, splitting: Splitting, live_threshold: float, detecting: Detecting | None = None
+) -> Callable[[Sample], Found]:
     """What finds the cells of a sample with the net in PyTorch, as training scores it.
 
     What it returns raises ExportError where the net gives NaN.
@@ -33,6 +35,7 @@ def open_net(net: SegNet, *, splitting: Splitting, live_threshold: float) -> Cal
         net: any; it is not touched.
         splitting: how cells are separated.
         live_threshold: a cell is live where P(live) reaches it.
+        detecting: of the bundles that are compared with it: boxes that get no mask there are no detections here.
     """
     reference = to_inference(net)
 
@@ -45,10 +48,13 @@ def open_net(net: SegNet, *, splitting: Splitting, live_threshold: float) -> Cal
             raise ExportError(explain(got=got, need="a net that has learned something", hint="another checkpoint"))
         field = predict_field(net.spec, batch, 0, outputs, splitting=splitting, live_threshold=live_threshold)
         is_instance = net.spec.kind == "instance"
+        detections = field.detections
+        if detections is not None and detecting is not None:
+            detections = detections.take(detections.scores >= detecting.min_score)
         return Found(
             cells=field.cells,
             probabilities=None if is_instance else field.probabilities,
-            detections=field.detections,
+            detections=detections,
         )
 
     return predict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,20 @@ class PartedSession(DetectionSession):
         )
         return [detections.take(at == image) for image in range(len(batch))]
 
+    def iterate_mask_feeds(self, batch: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """What the mask graph gets for a batch (B, C, H, W) of windows, as arrays; for calibration."""
+        found = self._run_trunk(batch)
+        for at in range(len(batch)):
+            places = self._choose(found, at)
+            rows = {name: found[name][at][places] for name in ("boxes", "classes")}
+            area = batch.shape[2] * batch.shape[3]
+            portions = self._portion(found, **rows, images=np.full(len(places), at), area=area)
+            for _, feeds in portions:
+                yield {
+                    name: np.asarray(value if isinstance(value, np.ndarray) else value.numpy())
+                    for name, value in feeds.items()
+                }
+
     def _run_trunk(self, batch: np.ndarray) -> dict[str, Any]:
         """Candidates as arrays, and pyramid maps that stay where the graph made them if the next one can take them."""
         held = self._maps if self.manifest.find_graph("masks").engine == "onnx" else ()
@@ -159,14 +173,8 @@ class PartedSession(DetectionSession):
         rated = "mask_scores" in self.manifest.outputs
         masks = np.zeros((len(boxes), side, side), np.float32)
         ious = np.zeros(len(boxes), np.float32)
-        for start in range(0, len(boxes), REGIONS):
+        for start, feeds in self._portion(found, boxes=boxes, images=images, classes=classes, area=area):
             some = slice(start, start + REGIONS)
-            feeds = {name: found[name] for name in self._maps} | {
-                "boxes": boxes[some],
-                "images": images[some].astype(np.int64),
-                "classes": classes[some],
-                "image_area": np.array([area], np.float32),
-            }
             result = self._run("masks", feeds, ("masks", "mask_ious") if rated else ("masks",))
             self._check_result("masks", "masks", result["masks"], masks[some].shape)
             masks[some] = result["masks"]
@@ -174,3 +182,20 @@ class PartedSession(DetectionSession):
                 self._check_result("masks", "mask_ious", result["mask_ious"], ious[some].shape)
                 ious[some] = result["mask_ious"]
         return masks, ious if rated else None
+
+    def _portion(
+        self, found: Mapping[str, Any], *, boxes: np.ndarray, images: np.ndarray, classes: np.ndarray, area: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(first region, inputs of the mask graph) for every REGIONS of the boxes."""
+        for start in range(0, len(boxes), REGIONS):
+            some = slice(start, start + REGIONS)
+            yield (
+                start,
+                {name: found[name] for name in self._maps}
+                | {
+                    "boxes": boxes[some],
+                    "images": images[some].astype(np.int64),
+                    "classes": classes[some],
+                    "image_area": np.array([area], np.float32),
+                },
+            )

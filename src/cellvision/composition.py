@@ -1,0 +1,81 @@
+"""Settings as Hydra composes them, checked, and the objects that they describe."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import hydra.errors
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
+from cellvision.settings import check_arguments, check_targets
+
+if TYPE_CHECKING:
+    from cellvision.data.datamodule import CellDataModule
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Raise ConfigError listing every mandatory setting without a value."""
+    if missing := sorted(key for key, value in _walk(cfg, "") if value == "???"):
+        got = f"no value for {', '.join(missing)}"
+        raise ConfigError(explain(got=got, need="all of them", hint=" ".join(f"{key}=..." for key in missing)))
+
+
+def build(cfg: Any, key: str, **arguments: Any) -> Any:
+    """The object that settings describe; its own errors come out as they were raised.
+
+    Raises:
+        ConfigError: a target that is not allowed or does not exist, or arguments that it does not take.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+    check_targets(plain, key)
+    check_arguments(plain, key)
+    try:
+        return instantiate(plain, _convert_="all", **arguments)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, CellvisionError):
+            raise cause from None
+        first = str(cause or error).splitlines()[0]
+        need = "settings that its class takes"
+        raise ConfigError(explain(got=f"{key}: {first}", need=need, hint=f"see conf/{key.split('.')[0]}")) from error
+
+
+def build_data(node: DictConfig) -> CellDataModule:
+    """The data module that a data group describes.
+
+    Settings that the module does not take, such as ``data.root``, are those that others refer to as ``${data.root}``.
+
+    Raises:
+        ConfigError: a setting that nothing uses, or one that its class does not take.
+    """
+    from cellvision.data.datamodule import CellDataModule
+
+    known = [name for name in inspect.signature(CellDataModule.__init__).parameters if name != "self"]
+    text = OmegaConf.to_yaml(node, resolve=False)
+    variables = [key for key in map(str, node) if key not in known and key != "_target_"]
+    for key in variables:
+        if f"${{data.{key}}}" not in text:
+            raise ConfigError(unknown_name("setting", f"data.{key}", [f"data.{name}" for name in known]))
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return build({key: value for key, value in plain.items() if key not in variables}, "data")
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The settings as plain dicts and lists, with every reference to another setting replaced by its value."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _walk(node: Any, path: str) -> list[tuple[str, Any]]:
+    """(dotted key, value as written) of every leaf; interpolations are not resolved."""
+    if isinstance(node, DictConfig) and isinstance(node._value(), dict):
+        keys = [str(key) for key in node]
+        return [leaf for key in keys for leaf in _walk(node._get_node(key), f"{path}.{key}".lstrip("."))]
+    if isinstance(node, ListConfig) and isinstance(node._value(), list):
+        return [leaf for at in range(len(node)) for leaf in _walk(node._get_node(at), f"{path}[{at}]")]
+    return [(path, node._value())]
