@@ -121,6 +121,10 @@ def _add_engine(parser: argparse._ActionsContainer, *, required: bool = True) ->
     parser.add_argument("--memory-mib", type=int, default=1024, metavar="N", help="most working memory (default 1024)")
     parser.add_argument("--tile-px", type=int, metavar="N", help="tile size (default: the bundle's, or what fits)")
     parser.add_argument("--overlap-px", type=int, metavar="N", help="margin around tiles (default: the bundle's)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="tiles that go through the net at once (1)")
+    parser.add_argument(
+        "--arena", default="keep", metavar="KIND", help="the net's memory after a run: keep (default), shrink, none"
+    )
 
 
 def _add_image_meaning(parser: argparse._ActionsContainer, *, channels_help: str) -> None:
@@ -276,4 +280,6 @@ def _open_predictor(chosen: argparse.Namespace) -> cellvision.Predictor:
         memory_mib=chosen.memory_mib,
         tile_px=chosen.tile_px,
         overlap_px=chosen.overlap_px,
+        batch=chosen.batch,
+        arena=chosen.arena,
     )

@@ -16,6 +16,7 @@ from cellvision.bundle import Channel, Manifest
 from cellvision.commands.lines import to_line
 from cellvision.commands.truth import Truth, find_channel_names
 from cellvision.data.dataset import CellDataset
+from cellvision.metrics.accuracy import Accuracy, Found
 from cellvision.metrics.baseline import OtsuBaseline
 from cellvision.metrics.cells import FieldScore, compute_cell_scores, compute_field_score, has_viability, sum_fields
 from cellvision.metrics.semantic import compute_confusion, compute_semantic_scores
@@ -90,11 +91,16 @@ def evaluate_bundle(
     baseline = _make_baseline(predictor.manifest, truth, names)
     confusion = np.zeros((len(truth.classes), len(truth.classes)), np.int64)
     found, beside = [], []
+    instances = Accuracy(truth.classes, mask_threshold=predictor.manifest.splitting.foreground_threshold)
     for done, sample in enumerate(truth.iterate_samples(), start=1):
-        cells, probabilities = predictor.predict_with_probabilities(
-            sample.image, channel_names=names, intensity_scale=intensity_scale
-        )
-        pixels = probabilities.argmax(axis=0)
+        given: dict[str, Any] = {"channel_names": names, "intensity_scale": intensity_scale}
+        if predictor.manifest.kind == "instance":
+            cells = predictor(sample.image, **given)
+            pixels = np.concatenate([[0], cells.class_id])[cells.label_image]
+            instances.add(sample, Found(cells=cells, detections=predictor.detect(sample.image, **given)))
+        else:
+            cells, probabilities = predictor.predict_with_probabilities(sample.image, **given)
+            pixels = probabilities.argmax(axis=0)
         if truth.classes != predictor.manifest.classes:
             pixels = np.minimum(pixels, 1)
         confusion += compute_confusion(pixels, sample.class_map, len(truth.classes))
@@ -110,11 +116,16 @@ def evaluate_bundle(
         classes=truth.classes,
         names=truth.dataset.names,
         fingerprint=truth.dataset.fingerprint(),
-        scores=compute_semantic_scores(confusion).to_dict(truth.classes) | scores,
+        scores=compute_semantic_scores(confusion).to_dict(truth.classes) | scores | _compute_instances(instances),
         baseline=baseline_scores if baseline else None,
         fields=fields,
         baseline_fields=baseline_fields if baseline else (),
     )
+
+
+def _compute_instances(accuracy: Accuracy) -> dict[str, float]:
+    """Average precision of masks, of the boxes that a bundle's min_score lets pass; none for other nets."""
+    return {name: value for name, value in accuracy.compute().items() if name.startswith(("mask/", "instance/"))}
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> None:
