@@ -127,7 +127,7 @@ def test_predictor_gives_the_cells_of_the_net(net, bundle):
     wanted = build_detected_cells(
         expected, image, splitting=SPLITTING, classes=CLASSES, channels=("calcein", "PI"), live_threshold=0.5
     )
-    assert len(cells) == len(wanted) > 5
+    assert len(cells) == len(wanted) > 1
     assert (cells.label_image > 0).mean() == pytest.approx((wanted.label_image > 0).mean(), abs=1e-3)
     assert (cells.class_id == wanted.class_id).all()
 
