@@ -114,5 +114,5 @@ def _print_doubts(name: str, cells: Cells, manifest: Manifest) -> None:
         note = f"a pixel is {found:g} um, the bundle was trained at {trained:g} um"
         print(f"{to_line(name)}: note: {note}", file=sys.stderr)
     if cells.tiles > 1 and not manifest.provenance.get("tiling", {}).get("exact", True):
-        note = "this net looks at the whole image, and was shown tiles; cells may differ a little from an untiled run"
+        note = "this net looks at the whole image, and was shown tiles; cells of doubtful score may differ untiled"
         print(f"{to_line(name)}: note: {note}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +105,7 @@ def to_inference(net: SegNet) -> SegNet:
 def _trace(part: GraphPart, opset: int) -> onnx.ModelProto:
     from cellvision.export.operators import TRANSLATIONS
 
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # guesses right where it says that it has to guess
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are no news for a user
         part.module.eval()(*part.inputs.values())  # a fault of the net stops here, in its own words

@@ -104,9 +104,7 @@ class CenterRoiHeads(nn.Module):
 
     def draw_pooled(self, features: Tensor, classes: Tensor) -> DrawnMasks:
         """The masks of (R, C, S, S) pooled features; ``classes`` (R,) int64 in 0..K-1."""
-        features = features.to(
-            self.mask_head.predictor.weight.dtype
-        )  # pooled in float32; float16 in some exported nets
+        features = features.to(self.mask_head.predictor.weight.dtype)  # float16 in a net made for export
         masks = choose_class(self.mask_head(features), classes).float().sigmoid()
         if self.maskiou_head is None:
             return DrawnMasks(masks=masks.squeeze(1), ious=None)
