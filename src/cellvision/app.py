@@ -83,11 +83,13 @@ def train(cfg: DictConfig) -> float | None:
     trainer.fit(task, datamodule=data, ckpt_path=resume)
     fit_score = task.net.spec.kind == "instance" and cfg.splitting.score_threshold is None
     best = finish_run(trainer, task, data, folder=folder, fit_score=fit_score)
-    if cfg.bundle and best.checkpoint is not None and trainer.is_global_zero:
-        if task.net.spec.exportable:
-            _bundle_and_predict(cfg, data, best.checkpoint, folder)
-        else:
+    if cfg.bundle and trainer.is_global_zero:
+        if best.checkpoint is None:
+            print("bundle    none: no validated checkpoint")
+        elif not task.net.spec.exportable:
             print(f"bundle    none: a {task.net.spec.name} net cannot be exported")
+        else:
+            _bundle_and_predict(cfg, data, best.checkpoint, folder)
     return best.score
 
 

@@ -1,5 +1,6 @@
 """Every YAML composes and its parts can be built; bad settings are answered in one sentence."""
 
+import logging
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra._internal import utils as hydra_utils
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -167,6 +170,19 @@ COMPOSITIONS = [
 ]
 
 
+@pytest.fixture
+def keep_hydra_out():
+    """Hydra leaves its settings and log handlers behind, as a script has no use for what was there before."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    HydraConfig.instance().cfg = None
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.usefixtures("keep_hydra_out")
 @pytest.mark.parametrize(("settings", "said"), COMPOSITIONS)
 def test_what_does_not_compose_is_explained_in_one_line(settings, said, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)  # a sweep begins its folder first

@@ -27,15 +27,17 @@ def load_predictions(
 ) -> dict[Any, InstanceField]:
     """The predicted cells of every image, in the order of the file; an image without any has an empty field.
 
-        Of each prediction "image_id", "category_id", "segmentation" (RLE, either form) and "score" are read; "bbox"
-        (left, top, width, height in px), or else the tight box of the mask; and "box_score", where boxes compete by
-    XX
-            path: JSON, a list of predictions.
-            images: (H, W) px by image id.
-            categories: class 1..K-1 by category id.
+    Of each prediction "image_id", "category_id", "segmentation" (RLE, either form) and "score" are read; "bbox" (left,
+    top, width, height in px), or else the tight box of the mask; "box_score", by which boxes compete, or else "score";
+    and "cell_category_id", the class of the separate cell, or else "category_id".
+
+    Args:
+        path: JSON, a list of predictions.
+        images: (H, W) px by image id.
+        categories: class 1..K-1 by category id.
 
     Raises:
-            DataError: no such file, no JSON list, or faults inside, which are all listed (up to 20).
+        DataError: no such file, no JSON list, or faults inside, which are all listed (up to 20).
     """
     entries = _load_list(path)
     faults: list[str] = []

@@ -79,19 +79,43 @@ def fit_to_overlaps(overlaps: Overlaps, *, objective: str = "ap_dsb_50") -> Scor
                 hint="give a threshold instead",
             )
         )
-    candidates = np.unique(chosen.score)
-    if candidates.size > _MOST_CANDIDATES:
-        candidates = candidates[np.linspace(0, candidates.size - 1, _MOST_CANDIDATES).round().astype(np.int64)]
-    candidates = candidates[::-1]
-    truths = np.bincount(chosen.true_field, minlength=chosen.fields)[:, None]
-    preds = _count_from(chosen, np.arange(len(chosen.score)), candidates)
-    if objective == "ap_dsb_50":
-        found = _count_from(chosen, chosen.pred[find_pairs(chosen, IOUS[0])], candidates).sum(axis=0)
-        values = found / (preds.sum(axis=0) + truths.sum() - found)
-    else:
-        values = _compute_kaggle_maps(chosen, preds, truths, candidates)
+    compute = _compute_aps if objective == "ap_dsb_50" else _compute_kaggle_maps
+    candidates, values = compute(chosen)
     best = int(values.argmax())
     return ScoreThreshold(threshold=float(candidates[best]), objective=objective, value=float(values[best]))
+
+
+def _compute_aps(chosen: Overlaps) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) candidates, falling, and (S,) TP / (TP + FP + FN) at each."""
+    score = chosen.score
+    of_found = score[chosen.pred[find_pairs(chosen, IOUS[0])]]
+    candidates = _list_candidates(score, of_found)
+    preds, found = (s.size - np.searchsorted(np.sort(s), candidates, "left") for s in (score, of_found))
+    return candidates, found / (preds + len(chosen.ignored) - found)
+
+
+def _compute_kaggle_maps(chosen: Overlaps) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) candidates, falling, and (S,) the score at each, over the fields that have cells there."""
+    found = [chosen.pred[find_pairs(chosen, least, exceed=True)] for least in IOUS]
+    candidates = _list_candidates(chosen.score, chosen.score[np.concatenate(found)])
+    if candidates.size > _MOST_CANDIDATES:  # each is counted field by field
+        candidates = candidates[np.linspace(0, candidates.size - 1, _MOST_CANDIDATES).round().astype(np.int64)]
+    truths = np.bincount(chosen.true_field, minlength=chosen.fields)[:, None]
+    cells = _count_from(chosen, np.arange(len(chosen.score)), candidates) + truths
+    total = np.zeros(candidates.size)
+    for pred in found:
+        hits = _count_from(chosen, pred, candidates)
+        total += (hits / np.maximum(cells - hits, 1)).sum(axis=0)
+    return candidates, total / (len(IOUS) * np.maximum((cells > 0).sum(axis=0), 1))
+
+
+def _list_candidates(score: np.ndarray, of_found: np.ndarray) -> np.ndarray:
+    """(S,) the scores, falling, among which the best threshold is.
+
+    Those of predictions that find a cell: to let in others as well makes no objective larger. And the largest of all,
+    which is the answer where nothing is found.
+    """
+    return np.unique(np.append(of_found, score.max()))[::-1]
 
 
 def _count_from(chosen: Overlaps, cells: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -100,13 +124,3 @@ def _count_from(chosen: Overlaps, cells: np.ndarray, candidates: np.ndarray) -> 
     counts = np.zeros((chosen.fields, candidates.size + 1), np.int64)
     np.add.at(counts, (chosen.pred_field[cells], place), 1)
     return np.cumsum(counts, axis=1)[:, :-1]
-
-
-def _compute_kaggle_maps(chosen: Overlaps, preds: np.ndarray, truths: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """(S,) the score at each candidate, over the fields that have cells there."""
-    cells = preds + truths
-    total = np.zeros(candidates.size)
-    for least in IOUS:
-        found = _count_from(chosen, chosen.pred[find_pairs(chosen, least, exceed=True)], candidates)
-        total += (found / np.maximum(cells - found, 1)).sum(axis=0)
-    return total / (len(IOUS) * np.maximum((cells > 0).sum(axis=0), 1))

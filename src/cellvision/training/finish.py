@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +23,7 @@ from cellvision.training.field_report import FieldRow, draw_field_viability, wri
 from cellvision.training.gathering import gather
 from cellvision.training.instance_fields import limit_score
 from cellvision.training.instance_report import InstanceReport, describe_evaluation, fit_threshold
+from cellvision.training.pictures import Pictures
 from cellvision.training.task import SegmentationTask
 
 SHOWN = {
@@ -70,7 +71,7 @@ def finish_run(
         task.net.load_state_dict(load_net(best.checkpoint)[0].state_dict())
     if fit_score:
         _fit_score(trainer, task, data, best.checkpoint)
-    report = InstanceReport() if task.net.spec.kind == "instance" else None
+    report = InstanceReport(_find_pictures(trainer)) if task.net.spec.kind == "instance" else None
     if report is not None:
         trainer.callbacks.append(report)  # type: ignore[attr-defined]
     trainer.test(task, datamodule=data, verbose=False)
@@ -98,7 +99,7 @@ def finish_run(
     if report is not None:
         written += report.write(folder, task, data)
     print(f"results   {folder}: {', '.join(written)}")
-    if report is not None:
+    if report is not None and scores.get("instance/true_count"):  # without true cells there is nothing to score by
         print(f"again     {describe_evaluation(folder, task.splitting)}")
     return best
 
@@ -174,6 +175,11 @@ def print_scores(scores: dict[str, float], baselines: dict[str, dict[str, float]
             cells = (f"{values[name]:.3f}" if name in values else "" for values in columns.values())
             table.add_row(words, *cells)
     Console().print(table)
+
+
+def _find_pictures(trainer: Trainer) -> Pictures | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Pictures)), None)
 
 
 def _find_best(trainer: Trainer, monitor: str) -> Best:

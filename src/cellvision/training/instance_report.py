@@ -24,7 +24,7 @@ from cellvision.runtime.writers import StagedFiles
 from cellvision.training.gathering import gather
 from cellvision.training.instance_fields import choose_cell_classes, fit_to_separate, to_found_field
 from cellvision.training.instance_files import name_fields, write_predictions, write_truth
-from cellvision.training.pictures import draw_rows
+from cellvision.training.pictures import Pictures, draw_rows
 from cellvision.training.pr_curves import draw_pr_curves
 from cellvision.training.scoring import FieldPrediction
 from cellvision.training.task import SegmentationTask
@@ -38,9 +38,13 @@ class InstanceReport(Callback):
     """Collects the held-out fields while they are scored; ``gather`` and then ``write`` make the files.
 
     Predictions are kept as compressed masks, and whole fields only of the first three.
+
+    Args:
+        pictures: of the run, whose marks and zoom cells.png takes over; None for what suits the fields.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pictures: Pictures | None = None) -> None:
+        self.marks, self.zoom = (None, None) if pictures is None else (pictures.marks, pictures.zoom)
         self.fields: dict[str, InstanceField] = {}
         self.shown: list[FieldPrediction] = []
 
@@ -81,6 +85,8 @@ class InstanceReport(Callback):
             channels=data.channels,
             pixel_size_um=data.pixel_size_um,
             note=f"score >= {score:.3f}",
+            marks=self.marks,
+            zoom=self.zoom,
         )
         Image.fromarray(cells).save(folder / "cells.png")
         errors = [_to_error_field(field) for field in self.shown]
@@ -102,7 +108,8 @@ def describe_evaluation(folder: Path, splitting: Splitting) -> str:
 def fit_threshold(trainer: Trainer, task: SegmentationTask, data: CellDataModule) -> ScoreThreshold | None:
     """The score from which cells count, by up to 40 whole training fields: held-out fields take no part.
 
-    The fields are spread evenly over the training fields, and their cells painted as they are delivered. None where
+    The fields are spread evenly over the training fields, and their cells painted as they are delivered, of scores in
+    single precision: the threshold is for a bundle, and a bundle computes so whatever the training did. None where
     nothing can be learned from them: no cell was found, or there is none.
     """
     view = data.views["train"]
@@ -115,7 +122,7 @@ def fit_threshold(trainer: Trainer, task: SegmentationTask, data: CellDataModule
     device = trainer.strategy.root_device
     task.to(device).eval()
     found, truths = [], []
-    with torch.no_grad(), trainer.strategy.precision_plugin.forward_context():
+    with torch.no_grad():
         for batch in loader:
             # Encoded at once: a decoded field is a thousand times as large.
             for field in task.predict_fields(batch.to(device)):

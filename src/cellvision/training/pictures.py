@@ -41,7 +41,7 @@ class Pictures(Callback):
     Args:
         folder: where the pictures go.
         fields: how many validation fields to show, the first ones.
-        every: draw after every so many epochs.
+        every: draw after every so many epochs, or the next one that is validated.
         marks: what to write at the cells, of MARKS; None writes scores where they fit into the cells, and a scale bar
             where the pixel size is known.
         zoom: whole number by which the pictures are enlarged; None enlarges small fields, up to four times.
@@ -89,7 +89,7 @@ class Pictures(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw them."""
         shown, self._shown = self._shown, []
-        if not trainer.is_global_zero or not shown or trainer.current_epoch % self.every:
+        if not trainer.is_global_zero or not shown or not self._is_due(trainer):
             return
         assert isinstance(pl_module, SegmentationTask)
         picture = self._draw(pl_module, shown)
@@ -98,6 +98,12 @@ class Pictures(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("val/fields", picture, trainer.current_epoch, dataformats="HWC")
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether a multiple of ``every`` epochs has been reached since the validation before."""
+        epochs = trainer.current_epoch + 1
+        before = epochs - (trainer.check_val_every_n_epoch or 1)
+        return epochs // self.every > before // self.every
 
     def _draw(self, task: SegmentationTask, shown: list[FieldPrediction]) -> np.ndarray:
         spec, record, note = task.net.spec, task.record, ""

@@ -83,6 +83,9 @@ def count_field(field: FieldPrediction) -> FieldRow:
 class Scores(nn.Module):
     """The scores of a net over many fields: per pixel, per cell, per field, and of cells as instances.
 
+    "pixel/auroc_.." are only scored of nets that give each pixel a probability: of the 0 and 1 of found cells they
+    would say nothing new.
+
     "instance/.." is scored on the separate cells, as they are delivered; "mask/.." and "box/..", of nets that find
     cells themselves, on all they found, however unsure and overlapping, because average precision goes through all
     thresholds.
@@ -98,6 +101,7 @@ class Scores(nn.Module):
         self.separate = InstanceMetrics(spec.classes, score_threshold=0.0)
         self.found = InstanceMetrics(spec.classes) if spec.kind == "instance" else None
         self.mask_threshold = mask_threshold
+        self.has_probabilities = "probabilities" in spec.outputs
 
     def update(self, field: FieldPrediction) -> None:
         """Count a field."""
@@ -118,7 +122,10 @@ class Scores(nn.Module):
         found = {} if self.found is None else self.found.compute()
         kept = {name: value for name, value in self.separate.compute().items() if name.startswith("instance/")}
         ranked = {name: value for name, value in found.items() if name.startswith(("mask/", "box/"))}
-        return {**self.pixel.compute(), **self.cell.compute(), **kept, **ranked}
+        pixel = self.pixel.compute()
+        if not self.has_probabilities:
+            pixel = {name: value for name, value in pixel.items() if not name.startswith("pixel/auroc_")}
+        return {**pixel, **self.cell.compute(), **kept, **ranked}
 
     def confusions(self) -> dict[str, np.ndarray]:
         """Confusion matrices (K, K) int64 over all processes: true classes in rows, predicted in columns."""

@@ -205,15 +205,17 @@ class SegmentationTask(LightningModule):
         return {"fields": self._score(batch, "val")}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[FieldPrediction]]:
-        """Score a batch of the test split; the fields are in "fields"."""
-        fields = self._score(batch, "test")
+        """Score a batch of the test split in single precision, as a bundle computes; the fields are in "fields"."""
+        with torch.autocast(self.device.type, enabled=False):
+            fields = self._score(batch, "test")
         if self.net.spec.kind == "viability":
             self.field_rows += [count_field(field) for field in fields]
         return {"fields": fields}
 
     def predict_fields(self, batch: Batch) -> list[FieldPrediction]:
-        """The fields of a batch with their cells, unscored; not a hook, for Lightning cannot pass frozen records on."""
-        return self._predict(batch, self.net.logits(batch.images))
+        """The fields of a batch in single precision, unscored; not a hook: Lightning cannot pass frozen records on."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self._predict(batch, self.net.logits(batch.images))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores."""

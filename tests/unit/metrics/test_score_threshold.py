@@ -47,10 +47,33 @@ def test_no_other_threshold_is_better(seed, objective):
 
 def test_many_scores_are_thinned_out(monkeypatch):
     pairs = draw_scored(0)
-    exact = fit_score_threshold(*zip(*pairs, strict=True))
+    exact = fit_score_threshold(*zip(*pairs, strict=True), objective="kaggle_map")
     monkeypatch.setattr(module, "_MOST_CANDIDATES", 12)
-    coarse = fit_score_threshold(*zip(*pairs, strict=True))
+    coarse = fit_score_threshold(*zip(*pairs, strict=True), objective="kaggle_map")
     assert 0.8 * exact.value < coarse.value <= exact.value
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_many_scores_of_false_cells_do_not_blur_the_threshold(objective):
+    """19 of 20 predictions find nothing and are of lower scores, as of a net that keeps all of its boxes."""
+    rng = np.random.default_rng(0)
+    truth_image, pred_image = np.zeros((2, 240, 240), np.int32)
+    labels = np.arange(1, 101).reshape(10, 10)
+    for row, column in np.ndindex(10, 10):
+        truth_image[row * 8 : row * 8 + 5, column * 8 : column * 8 + 5] = labels[row, column]
+    pred_image[:80, :80] = truth_image[:80, :80]
+    pred_image[100:195:2, 0:240:4].flat = np.arange(101, 101 + 48 * 60)
+    scores = np.concatenate([rng.uniform(0.2, 0.9, 100), rng.uniform(0.0, 0.3, 48 * 60)])
+    truth = InstanceField.from_label_image(truth_image, np.ones(100, int))
+    pred = InstanceField.from_label_image(pred_image, np.ones(len(scores), int), score=scores)
+    found = fit_score_threshold([pred], [truth], objective=objective)
+    overlaps = join_overlaps([compute_overlaps(pred, truth)])
+    values = [
+        compute_instance_scores(overlaps, score_threshold=threshold).to_dict()[f"instance/{objective}"]
+        for threshold in scores[:100]
+    ]
+    assert found.value == pytest.approx(max(values), rel=1e-12)
+    assert found.threshold == scores[int(np.argmax(values))]
 
 
 def test_nothing_to_choose_by():

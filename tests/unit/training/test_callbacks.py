@@ -33,6 +33,21 @@ class Nothing(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Validated(Nothing):
+    """Notes the steps after which it was validated."""
+
+    def __init__(self):
+        super().__init__()
+        self.validated_at = []
+
+    def validation_step(self, batch, batch_idx):
+        self.validated_at.append(self.trainer.global_step)
+        self.log("val/score", float(self.trainer.global_step))
+
+    def val_dataloader(self):
+        return DataLoader(torch.zeros(1, 1), batch_size=1)
+
+
 def fit(tmp_path, callback, **limits):
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
@@ -128,3 +143,39 @@ def test_a_restored_score_counts_where_its_net_is(tmp_path, is_here):
     best.on_train_epoch_end(trainer, Nothing())
     assert saved == ([] if is_here else [best.path])
     assert best.score == (0.9 if is_here else 0.5)
+
+
+def fit_validated(tmp_path, *, every, resume=None, **limits):
+    best = BestCheckpoint(folder=tmp_path, monitor="val/score")
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=tmp_path, callbacks=[best], check_val_every_n_epoch=every, **limits,
+    )  # fmt: skip
+    module = Validated()
+    trainer.fit(module, ckpt_path=resume)
+    return module.validated_at, best
+
+
+@pytest.mark.parametrize(
+    ("every", "limits", "steps"),
+    [
+        (4, {"max_epochs": 2}, [8]),
+        (2, {"max_epochs": 5}, [8, 16, 20]),
+        (1, {"max_epochs": 2}, [4, 8]),
+        (1, {"max_epochs": -1, "max_steps": 6}, [4, 6]),
+        (4, {"max_epochs": -1, "max_steps": 6}, [6]),
+        (4, {"max_epochs": 2, "accumulate_grad_batches": 3}, [4]),
+    ],
+)
+def test_the_end_of_a_run_is_validated_once_whatever_the_interval(tmp_path, every, limits, steps):
+    validated_at, best = fit_validated(tmp_path, every=every, **limits)
+    assert validated_at == steps
+    assert best.score == steps[-1]
+    assert best.path.is_file()
+
+
+def test_a_resumed_run_is_validated_at_its_own_end(tmp_path):
+    _, best = fit_validated(tmp_path, every=2, max_epochs=1)
+    validated_at, best = fit_validated(tmp_path, every=2, max_epochs=3, resume=best.path)
+    assert validated_at == [8, 12]
+    assert best.score == 12

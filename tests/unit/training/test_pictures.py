@@ -122,3 +122,28 @@ def test_unknown_marks_and_bars_without_a_length_are_refused(tmp_path):
         Pictures(folder=tmp_path, marks=["scale_bar"]).on_fit_start(None, task)
     object.__setattr__(task, "record", SimpleNamespace(pixel_size_um=0.5))
     Pictures(folder=tmp_path, marks=["scale_bar"]).on_fit_start(None, task)
+
+
+@pytest.mark.parametrize(
+    ("every", "interval", "drawn"),
+    [
+        (1, 1, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (2, 1, [2, 4, 6, 8]),
+        (2, 2, [2, 4, 6, 8]),
+        (1, 4, [4, 8]),
+        (3, 2, [4, 6]),
+        (4, None, [4, 8]),
+    ],
+)
+def test_pictures_are_of_validated_epochs_at_the_asked_distance(tmp_path, monkeypatch, every, interval, drawn):
+    callback = Pictures(folder=tmp_path, every=every)
+    monkeypatch.setattr(callback, "_draw", lambda *_: np.zeros((2, 2, 3), np.uint8))
+    task = SegmentationTask.__new__(SegmentationTask)
+    for epoch in range(1, 9):
+        if epoch % (interval or 1) == 0:
+            trainer = SimpleNamespace(
+                current_epoch=epoch - 1, check_val_every_n_epoch=interval, is_global_zero=True, loggers=[]
+            )
+            callback.on_validation_batch_end(trainer, task, {"fields": ["a field"]}, None, 0)
+            callback.on_validation_epoch_end(trainer, task)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"epoch_{epoch - 1:03d}.png" for epoch in drawn]

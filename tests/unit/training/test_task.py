@@ -1,8 +1,9 @@
 """The task: losses, extra losses, non-finite steps, the learning-rate finder, agreement with the runtime's cells."""
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from cellvision.bundle import Splitting
 from cellvision.data.augment import Mixing, RandomCrop
@@ -117,6 +118,29 @@ def test_bf16_and_clipping_and_accumulation_train(data, tmp_path):
     trainer.fit(build(data), datamodule=data)
     assert trainer.global_step == 4  # 16 crops of 4 fields, 2 in a batch, 2 batches in a step
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_held_out_fields_are_scored_in_single_precision(data, tmp_path):
+    class Keep(Callback):
+        def on_test_batch_end(self, trainer, pl_module, outputs, *_):
+            fields.extend(outputs["fields"])
+
+    fields, task = [], build(data)
+    trainer = build_trainer(tmp_path, precision="bf16-mixed", callbacks=[Keep()])
+    trainer.fit(task, datamodule=data)
+    trainer.test(task, datamodule=data, verbose=False)
+    task.eval()
+    batches = list(data.test_dataloader())
+    with torch.no_grad():
+        exact = [image.numpy() for batch in batches for image in task.net(batch.images)["probabilities"]]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = [field.probabilities for batch in batches for field in task.predict_fields(batch)]
+            rough = [image.float().numpy() for batch in batches for image in task.net(batch.images)["probabilities"]]
+    assert len(exact) == len(fields) == len(found) > 0
+    for wanted, scored, predicted in zip(exact, fields, found, strict=True):
+        np.testing.assert_array_equal(scored.probabilities, wanted)
+        np.testing.assert_array_equal(predicted, wanted)
+    assert any((one != other).any() for one, other in zip(exact, rough, strict=True))
 
 
 def test_the_truth_as_a_prediction_scores_one(data):

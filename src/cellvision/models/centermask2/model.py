@@ -24,7 +24,7 @@ from cellvision.models.centermask2.fcos.head import FcosOutputs
 from cellvision.models.centermask2.graphs import split_net
 from cellvision.models.centermask2.ground_truth.cells import truth_from_labels
 from cellvision.models.centermask2.settings import NetSettings
-from cellvision.models.centermask2.start import FROM_CHECKPOINT, choose_norm, load_start, read_settings
+from cellvision.models.centermask2.start import FROM_CHECKPOINT, check_pixels, choose_norm, load_start, read_settings
 from cellvision.models.preprocess import WHITE, Normalize, find_white
 from cellvision.types import DataStats, Targets
 
@@ -89,6 +89,7 @@ class CenterMask2(SegNet):
             got = f"model.weights={weights} and model.pretrained=true"
             raise ConfigError(explain(got=got, need="one of them", hint="model.pretrained=false"))
         self.settings, told = _choose_settings(config_file, settings, len(classes) - 1, weights, pretrained)
+        check_pixels(self.settings, in_channels=in_channels)
         self.normalize = Normalize(in_channels)
         decoding = self.settings.decoding
         self.detecting: Detecting = Detecting(nms_iou=decoding.nms_iou, max_cells=decoding.post_nms)
@@ -225,7 +226,8 @@ def _choose_settings(
     """The settings with a norm that is not "auto", and lines on what is not as the file says."""
     if config_file is not None:
         return read_settings(config_file, given, class_count=class_count, weights=weights, pretrained=pretrained)
-    return choose_norm(NetSettings().change(given), has_weights=weights is not None or pretrained), []
+    has_weights = weights is not None or pretrained
+    return choose_norm(NetSettings().change(given), has_weights=has_weights, file=weights), []
 
 
 def _move(stats: DataStats, *, pixel_mean: Sequence[float] | None, pixel_std: Sequence[float] | None) -> DataStats:
@@ -270,5 +272,5 @@ def _name_outputs(settings: NetSettings) -> tuple[str, ...]:
 
 
 def _spread(values: Sequence[float], channels: int) -> Sequence[float]:
-    """One value per channel; published ones are for red, green and blue, and other channels get their mean."""
+    """One value per channel; three published ones are for red, green and blue, other channels get their mean."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from cellvision.errors import ConfigError, explain
 from cellvision.models.centermask2.config_file.beside import list_changes, list_untaken
 from cellvision.models.centermask2.config_file.reader import read_config_file
 from cellvision.models.centermask2.detector import CenterMask
 from cellvision.models.centermask2.settings import AUTO, NetSettings
-from cellvision.models.centermask2.weights.files import read_content
+from cellvision.models.centermask2.weights.files import read_content, read_weights
 from cellvision.models.centermask2.weights.names import RED_FIRST
 from cellvision.models.centermask2.weights.pretrained import find_timm_weights, load_pretrained, load_timm_weights
 from cellvision.models.centermask2.weights.report import LoadReport
@@ -31,23 +34,45 @@ IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
 IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
 """The same for weights of torchvision and most of timm: on their own scale of 0..1 the factors without 255."""
 
+_PIXELS = ("pixel_mean", "pixel_std")
+_OFFSETS = "/conv_offset.weight"
+"""How names of convolutions end that begin with a fitting value, 0: weights of a net that is not deformable fit too."""
 
-def choose_norm(settings: NetSettings, *, has_weights: bool) -> NetSettings:
+_NO_BOTTOM_UP = re.compile(
+    r"(^|\.)(fpn_(lateral|output)\d|top_block|proposal_generator|fcos_head|roi_heads|mask_head|maskiou_head|pixel_\w+)\b"
+)
+
+
+def choose_norm(settings: NetSettings, *, has_weights: bool, file: str | None = None) -> NetSettings:
     """The settings with a norm that is not "auto": frozen with weights to load, trained batch norm without.
+
+    A ``file`` of weights for the heads or the pyramid alone has none for the norm, which then is trained.
 
     Raises:
         ConfigError: "frozen" or ``freeze_at`` without weights: the layers would stay what they are at the start, which
             is nothing.
+        DataError, MissingExtraError: as ``read_weights``, where the norm is "auto".
     """
     if settings.freeze_at > 0 and not has_weights:
         got, need = f"model.freeze_at={settings.freeze_at} without weights", "model.weights or model.pretrained for it"
         raise ConfigError(explain(got=got, need=need, hint="model.freeze_at=0"))
     if settings.norm == AUTO:
-        return replace(settings, norm="frozen" if has_weights else "batch")
+        is_known = has_weights and (file in (None, FROM_CHECKPOINT) or _may_hold_bottom_up(str(file)))
+        return replace(settings, norm="frozen" if is_known else "batch")
     if settings.norm == "frozen" and not has_weights:
         need = "model.weights or model.pretrained for it, or a norm that is trained"
         raise ConfigError(explain(got="model.norm=frozen without weights", need=need, hint="model.norm=batch"))
     return settings
+
+
+def check_pixels(settings: NetSettings, *, in_channels: int) -> None:
+    """Raise ConfigError for a mean or spread of the images of which it is not plain which channel has which number."""
+    for key in _PIXELS:
+        values = getattr(settings, key)
+        if values is not None and len(values) not in (1, 3, in_channels):
+            got = f"model.{key} of {len(values)} numbers for images of {in_channels} channels"
+            need = "one number, or one per channel, or three of published weights"
+            raise ConfigError(explain(got=got, need=need, hint=f"model.{key}=[{sum(values) / len(values):g}]"))
 
 
 def read_settings(
@@ -77,7 +102,7 @@ def read_settings(
         base = replace(base, pixel_mean=None, pixel_std=None)
     if weights is None and not pretrained:
         base = replace(base, freeze_at=0)
-    settings = choose_norm(base.change(given), has_weights=weights is not None or pretrained)
+    settings = choose_norm(base.change(given), has_weights=weights is not None or pretrained, file=weights)
     lines = list_changes(said.to_plain(), settings.to_plain())
     return settings, lines + list_untaken(file, class_count=class_count, has_weights=weights is not None)
 
@@ -93,6 +118,7 @@ def load_start(
 
     Raises:
         DataError, ConfigError, MissingExtraError: as ``load_pretrained`` and ``load_timm_weights``.
+        ConfigError: a convolution of the bottom-up gets no weights where it, or the norm behind it, is frozen.
     """
     if weights == FROM_CHECKPOINT:
         return settings, ()
@@ -105,11 +131,44 @@ def load_start(
         report = load_timm_weights(detector.backbone.bottom_up, find_timm_weights(settings.backbone), order=order)
     else:
         return settings, (f"random; {norm}, which is trained",)
+    _refuse_random(detector.backbone.bottom_up, settings, report)
     settings, pixels = _choose_pixels(settings, report) if own is None else _take_pixels(settings, own)
+    settings = _suit_channels(settings, detector.backbone.bottom_up)
     begun = [*report.to_lines(), *pixels, norm]
     if settings.semantic is not None:
         begun.append("semantic branch: random, for weights are loaded into the detector alone")
     return replace(settings, weights_order=report.order or order), tuple(begun)
+
+
+def _may_hold_bottom_up(path: str) -> bool:
+    """Whether a file holds any tensor that is not by its name one of another part of a detector."""
+    return not all(map(_NO_BOTTOM_UP.search, read_weights(Path(path))))
+
+
+def _refuse_random(bottom_up: nn.Module, settings: NetSettings, report: LoadReport) -> None:
+    """Raise ConfigError for random convolutions that are frozen, or that no trained norm keeps in bounds."""
+    begun = {name.rpartition("bottom_up.")[2] for name in (*report.loaded, *report.filled)}
+    is_frozen = settings.norm == "frozen"
+    fixed = [
+        name
+        for name, value in bottom_up.named_parameters()
+        if value.ndim == 4 and not name.endswith(_OFFSETS) and (is_frozen or not value.requires_grad)
+    ]
+    if random := [name for name in fixed if name not in begun]:
+        got = f"{len(random)} of {len(fixed)} layers of model.backbone={settings.backbone} not in {report.source}"
+        keys = {"model.norm=frozen": is_frozen, f"model.freeze_at={settings.freeze_at}": settings.freeze_at > 0}
+        cures = {"model.norm=batch": is_frozen, "model.freeze_at=0": settings.freeze_at > 0}
+        need = f"weights of that backbone for {' with '.join(key for key, is_so in keys.items() if is_so)}"
+        raise ConfigError(explain(got=got, need=need, hint=" ".join(key for key, is_so in cures.items() if is_so)))
+
+
+def _suit_channels(settings: NetSettings, bottom_up: nn.Module) -> NetSettings:
+    """The settings with mean and spread of images of other channels, as a file of weights tells them, averaged."""
+    channels = next(value.shape[1] for value in bottom_up.parameters() if value.ndim == 4)
+    found = {key: getattr(settings, key) for key in _PIXELS}
+    others = {key: values for key, values in found.items() if values and len(values) not in (1, 3, channels)}
+    averaged: dict[str, Any] = {key: (sum(values) / len(values),) for key, values in others.items()}
+    return replace(settings, **averaged)
 
 
 def _find_own_settings(path: str) -> Mapping[str, Any] | None:
@@ -122,7 +181,7 @@ def _find_own_settings(path: str) -> Mapping[str, Any] | None:
 
 def _take_pixels(settings: NetSettings, own: Mapping[str, Any]) -> tuple[NetSettings, list[str]]:
     """The settings with the mean and spread of such a checkpoint, which may be none: images mapped to 0..1."""
-    unset = [key for key in ("pixel_mean", "pixel_std") if getattr(settings, key) is None and own.get(key)]
+    unset = [key for key in _PIXELS if getattr(settings, key) is None and own.get(key)]
     taken: dict[str, Any] = {key: tuple(own[key]) for key in unset}
     lines = [f"{key}=[{', '.join(f'{value:g}' for value in taken[key])}]: as the checkpoint tells" for key in unset]
     return replace(settings, **taken), lines

@@ -121,7 +121,7 @@ def test_norms_of_timm_are_kept_or_joined_over_processes():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("vovnet_39", {}, r"'vovnet_39' is unknown; need mobilenetv2, .*, vovnet99 or one of timm.*; try: vovnet39"),
+        ("vovnet_39", {}, r"'vovnet_39' is unknown; need .*, vovnet99 or one of timm.*; try: model.backbone=vovnet39"),
         ("vovnet39", {"norm": "none"}, r"unknown model.norm 'none'; need one of: batch, frozen, group, sync"),
         ("vovnet39", {"in_channels": 0}, r"model.in_channels=0; need a whole number from 1 up"),
         ("vovnet39", {"levels": (1, 2)}, r"model.levels=\[1, 2\]; need some of \[2, 3, 4, 5\] for vovnet39"),

@@ -169,6 +169,130 @@ def test_blue_first_is_refused_for_a_file_of_torchvision(tmp_path):
         build_model(name="centermask2", in_channels=3, classes=["background", "cell"], **options)
 
 
+def make_file(path, kind):
+    """A file of weights that a net with another bottom-up can take some of."""
+    if kind == "torchvision":
+        return save(path, torchvision.models.resnet18().state_dict())
+    state = build(VOVNET.change({"backbone": "vovnet19_slim"}), seed=1).state_dict()
+    return save(path, {name: value for name, value in state.items() if kind == "whole" or "bottom_up" not in name})
+
+
+def build_from(file, **more):
+    """A net with the smallest heads, its norm "auto" unless told."""
+    heads = {key: value for key, value in SMALL.items() if key != "norm"}
+    options = {"in_channels": 3, **heads, "weights": file, **more}
+    return build_model(name="centermask2", classes=["background", "cell"], **options)
+
+
+def count_convolutions(backbone):
+    bottom_up = build(VOVNET.change({"backbone": backbone})).backbone.bottom_up
+    return sum(isinstance(module, torch.nn.Conv2d) for module in bottom_up.modules())
+
+
+@pytest.mark.parametrize("norm", ["auto", "frozen"])
+@pytest.mark.parametrize(
+    ("kind", "backbone"), [("whole", "vovnet57"), ("whole", "resnet50"), ("torchvision", "resnet50")]
+)
+def test_weights_of_another_backbone_are_refused_where_the_norm_is_frozen(tmp_path, kind, backbone, norm):
+    """Without a norm that is trained, random layers give numbers that no training brings down."""
+    file = make_file(tmp_path / "a.pth", kind)
+    said = rf"^\d+ of {count_convolutions(backbone)} layers of model\.backbone={backbone} not in {file}"
+    with pytest.raises(ConfigError, match=rf"{said}; need weights of .* model\.norm=frozen; try: model\.norm=batch$"):
+        build_from(file, backbone=backbone, norm=norm)
+    net = build_from(file, backbone=backbone, norm="batch")
+    assert net.report[-1] == "norm batch"
+
+
+def test_a_single_random_layer_behind_a_frozen_norm_is_refused(tmp_path):
+    state = build(VOVNET, seed=1).state_dict()
+    last = [name for name, value in state.items() if "bottom_up" in name and value.ndim == 4][-1]
+    file = save(tmp_path / "a.pth", {name: value for name, value in state.items() if name != last})
+    with pytest.raises(ConfigError, match=rf"^1 of {count_convolutions('vovnet19_slim_dw')} layers of "):
+        load_start(build(VOVNET), VOVNET, weights=file, pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("norm", "need", "hint"),
+    [
+        ("batch", "model.freeze_at=1", "model.freeze_at=0"),
+        ("frozen", "model.norm=frozen with model.freeze_at=1", "model.norm=batch model.freeze_at=0"),
+    ],
+)
+def test_random_layers_are_not_frozen(tmp_path, norm, need, hint):
+    file, settings = make_file(tmp_path / "a.pth", "heads"), VOVNET.change({"norm": norm, "freeze_at": 1})
+    with pytest.raises(ConfigError, match=rf"; need weights of that backbone for {need}; try: {hint}$"):
+        load_start(build(settings), settings, weights=file, pretrained=False)
+
+
+def test_frozen_layers_that_are_in_the_file_are_enough_where_the_norm_is_trained(tmp_path):
+    """Both have the same stem, and the rest is trained."""
+    file = make_file(tmp_path / "a.pth", "whole")
+    assert build_from(file, backbone="vovnet57", norm="batch", freeze_at=1).settings.freeze_at == 1
+
+
+def test_with_weights_of_the_heads_alone_the_norm_is_trained(tmp_path):
+    file = make_file(tmp_path / "a.pth", "heads")
+    net = build_from(file, backbone="vovnet57")
+    assert net.settings.norm == "batch"
+    assert net.report[-1] == "norm batch"
+    assert torch.equal(
+        net.detector.backbone.fpn_output5.weight, torch.load(file)["model"]["backbone.fpn_output5.weight"]
+    )
+    with pytest.raises(ConfigError, match=r"layers of model\.backbone=vovnet57 not in .*; try: model\.norm=batch$"):
+        build_from(file, backbone="vovnet57", norm="frozen")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_a_stem_for_other_channels_is_a_layer_of_the_file(tmp_path, channels):
+    file = make_file(tmp_path / "a.pth", "whole")
+    net = build_from(file, backbone="vovnet19_slim", in_channels=channels)
+    assert net.settings.norm == "frozen"
+    assert len(net.settings.pixel_mean) == 3
+    net.set_statistics(DataStats(offset=(0.0,) * channels, scale=(255.0,) * channels, class_pixels=(1, 1)))
+    mean = (123.675 + 116.28 + 103.53) / 3
+    assert net.normalize.offset.flatten().tolist() == pytest.approx([mean] * channels)
+
+
+def test_a_deformable_net_takes_weights_of_one_that_is_not(tmp_path):
+    """Its offsets begin at 0, as they do in the published training."""
+    file = make_file(tmp_path / "a.pth", "whole")
+    net = build_from(file, backbone="vovnet19_slim", deformable=True)
+    assert net.settings.norm == "frozen"
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "channels"), [("mean", [1.0, 2.0], 3), ("std", [1.0, 3.0], 1), ("mean", [1.0, 1.0, 2.0, 4.0], 2)]
+)
+def test_pixel_statistics_of_an_odd_number_are_refused(key, values, channels):
+    average = f"{sum(values) / len(values):g}"
+    said = rf"^model\.pixel_{key} of {len(values)} numbers for images of {channels} channels; need one number, or one"
+    with pytest.raises(ConfigError, match=rf"{said} per channel, .*; try: model\.pixel_{key}=\[{average}\]$"):
+        build_from(None, backbone="vovnet19_slim_dw", in_channels=channels, **{f"pixel_{key}": values})
+
+
+@pytest.mark.parametrize(
+    ("values", "channels", "shown"),
+    [([7.0], 2, [7, 7]), ([7.0, 9.0], 2, [7, 9]), ([1.0, 2.0, 6.0], 2, [3, 3]), ([1.0, 2.0, 6.0], 3, [1, 2, 6])],
+)
+def test_pixel_statistics_are_one_per_channel_or_for_all(values, channels, shown):
+    net = build_from(None, backbone="vovnet19_slim_dw", in_channels=channels, pixel_mean=values, pixel_std=values)
+    net.set_statistics(DataStats(offset=(0.0,) * channels, scale=(255.0,) * channels, class_pixels=(1, 1)))
+    assert net.normalize.offset.flatten().tolist() == pytest.approx(shown)
+    assert net.normalize.scale.flatten().tolist() == pytest.approx(shown)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_statistics_of_a_file_for_more_channels_are_averaged(tmp_path, is_ours):
+    state, means = build_detector(VOVNET, in_channels=5, class_count=1).state_dict(), [1.0, 2.0, 3.0, 4.0, 10.0]
+    path, content = tmp_path / "a.pth", {"state_dict": {**state, "pixel_mean": torch.tensor(means)}}
+    if is_ours:
+        content = {"state_dict": state, "cellvision": {"net": {"name": "centermask2", "pixel_mean": means}}}
+    torch.save(content, path)
+    net = build_from(str(path), backbone="vovnet19_slim_dw")
+    assert net.settings.pixel_mean == (4.0,)
+    assert build_model(**net.config).config == net.config
+
+
 def test_a_semantic_branch_beside_a_file_of_weights_is_told_to_be_random(tmp_path):
     file = save(tmp_path / "a.pth", build(VOVNET, seed=1).state_dict())
     both = VOVNET.change({"semantic": {"width": 8}})

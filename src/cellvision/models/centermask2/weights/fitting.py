@@ -39,13 +39,14 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], *, source: str, 
 
     Raises:
         ConfigError: ``order`` is unknown, or "bgr" for weights of timm or torchvision.
-        DataError: no weight fits, one that does is not finite, or "bgr" for other than three channels.
+        DataError: no weight fits, one is not finite or of whole numbers, or "bgr" for other than three channels.
     """
     state = {name: value for name, value in net.state_dict().items() if _leaf(name) != _COUNTER}
     given = {name: value for name, value in weights.items() if _leaf(name) not in (_COUNTER, *PIXELS)}
     match = match_levels(match_names(given, state), given, state)
     stem = next((name for name, value in state.items() if value.ndim == 4 and _is_in_bottom_up(name, state)), "")
     fitted = {name: given[theirs] for name, theirs in match.names.items()}
+    _check_types(fitted, state, source=source)
     adapted: dict[str, str] = {}
     known_order = _choose_order(order, match.scheme, fitted.get(stem), source)
     if stem in fitted:
@@ -148,6 +149,15 @@ def _fill(state: Mapping[str, Tensor], fitted: Mapping[str, Tensor], *, scheme: 
         elif scheme == "timm VoVNet" and part.endswith("ese.fc"):
             filled[name] = (_AJAR if leaf == "bias" else 0.0, "open: timm's net has no excitation there")
     return dict(sorted(filled.items()))
+
+
+def _check_types(fitted: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str) -> None:
+    """Raise DataError for whole numbers in place of weights: stored so, they had a scale that is not known here."""
+    for name, value in fitted.items():
+        if state[name].is_floating_point() and not value.is_floating_point():
+            got = f"{name} in {source} is of type {str(value.dtype).removeprefix('torch.')}"
+            need = "floating-point numbers, such as float32 or float16"
+            raise DataError(explain(got=got, need=need, hint="the file from before it was converted"))
 
 
 def _check(

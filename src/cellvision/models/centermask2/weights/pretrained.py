@@ -47,8 +47,8 @@ def load_pretrained(
 
     Raises:
         ConfigError: ``order`` is unknown, or "bgr" for weights of timm or torchvision.
-        DataError: the file is unreadable or unsafe, nothing in it fits, a number in it is not finite, or ``order`` is
-            "bgr" for weights that do not know three channels.
+        DataError: the file is unreadable or unsafe, nothing in it fits, a number in it is not finite, its weights are
+            whole numbers, or ``order`` is "bgr" for weights that do not know three channels.
     """
     is_file = isinstance(source, str | Path)
     weights = read_weights(Path(source)) if is_file else dict(source)  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ def find_timm_weights(backbone: str) -> str:
     """
     if backbone in list_bottom_ups() and backbone not in TIMM_WEIGHTS:
         got = f"model.pretrained=true for model.backbone={backbone}"
-        need = f"one of {', '.join(sorted(TIMM_WEIGHTS))} or an encoder of timm"
+        need = f"one of {', '.join(sorted(TIMM_WEIGHTS))} or an encoder of timm, or model.weights=FILE"
         raise ConfigError(explain(got=got, need=need, hint="model.pretrained=false"))
     return TIMM_WEIGHTS.get(backbone, backbone)
 

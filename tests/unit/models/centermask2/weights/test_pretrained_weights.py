@@ -269,6 +269,24 @@ def test_numbers_that_are_not_finite_leave_the_net_as_it_is():
     check_equal(ours, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8])
+def test_whole_numbers_are_no_weights(dtype):
+    """Cut off to whole numbers most weights are 0, which loads without a word and finds nothing."""
+    ours = Detector()
+    before, state = get_weights(ours), Detector(seed=1).state_dict()
+    whole = {name: value.to(dtype) for name, value in state.items()}
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        DataError, match=rf"^backbone\.\S+ in weights is of type {kind}; need floating-point .*; try: the"
+    ):
+        load_pretrained(ours, whole)
+    check_equal(ours, before)
+    name = "roi_heads.mask_head.predictor.weight"
+    with pytest.raises(DataError, match=rf"^{re.escape(name)} in weights is of type {kind}; need floating-point"):
+        load_pretrained(ours, {**state, name: whole[name]})
+    check_equal(ours, before)
+
+
 def test_half_precision_is_taken():
     theirs, ours = Detector(seed=1), Detector()
     load_pretrained(ours, {name: value.half() for name, value in theirs.state_dict().items()}, order="rgb")

@@ -1,0 +1,27 @@
+"""What a run with an instance net leaves at its end."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from cellvision.bundle import Splitting
+from cellvision.data.batching import SubsetView
+from cellvision.data.synthetic import SyntheticCells
+from cellvision.runtime.marks import Marks
+from cellvision.training import instance_report
+from cellvision.training.finish import _find_pictures
+from cellvision.training.instance_report import InstanceReport
+from cellvision.training.pictures import Pictures
+
+
+def test_cells_are_drawn_with_the_marks_of_the_runs_pictures(tmp_path, monkeypatch):
+    asked, black = [], np.zeros((4, 4, 3), np.uint8)
+    monkeypatch.setattr(instance_report, "draw_rows", lambda *_, **given: (asked.append(given), black)[1])
+    monkeypatch.setattr(instance_report, "draw_error_sheet", lambda *_, **__: black)
+    view = SubsetView(SyntheticCells(fields=1, height=64, width=64), [0], cache_mib=1)
+    data = SimpleNamespace(held_out=view, channels=(), pixel_size_um=None)
+    task = SimpleNamespace(splitting=Splitting(method="instances"), net=SimpleNamespace(spec=None), curves={})
+    pictures = Pictures(folder=tmp_path, marks=["boxes", "numbers"], zoom=3)
+    for callbacks in ([object(), pictures], [object()]):
+        InstanceReport(_find_pictures(SimpleNamespace(callbacks=callbacks))).write(tmp_path, task, data)
+    assert [(given["marks"], given["zoom"]) for given in asked] == [(Marks(boxes=True, numbers=True), 3), (None, None)]
