@@ -38,7 +38,8 @@ class NetRecord:
         fingerprint: of the training data.
         settings: of the run, what a resumed run must not change.
         recipe: compression records, oldest first.
-        accuracy: latest validation scores.
+        accuracy: latest validation scores; in the best checkpoint of a finished run the final ones, test/.. with a test
+            split.
         long_cell_px: length that all but one cell in a thousand of the training fields stay below; 0 where unknown.
     """
 

@@ -87,6 +87,9 @@ def finish_run(
     baseline = score_baseline(data, min_area_px=task.splitting.min_area_px, fields=fields)
     kind = "test" if "test" in data.views else "validation"
     print_scores(scores, baseline.scores, title=f"{task.net.spec.name} on {fields} {kind} fields")
+    if best.checkpoint is not None:  # what a bundle of it says of itself: with the fitted threshold, and in fp32
+        held = {f"{'test' if kind == 'test' else 'val'}/{name}": value for name, value in scores.items()}
+        replace_in_record(best.checkpoint, accuracy=held)
     splitting = asdict(task.splitting)
     record = {"monitored": best.score, "fields": fields, "splitting": splitting, "held_out": scores, **baseline.scores}
     with StagedFiles(folder) as staged:
