@@ -87,9 +87,7 @@ def finish_run(
     baseline = score_baseline(data, min_area_px=task.splitting.min_area_px, fields=fields)
     kind = "test" if "test" in data.views else "validation"
     print_scores(scores, baseline.scores, title=f"{task.net.spec.name} on {fields} {kind} fields")
-    if best.checkpoint is not None:  # what a bundle of it says of itself: with the fitted threshold, and in fp32
-        held = {f"{'test' if kind == 'test' else 'val'}/{name}": value for name, value in scores.items()}
-        replace_in_record(best.checkpoint, accuracy=held)
+    _keep_scores(best.checkpoint, scores, "test" if kind == "test" else "val")
     splitting = asdict(task.splitting)
     record = {"monitored": best.score, "fields": fields, "splitting": splitting, "held_out": scores, **baseline.scores}
     with StagedFiles(folder) as staged:
@@ -105,6 +103,12 @@ def finish_run(
     if report is not None and scores.get("instance/true_count"):  # without true cells there is nothing to score by
         print(f"again     {describe_evaluation(folder, task.splitting)}")
     return best
+
+
+def _keep_scores(checkpoint: Path | None, scores: dict[str, float], split: str) -> None:
+    """Let a bundle of the best net say of itself what it scored at last: with the fitted threshold, and in fp32."""
+    if checkpoint is not None:
+        replace_in_record(checkpoint, accuracy={f"{split}/{name}": value for name, value in scores.items()})
 
 
 def _write_viability(table: list[FieldRow], folder: Path) -> list[str]:
