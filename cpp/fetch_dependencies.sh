@@ -30,15 +30,27 @@ done
 [ -r $KEYS ] || fail "$KEYS was not found" "Debian's keys" "$by_hand"
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 architecture=$(dpkg --print-architecture)
-mirror=$(apt-get indextargets --format '$(RELEASE) $(SITE)' 'Created-By: Packages' 2>/dev/null |
-  awk -v suite="$suite" '$1 == suite { print $2; exit }')
-[ -n "$mirror" ] || fail "apt knows no mirror of '$suite'" "a Debian release among its sources" "$by_hand"
 
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 apt=$(mktemp -d "$folder/.apt-XXXXXX")
 trap 'rm -rf "$apt"' EXIT
 trap 'exit 1' HUP INT TERM
+
+# find_mirror OPTION..: the first mirror of this release that the machine's apt knows; it forgets those without lists.
+find_mirror() {
+  apt-get "$@" indextargets --format '$(RELEASE) $(SITE)' 'Created-By: Packages' 2>/dev/null |
+    awk -v suite="$suite" '$1 == suite { print $2; exit }'
+}
+
+mirror=$(find_mirror)
+if [ -z "$mirror" ]; then
+  mkdir -p "$apt/own/lists/partial"
+  apt-get -q=2 -o Dir::State="$apt/own" -o Dir::Cache="$apt/own" -o APT::Sandbox::User="$(id -un)" \
+    -o APT::Update::Post-Invoke::= update >/dev/null 2>&1 || true
+  mirror=$(find_mirror -o Dir::State="$apt/own")
+fi
+[ -n "$mirror" ] || fail "apt knows no mirror of '$suite'" "a Debian release among its sources" "$by_hand"
 
 # run_apt LIST COMMAND..: apt-get that reads and writes nothing of the machine's own apt.
 run_apt() {
