@@ -22,10 +22,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cellvision.metrics.coco_ap import AREAS, compute_coco_ap
-from cellvision.metrics.instance_field import InstanceField
-from cellvision.metrics.mask_runs import MaskRuns, encode_masks
-from cellvision.metrics.overlaps import compute_overlaps, join_overlaps
+from cellvision.metrics.instances.coco_ap import AREAS, compute_coco_ap
+from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instances.mask_runs import MaskRuns, encode_masks
+from cellvision.metrics.instances.overlaps import compute_overlaps, join_overlaps
 
 SHAPE = (520, 704)
 MAX_DETS = (100, 500, 2000)

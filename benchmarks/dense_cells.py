@@ -134,8 +134,8 @@ def measure_prediction(chosen: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from cellvision.bundle import Splitting
-    from cellvision.runtime.detected_cells import build_detected_cells
-    from cellvision.runtime.detections import read_detections
+    from cellvision.runtime.detections.cells import build_detected_cells
+    from cellvision.runtime.detections.found import read_detections
 
     torch.set_num_threads(chosen.threads)
     decoding = {"score_threshold": 0.0, "nms_iou": 0.9, "pre_nms": 4000, "post_nms": chosen.cells}
@@ -158,8 +158,8 @@ def measure_prediction(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def measure_evaluation(chosen: argparse.Namespace) -> dict[str, Any]:
     """Many images; ``kept_mb`` is what each further one adds to the peak, from the tenth part of them on."""
-    from cellvision.metrics.instance_field import InstanceField
     from cellvision.metrics.instance_state import InstanceMetrics
+    from cellvision.metrics.instances.field import InstanceField
 
     metrics, rng, peaks = InstanceMetrics(CLASSES), np.random.default_rng(0), []
 

@@ -24,10 +24,10 @@ from cellvision.bundle import Channel, load_manifest
 from cellvision.commands.progress import show_progress
 from cellvision.composition import build_data
 from cellvision.data.image_writer import write_image
-from cellvision.export.calibration import collect_training_images
 from cellvision.export.forms import Quantizing, write_half, write_int8
+from cellvision.export.gate.measure import Measurement, measure_forms
 from cellvision.export.graph_options import FORMS, GraphOptions
-from cellvision.export.measure import Measurement, measure_forms
+from cellvision.export.quantize.calibration import collect_training_images
 from cellvision.export.writer import export_checkpoint
 from cellvision.metrics.accuracy import choose_headlines
 from cellvision.runtime.predictor import Predictor

@@ -12,12 +12,12 @@ from onnx import TensorProto
 from skimage.segmentation import watershed
 
 from cellvision.bundle import Splitting
-from cellvision.runtime.detections import Detections
-from cellvision.runtime.instances import split_cells
-from cellvision.runtime.masks import paint_detections
-from cellvision.runtime.nms import suppress_boxes
+from cellvision.runtime.detections.found import Detections
+from cellvision.runtime.detections.masks import paint_detections
+from cellvision.runtime.detections.nms import suppress_boxes
+from cellvision.runtime.maps.splitting import split_cells
 from cellvision.runtime.predictor import Predictor
-from cellvision.runtime.tiling import plan_spans
+from cellvision.runtime.tiles.tiling import plan_spans
 from cellvision.runtime.viability import compute_viability
 from dot_net import build_whole, draw_dots, write_dot_bundle
 from stain_net import build_graph, draw_cells, write_bundle

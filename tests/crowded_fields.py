@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cellvision.metrics.instance_field import InstanceField
+from cellvision.metrics.instances.field import InstanceField
 
 
 def draw_ellipse(shape, centre, radii, angle):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
     from cellvision.data.datamodule import CellDataModule
-    from cellvision.export.tensorrt_options import TensorrtOptions
+    from cellvision.export.tensorrt.options import TensorrtOptions
     from cellvision.models.base import SegNet
     from cellvision.training.task import SegmentationTask
     from cellvision.types import Sample
@@ -122,9 +122,9 @@ def _export_form(
 ) -> None:
     from cellvision.bundle import load_manifest
     from cellvision.commands.progress import show_progress
-    from cellvision.export.calibration import collect_training_images
-    from cellvision.export.gate_table import print_verdict
-    from cellvision.export.judged import Request, export_judged
+    from cellvision.export.gate.judged import Request, export_judged
+    from cellvision.export.gate.table import print_verdict
+    from cellvision.export.quantize.calibration import collect_training_images
     from cellvision.metrics.accuracy import choose_headlines
 
     if engines is not None and cfg.precision not in ("fp32", engines.precision):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cellvision
-from cellvision.commands.benchmark_options import add_benchmark, run_benchmark
+from cellvision.commands.benchmarking.options import add_benchmark, run_benchmark
 from cellvision.commands.lines import to_line
 from cellvision.errors import CellvisionError, ConfigError, explain
 
@@ -153,7 +153,7 @@ def _split_numbers(text: str) -> tuple[int, ...]:
 def _run_predict(chosen: argparse.Namespace) -> int:
     """Write for each image a label TIFF and an overlay PNG, and for the run cells.csv and fields.csv."""
     from cellvision.commands.predict import collect_images, predict_images
-    from cellvision.runtime.writers import check_no_results
+    from cellvision.runtime.files.writers import check_no_results
 
     images = collect_images(chosen.images, out_dir=chosen.out)
     check_no_results(chosen.out)
@@ -216,10 +216,10 @@ def _check_not_input(option: str, out: Path | None, *inputs: Path | None) -> Non
 def _evaluate_file(chosen: argparse.Namespace) -> int:
     from contextlib import nullcontext
 
-    from cellvision.commands.evaluate_instances import evaluate_predictions, load_truth, write_evaluation
-    from cellvision.commands.evaluation_tables import print_evaluation
+    from cellvision.commands.evaluation.instances import evaluate_predictions, load_truth, write_evaluation
+    from cellvision.commands.evaluation.tables import print_evaluation
     from cellvision.commands.progress import show_progress
-    from cellvision.runtime.writers import StagedFiles
+    from cellvision.runtime.files.writers import StagedFiles
 
     names = ("max_dets", "areas", "score_threshold", "min_visible", "min_area_px", "only_predicted")
     settings = {name: value for name in names if (value := getattr(chosen, name)) is not None}
@@ -240,9 +240,9 @@ def _evaluate_file(chosen: argparse.Namespace) -> int:
 
 def _evaluate_bundle(chosen: argparse.Namespace) -> int:
     from cellvision.commands.evaluate import evaluate_bundle, print_scores, write_scores
+    from cellvision.commands.evaluation.truth import open_truth
     from cellvision.commands.progress import show_progress
-    from cellvision.commands.truth import open_truth
-    from cellvision.runtime.writers import StagedFiles
+    from cellvision.runtime.files.writers import StagedFiles
 
     _check_not_input("--json", chosen.json, chosen.coco, chosen.classes)
     predictor = _open_predictor(chosen)

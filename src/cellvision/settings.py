@@ -10,7 +10,7 @@ from typing import Any
 from cellvision.errors import ConfigError, explain, unknown_name
 
 ALLOWED_MODULES = (
-    "cellvision.bundle", "cellvision.data", "cellvision.export.tensorrt_options",
+    "cellvision.bundle", "cellvision.data", "cellvision.export.tensorrt.options",
     "cellvision.models.build", "cellvision.training.callbacks",
     "cellvision.training.history", "cellvision.training.optim", "cellvision.training.pictures",
     "lightning.pytorch.callbacks", "lightning.pytorch.loggers",

@@ -203,7 +203,7 @@ def test_manifest_needs_nothing_but_the_standard_library(graph):
 PLANTED = [
     (find_backward_arrows, "ops/losses.py", "from cellvision.models import unet", "cellvision.ops.losses:1"),
     (find_backward_arrows, "data/folder.py", "import cellvision.metrics.semantic", "(metrics)"),
-    (find_backward_arrows, "runtime/tiling.py", "from cellvision.types import IGNORE", "(types)"),
+    (find_backward_arrows, "runtime/tiles/tiling.py", "from cellvision.types import IGNORE", "(types)"),
     (find_backward_arrows, "runtime/tiling.py", "from ..data import coco", "(data)"),
     (find_backward_arrows, "training/task.py", "def f():\n    from cellvision.export import onnx", ":2 (training)"),
     (find_backward_arrows, "models/unet/model.py", "import_module('cellvision.data.folder')", "(data)"),
@@ -215,7 +215,7 @@ PLANTED = [
     (find_misplaced_packages, "data/coco.py", "import torch", "imports torch"),
     (find_misplaced_packages, "metrics/cells.py", "import torchmetrics", "imports torchmetrics"),
     (find_misplaced_packages, "__init__.py", "import torch", "cellvision:1"),
-    (find_heavy_loads, "runtime/tiling.py", "from cellvision.data.augment import mixing", "loads torch"),
+    (find_heavy_loads, "runtime/tiles/tiling.py", "from cellvision.data.augment import mixing", "loads torch"),
     (find_app_users, "cli.py", "from cellvision import app", "cellvision.cli:1"),
 ]
 

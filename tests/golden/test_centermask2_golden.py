@@ -27,8 +27,8 @@ from cellvision.models.centermask2.roi.mask_head import MaskHead, choose_class
 from cellvision.models.centermask2.roi.maskiou_head import MaskIouHead, compute_mask_ious
 from cellvision.models.centermask2.roi.pool import RoiPool, flatten_boxes
 from cellvision.models.centermask2.roi.sampling import sample_regions
-from cellvision.runtime.detections import Detections
-from cellvision.runtime.masks import crop_mask
+from cellvision.runtime.detections.found import Detections
+from cellvision.runtime.detections.masks import crop_mask
 
 SHARED = Path(os.environ.get("CELLVISION_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 FILE = SHARED / "golden" / "centermask2" / "lite-V-19-slim.npz"

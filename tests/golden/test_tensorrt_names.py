@@ -13,7 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMES = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text(encoding="utf-8"))
-SOURCES = sorted([*ROOT.glob("src/cellvision/export/tensorrt*.py"), *ROOT.glob("src/cellvision/runtime/engine*.py")])
+SOURCES = sorted(
+    path
+    for folder in ("export/tensorrt", "runtime/engines")
+    for path in (ROOT / "src/cellvision" / folder).glob("*.py")
+)
 
 OBJECTS = {
     "builder": "Builder",

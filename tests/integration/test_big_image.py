@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from cellvision.bundle import Splitting
 from cellvision.data.images import open_image
-from cellvision.runtime.budget import compute_costs
+from cellvision.runtime.tiles.budget import compute_costs
 from stain_net import CHANNELS, build_graph, draw_cells, write_bundle
 
 BLOCK = 1000

@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cellvision.cli import main
-from cellvision.commands.evaluate_instances import load_truth
-from cellvision.metrics.coco_ap import AREAS
+from cellvision.commands.evaluation.instances import load_truth
+from cellvision.metrics.instances.coco_ap import AREAS
 from cellvision.types import IGNORE
 from crowded_fields import draw_coco
 
@@ -333,11 +333,11 @@ import json, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from coco_evaluators import distort, draw_ellipses, to_runs
-from cellvision.metrics.coco_ap import compute_coco_ap
-from cellvision.metrics.instance_field import InstanceField
-from cellvision.metrics.instance_scores import compute_instance_scores
-from cellvision.metrics.mask_runs import encode_masks
-from cellvision.metrics.overlaps import compute_overlaps, join_overlaps
+from cellvision.metrics.instances.coco_ap import compute_coco_ap
+from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instances.scores import compute_instance_scores
+from cellvision.metrics.instances.mask_runs import encode_masks
+from cellvision.metrics.instances.overlaps import compute_overlaps, join_overlaps
 
 def peak_mib():
     lines = open("/proc/self/status").read().splitlines()

@@ -10,8 +10,8 @@ import torch
 from cellvision.bundle import Channel, Splitting, load_manifest
 from cellvision.errors import ConfigError, ExportError
 from cellvision.export.forms import Quantizing, write_half, write_int8
+from cellvision.export.gate.judged import Request, export_judged
 from cellvision.export.graph_options import GraphOptions
-from cellvision.export.judged import Request, export_judged
 from cellvision.export.writer import export_bundle
 from cellvision.models.build import build_model
 from cellvision.runtime.session import open_session
@@ -138,7 +138,7 @@ def test_a_form_that_loses_too_much_is_refused_and_fp32_kept(checkpoint, samples
         path.write_bytes(model.SerializeToString())
         return forms._describe(manifest, folder, precision="int8", how={})
 
-    monkeypatch.setattr("cellvision.export.judged.write_int8", spoil)
+    monkeypatch.setattr("cellvision.export.gate.judged.write_int8", spoil)
     verdict = judge(checkpoint, tmp_path / "bundle", samples)
     assert verdict.kept == "fp32"
     assert load_manifest(tmp_path / "bundle").graphs[0].precision == "fp32"

@@ -7,13 +7,13 @@ import torch
 
 from cellvision.bundle import Channel, Splitting, load_manifest
 from cellvision.commands.evaluate import evaluate_bundle
-from cellvision.commands.truth import open_truth
+from cellvision.commands.evaluation.truth import open_truth
 from cellvision.errors import ConfigError, ExportError
 from cellvision.export.graph_options import GraphOptions
 from cellvision.export.writer import export_bundle
 from cellvision.models.build import build_model
-from cellvision.runtime.detected_cells import build_detected_cells
-from cellvision.runtime.detections import read_detections
+from cellvision.runtime.detections.cells import build_detected_cells
+from cellvision.runtime.detections.found import read_detections
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.session import open_session
 from cellvision.types import DataStats, Sample

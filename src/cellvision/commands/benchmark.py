@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from cellvision.bundle import Manifest
-from cellvision.commands.benchmark_inputs import USUAL_PX, BenchmarkImages, load_images
-from cellvision.commands.truth import Truth, find_channel_names, open_truth
+from cellvision.commands.benchmarking.inputs import USUAL_PX, BenchmarkImages, load_images
+from cellvision.commands.evaluation.truth import Truth, find_channel_names, open_truth
 from cellvision.metrics.accuracy import Accuracy, Found
-from cellvision.metrics.operator_times import OperatorTime, profile_bundle
-from cellvision.metrics.peak_memory import PeakMemory, measure_bundle_memory
-from cellvision.metrics.timing import WARM_UPS, Latency, describe_machine, summarise, time_in_turns
+from cellvision.metrics.cost.operator_times import OperatorTime, profile_bundle
+from cellvision.metrics.cost.peak_memory import PeakMemory, measure_bundle_memory
+from cellvision.metrics.cost.timing import WARM_UPS, Latency, describe_machine, summarise, time_in_turns
+from cellvision.runtime.maps.tile_run import Progress
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.session import Session, open_session
-from cellvision.runtime.tile_run import Progress
 
 MOST_IMAGES = 16
 PROFILED_RUNS = 10

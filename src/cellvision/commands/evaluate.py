@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cellvision.bundle import Channel, Manifest
+from cellvision.commands.evaluation.truth import Truth, find_channel_names
 from cellvision.commands.lines import to_line
-from cellvision.commands.truth import Truth, find_channel_names
 from cellvision.data.dataset import CellDataset
 from cellvision.metrics.accuracy import Accuracy, Found
 from cellvision.metrics.baseline import OtsuBaseline
@@ -22,8 +22,8 @@ from cellvision.metrics.cells import FieldScore, compute_cell_scores, compute_fi
 from cellvision.metrics.semantic import compute_confusion, compute_semantic_scores
 from cellvision.metrics.viability import FieldViability, compute_field_viability, compute_viability_scores
 from cellvision.runtime.cells import Cells
+from cellvision.runtime.maps.tile_run import Progress
 from cellvision.runtime.predictor import Predictor
-from cellvision.runtime.tile_run import Progress
 from cellvision.types import Sample
 
 

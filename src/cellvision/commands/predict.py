@@ -13,9 +13,9 @@ from cellvision.commands.progress import show_progress
 from cellvision.data.images import image_stem, list_images
 from cellvision.errors import CellvisionError, ConfigError, DataError, explain
 from cellvision.runtime.cells import Cells
-from cellvision.runtime.overlay import format_viability
+from cellvision.runtime.files.writers import ResultTables, check_out_folder
+from cellvision.runtime.pictures.overlay import format_viability
 from cellvision.runtime.predictor import Predictor
-from cellvision.runtime.writers import ResultTables, check_out_folder
 
 
 def collect_images(paths: Sequence[Path], *, out_dir: Path) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from cellvision.runtime.tile_run import Progress
+from cellvision.runtime.maps.tile_run import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
 

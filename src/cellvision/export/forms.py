@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from cellvision.bundle import Graph, Manifest, compute_sha256, load_manifest, write_manifest
-from cellvision.export.calibration import Feed, build_feeds
 from cellvision.export.half import to_half
 from cellvision.export.onnx import export_part, split_net
-from cellvision.export.quantize import Quantizer
-from cellvision.export.sensitivity import draw_sensitivities, quantize_within
+from cellvision.export.quantize.calibration import Feed, build_feeds
+from cellvision.export.quantize.sensitivity import draw_sensitivities, quantize_within
+from cellvision.export.quantize.static import Quantizer
 from cellvision.models.base import SegNet
-from cellvision.runtime.detection_session import PartedSession
+from cellvision.runtime.graphs.detection_session import PartedSession
 from cellvision.runtime.session import open_session
 
 Measure = Callable[[Path], float]

@@ -22,10 +22,10 @@ from cellvision.bundle import (
     write_manifest,
 )
 from cellvision.export.checks import GRAPH_NAME, check_fit, check_folder, select_dtypes
+from cellvision.export.gate.latency import measure_latency
 from cellvision.export.graph_options import GraphOptions
-from cellvision.export.latency import measure_latency
 from cellvision.export.onnx import export_part, split_net
-from cellvision.export.parity import TOLERANCE, compare_with_net, cut, to_dtype
+from cellvision.export.parity.comparison import TOLERANCE, compare_with_net, cut, to_dtype
 from cellvision.export.reach import compute_reach
 from cellvision.models.base import SegNet
 from cellvision.runtime.session import open_session

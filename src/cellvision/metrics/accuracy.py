@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cellvision.metrics.cells import FieldScore, compute_cell_scores, compute_field_score, has_viability, sum_fields
-from cellvision.metrics.coco_ap import compute_coco_ap
-from cellvision.metrics.instance_field import InstanceField
-from cellvision.metrics.instance_scores import compute_instance_scores
-from cellvision.metrics.overlaps import Overlaps, compute_overlaps, join_overlaps
+from cellvision.metrics.instances.coco_ap import compute_coco_ap
+from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instances.overlaps import Overlaps, compute_overlaps, join_overlaps
+from cellvision.metrics.instances.scores import compute_instance_scores
 from cellvision.metrics.semantic import compute_confusion, compute_semantic_scores
 from cellvision.metrics.viability import FieldViability, compute_field_viability, compute_viability_scores
 from cellvision.runtime.cells import Cells
-from cellvision.runtime.detections import Detections
-from cellvision.runtime.masks import encode_detections
+from cellvision.runtime.detections.found import Detections
+from cellvision.runtime.detections.masks import encode_detections
 from cellvision.types import Sample
 
 

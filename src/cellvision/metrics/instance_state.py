@@ -11,10 +11,10 @@ from torch import nn
 from torchmetrics import Metric
 
 from cellvision.errors import ConfigError, explain
-from cellvision.metrics.coco_ap import MAX_DETS, CocoAp, check_max_dets, compute_coco_ap
-from cellvision.metrics.instance_field import InstanceField
-from cellvision.metrics.instance_scores import compute_instance_scores, compute_panoptic_per_class
-from cellvision.metrics.overlaps import Overlaps, check_classes, compute_overlaps, join_overlaps
+from cellvision.metrics.instances.coco_ap import MAX_DETS, CocoAp, check_max_dets, compute_coco_ap
+from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instances.overlaps import Overlaps, check_classes, compute_overlaps, join_overlaps
+from cellvision.metrics.instances.scores import compute_instance_scores, compute_panoptic_per_class
 
 
 class InstanceMetrics(Metric):

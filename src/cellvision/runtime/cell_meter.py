@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cellvision.runtime.instances import CellSums, measure_cells, merge_sums
+from cellvision.runtime.maps.splitting import CellSums, measure_cells, merge_sums
 
 BAND_PX = 2**20
 """Pixels of a band; measuring takes some hundred bytes for each."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cellvision.errors import BundleError, ShapeError, explain
-from cellvision.runtime.instances import CellSums
+from cellvision.runtime.maps.splitting import CellSums
 from cellvision.runtime.viability import Viability, compute_viability
 
 
@@ -171,7 +171,7 @@ def to_class_map(cells: Cells) -> np.ndarray:
         cells: with their label image.
 
     Example:
-        >>> from cellvision.runtime.instances import measure_cells
+        >>> from cellvision.runtime.maps.splitting import measure_cells
         >>> maps = np.array([[[1, 0, 0]], [[0, 1, 0]], [[0, 0, 1]]], np.float32)
         >>> sums = measure_cells(np.array([[0, 1, 2]]), maps, maps)
         >>> to_class_map(build_cells(sums, classes=("background", "round", "flat"), channels=("a", "b", "c"),

@@ -11,17 +11,17 @@ import numpy as np
 from cellvision.bundle import Manifest
 from cellvision.data.images import image_stem, open_image, read_info
 from cellvision.errors import BundleError, explain
-from cellvision.runtime.budget import NetCosts, find_whole_bytes, measure_net, remember_costs
 from cellvision.runtime.cells import Cells
-from cellvision.runtime.detection_prediction import find_detections, predict_detected_cells, stream_detected_cells
-from cellvision.runtime.detection_session import DetectionSession
-from cellvision.runtime.detections import Detections
-from cellvision.runtime.image_job import ImageJob, Progress
-from cellvision.runtime.job_planner import JobPlanner, check_sizes, to_planes
-from cellvision.runtime.map_prediction import predict_map_cells, stream_map_cells
+from cellvision.runtime.detections.found import Detections
+from cellvision.runtime.detections.prediction import find_detections, predict_detected_cells, stream_detected_cells
+from cellvision.runtime.files.writers import check_out_folder
+from cellvision.runtime.graphs.detection_session import DetectionSession
+from cellvision.runtime.maps.prediction import predict_map_cells, stream_map_cells
 from cellvision.runtime.session import Session, open_bundle, open_session
-from cellvision.runtime.tiling import Tile
-from cellvision.runtime.writers import check_out_folder
+from cellvision.runtime.tiles.budget import NetCosts, find_whole_bytes, measure_net, remember_costs
+from cellvision.runtime.tiles.image_job import ImageJob, Progress
+from cellvision.runtime.tiles.planner import JobPlanner, check_sizes, to_planes
+from cellvision.runtime.tiles.tiling import Tile
 
 
 class Predictor:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cellvision.bundle import Graph, Manifest, load_manifest
-from cellvision.runtime.detection_session import DetectionSession, PartedSession, WholeSession
-from cellvision.runtime.map_session import MapSession
-from cellvision.runtime.onnx_graph import GraphRunner, open_onnx_graph
-from cellvision.runtime.providers import choose_providers
-from cellvision.runtime.providers import list_providers as list_providers
+from cellvision.runtime.graphs.detection_session import DetectionSession, PartedSession, WholeSession
+from cellvision.runtime.graphs.map_session import MapSession
+from cellvision.runtime.graphs.onnx_graph import GraphRunner, open_onnx_graph
+from cellvision.runtime.graphs.providers import choose_providers
+from cellvision.runtime.graphs.providers import list_providers as list_providers
+from cellvision.runtime.graphs.signature import check_detection_graph, check_map_graph, check_parted_graphs
 from cellvision.runtime.run_settings import RunSettings
-from cellvision.runtime.signature import check_detection_graph, check_map_graph, check_parted_graphs
 
 Session = MapSession | DetectionSession
 """An open bundle: of maps, or of detections."""
@@ -78,7 +78,7 @@ def open_bundle(folder: Path, settings: RunSettings) -> Session:
 
 def _open_graph(folder: Path, graph: Graph, settings: RunSettings, manifest: Manifest) -> GraphRunner:
     if graph.engine != "onnx":
-        from cellvision.runtime.engine_session import open_engine  # its libraries are large, and rarely there
+        from cellvision.runtime.engines.session import open_engine  # its libraries are large, and rarely there
 
         return open_engine(folder / graph.file, devices=(int(settings.provider_options.get("device_id", 0)),))
     if manifest.is_parted and settings.profile_prefix is not None:  # both files would have one name

@@ -14,8 +14,8 @@ from cellvision.data.datamodule import CellDataModule
 from cellvision.metrics.baseline import OtsuBaseline
 from cellvision.metrics.cells import compute_field_score
 from cellvision.metrics.state import CellMetrics
+from cellvision.runtime.files.writers import StagedFiles
 from cellvision.runtime.viability import Viability, compute_viability
-from cellvision.runtime.writers import StagedFiles
 from cellvision.training.callbacks import BestCheckpoint
 from cellvision.training.checkpoint import load_net, replace_in_record
 from cellvision.training.confusion import draw_confusions

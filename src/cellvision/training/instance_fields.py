@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from cellvision.bundle import Splitting
-from cellvision.metrics.instance_field import InstanceField
-from cellvision.metrics.painted_field import paint_field
-from cellvision.metrics.score_threshold import ScoreThreshold, fit_score_threshold
+from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instances.painted_field import paint_field
+from cellvision.metrics.instances.score_threshold import ScoreThreshold, fit_score_threshold
 from cellvision.runtime.cells import Cells, choose_classes
-from cellvision.runtime.detected_cells import normalise_scores
-from cellvision.runtime.detections import Detections
-from cellvision.runtime.masks import encode_detections
+from cellvision.runtime.detections.cells import normalise_scores
+from cellvision.runtime.detections.found import Detections
+from cellvision.runtime.detections.masks import encode_detections
 
 LEAST_SCORE = 1e-6
 """A chosen threshold is at least this and at most one minus this."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from cellvision.data.batching import SubsetView
 from cellvision.data.coco import write_coco
-from cellvision.metrics.instance_field import InstanceField
+from cellvision.metrics.instances.field import InstanceField
 
 
 @dataclass(frozen=True, kw_only=True)

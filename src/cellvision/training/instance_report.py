@@ -17,10 +17,10 @@ from cellvision.bundle import Splitting
 from cellvision.data.batching import Fields, collate
 from cellvision.data.datamodule import CellDataModule
 from cellvision.metrics.cells import has_viability
-from cellvision.metrics.instance_field import InstanceField
-from cellvision.metrics.score_threshold import ScoreThreshold
-from cellvision.runtime.error_sheet import ErrorField, draw_error_sheet
-from cellvision.runtime.writers import StagedFiles
+from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instances.score_threshold import ScoreThreshold
+from cellvision.runtime.files.writers import StagedFiles
+from cellvision.runtime.pictures.error_sheet import ErrorField, draw_error_sheet
 from cellvision.training.gathering import gather
 from cellvision.training.instance_fields import choose_cell_classes, fit_to_separate, to_found_field
 from cellvision.training.instance_files import name_fields, write_predictions, write_truth

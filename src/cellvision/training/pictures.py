@@ -14,11 +14,11 @@ from PIL import Image
 
 from cellvision.bundle import Channel, Splitting
 from cellvision.errors import ConfigError, check_choice, explain
-from cellvision.metrics.instance_field import InstanceField
+from cellvision.metrics.instances.field import InstanceField
 from cellvision.models.base import NetSpec
 from cellvision.runtime.cells import Cells
-from cellvision.runtime.marks import Marks, add_caption, stack_pictures
-from cellvision.runtime.overlay import draw_overlay
+from cellvision.runtime.pictures.marks import Marks, add_caption, stack_pictures
+from cellvision.runtime.pictures.overlay import draw_overlay
 from cellvision.training.instance_fields import fit_to_separate, limit_score, to_found_field
 from cellvision.training.scoring import FieldPrediction, build_true_cells, repaint_field
 from cellvision.training.task import SegmentationTask

@@ -10,14 +10,14 @@ from torch import nn
 
 from cellvision.bundle import Splitting
 from cellvision.metrics.cells import compute_field_score, has_viability
-from cellvision.metrics.instance_field import InstanceField
 from cellvision.metrics.instance_state import InstanceMetrics
+from cellvision.metrics.instances.field import InstanceField
 from cellvision.metrics.state import CellMetrics, PixelMetrics
 from cellvision.models.base import NetSpec
 from cellvision.runtime.cells import Cells, build_cells, to_class_map
-from cellvision.runtime.detected_cells import build_detected_cells
-from cellvision.runtime.detections import Detections, read_detections
-from cellvision.runtime.instances import measure_cells, split_cells
+from cellvision.runtime.detections.cells import build_detected_cells
+from cellvision.runtime.detections.found import Detections, read_detections
+from cellvision.runtime.maps.splitting import measure_cells, split_cells
 from cellvision.runtime.viability import compute_viability
 from cellvision.training.field_report import FieldRow
 from cellvision.training.instance_fields import to_found_field, to_separate_field

@@ -14,10 +14,10 @@ from cellvision.bundle import load_manifest
 from cellvision.cli import main
 from cellvision.commands import benchmark as benchmark_module
 from cellvision.commands.benchmark import Benchmark, find_accuracy
-from cellvision.commands.benchmark_inputs import cut_middle, load_images
-from cellvision.commands.benchmark_options import RESULTS
+from cellvision.commands.benchmarking.inputs import cut_middle, load_images
+from cellvision.commands.benchmarking.options import RESULTS
 from cellvision.errors import BundleError
-from cellvision.metrics.peak_memory import PeakMemory
+from cellvision.metrics.cost.peak_memory import PeakMemory
 from cellvision.runtime.predictor import Predictor
 from dot_net import draw_dots, write_dot_bundle
 from stain_net import build_graph, draw_cells, write_bundle

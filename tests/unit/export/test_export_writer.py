@@ -9,11 +9,11 @@ import torch
 from cellvision.bundle import Channel, Splitting, compute_sha256, load_manifest
 from cellvision.errors import BundleError, ConfigError, ExportError
 from cellvision.export import writer
+from cellvision.export.gate.latency import describe_machine, measure_latency
 from cellvision.export.graph_options import GraphOptions
-from cellvision.export.latency import describe_machine, measure_latency
 from cellvision.export.writer import export_bundle, export_checkpoint
 from cellvision.models.build import build_model
-from cellvision.runtime.instances import split_cells
+from cellvision.runtime.maps.splitting import split_cells
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.session import open_session
 from cellvision.training.checkpoint import NetRecord

@@ -11,13 +11,13 @@ from pycocotools.cocoeval import COCOeval
 
 from cellvision.bundle import Splitting
 from cellvision.metrics.accuracy import HEADLINES, Accuracy, Found, choose_headlines
-from cellvision.metrics.mask_runs import encode_masks, find_runs
+from cellvision.metrics.instances.mask_runs import encode_masks, find_runs
 from cellvision.metrics.state import CellMetrics, PixelMetrics
 from cellvision.runtime.cells import build_cells
-from cellvision.runtime.detected_cells import build_detected_cells
-from cellvision.runtime.detections import Detections
-from cellvision.runtime.instances import measure_cells
-from cellvision.runtime.masks import encode_detections
+from cellvision.runtime.detections.cells import build_detected_cells
+from cellvision.runtime.detections.found import Detections
+from cellvision.runtime.detections.masks import encode_detections
+from cellvision.runtime.maps.splitting import measure_cells
 from cellvision.types import IGNORE, Sample
 
 CLASSES = ("background", "live", "dead")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from cellvision.errors import ConfigError, DataError
-from cellvision.metrics.coco_ap import compute_coco_ap
-from cellvision.metrics.instance_field import InstanceField
-from cellvision.metrics.instance_scores import compute_instance_scores, compute_panoptic_per_class
 from cellvision.metrics.instance_state import InstanceMetrics
-from cellvision.metrics.overlaps import compute_overlaps, join_overlaps
+from cellvision.metrics.instances.coco_ap import compute_coco_ap
+from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instances.overlaps import compute_overlaps, join_overlaps
+from cellvision.metrics.instances.scores import compute_instance_scores, compute_panoptic_per_class
 from crowded_fields import draw_coco, to_fields
 
 CLASSES = ("background", "type1", "type2")

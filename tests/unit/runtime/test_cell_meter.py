@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from cellvision.errors import DataError
-from cellvision.runtime import cell_meter, mapped_labels
+from cellvision.runtime import cell_meter
 from cellvision.runtime.cell_meter import CellMeter, cut_bands
-from cellvision.runtime.instances import measure_cells
-from cellvision.runtime.mapped_labels import MappedLabels
+from cellvision.runtime.files import mapped_labels
+from cellvision.runtime.files.mapped_labels import MappedLabels
+from cellvision.runtime.maps.splitting import measure_cells
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])

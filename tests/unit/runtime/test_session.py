@@ -9,9 +9,9 @@ from onnx import TensorProto, helper
 
 from cellvision.bundle import Splitting, load_manifest, write_manifest
 from cellvision.errors import BundleError, ConfigError, ShapeError
-from cellvision.runtime import engine_session
-from cellvision.runtime.graph_file import has_external_data
-from cellvision.runtime.onnx_graph import open_onnx_graph
+from cellvision.runtime.engines import session as engine_session
+from cellvision.runtime.graphs.graph_file import has_external_data
+from cellvision.runtime.graphs.onnx_graph import open_onnx_graph
 from cellvision.runtime.run_settings import RunSettings
 from cellvision.runtime.session import list_providers, open_session
 from dot_net import draw_dots, write_dot_bundle

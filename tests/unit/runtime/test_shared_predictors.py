@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cellvision.errors import ConfigError
-from cellvision.runtime.detection_session import DetectionSession
+from cellvision.runtime.graphs.detection_session import DetectionSession
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.run_settings import ARENAS
 from cellvision.runtime.session import open_session

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from cellvision.bundle import Splitting
-from cellvision.metrics.score_threshold import ScoreThreshold
+from cellvision.metrics.instances.score_threshold import ScoreThreshold
 from cellvision.training import finish
 
 

@@ -16,7 +16,7 @@ import numpy as np
 sys.path[:0] = sys.argv[3:]
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-from cellvision.metrics.instance_field import InstanceField
+from cellvision.metrics.instances.field import InstanceField
 from cellvision.models.base import NetSpec
 from cellvision.training.instance_report import InstanceReport
 from cellvision.training.scoring import Scores

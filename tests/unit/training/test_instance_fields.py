@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from cellvision.bundle import Splitting
-from cellvision.metrics.instance_field import InstanceField
-from cellvision.metrics.score_threshold import fit_score_threshold
-from cellvision.runtime.detected_cells import build_detected_cells
-from cellvision.runtime.detections import Detections
+from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instances.score_threshold import fit_score_threshold
+from cellvision.runtime.detections.cells import build_detected_cells
+from cellvision.runtime.detections.found import Detections
 from cellvision.training.instance_fields import (
     choose_cell_classes,
     fit_to_separate,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellvision.commands.evaluate_instances import evaluate_predictions, load_truth
+from cellvision.commands.evaluation.instances import evaluate_predictions, load_truth
 from cellvision.data.batching import SubsetView
 from cellvision.data.coco import CocoDataset
 from cellvision.data.synthetic import SyntheticCells
-from cellvision.metrics.instance_field import InstanceField
+from cellvision.metrics.instances.field import InstanceField
 from cellvision.training.instance_files import name_fields, write_predictions, write_truth
 
 SQUARES = {"a": [1, 1, 6, 1, 6, 6, 1, 6], "b": [8, 8, 12, 8, 12, 12, 8, 12]}

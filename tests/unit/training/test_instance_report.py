@@ -7,7 +7,7 @@ import numpy as np
 from cellvision.bundle import Splitting
 from cellvision.data.batching import SubsetView
 from cellvision.data.synthetic import SyntheticCells
-from cellvision.runtime.marks import Marks
+from cellvision.runtime.pictures.marks import Marks
 from cellvision.training import instance_report
 from cellvision.training.finish import _find_pictures
 from cellvision.training.instance_report import InstanceReport

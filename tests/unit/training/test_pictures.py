@@ -8,8 +8,8 @@ import pytest
 from cellvision.bundle import Channel, Splitting
 from cellvision.errors import ConfigError
 from cellvision.models.base import NetSpec
-from cellvision.runtime.detections import Detections
-from cellvision.runtime.marks import Marks
+from cellvision.runtime.detections.found import Detections
+from cellvision.runtime.pictures.marks import Marks
 from cellvision.training import pictures as pictures_module
 from cellvision.training.pictures import Pictures, choose_shown_score, draw_rows
 from cellvision.training.scoring import FieldPrediction, repaint_field

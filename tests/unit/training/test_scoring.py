@@ -7,7 +7,7 @@ import pytest
 
 from cellvision.bundle import Splitting
 from cellvision.models.base import NetSpec
-from cellvision.runtime.detections import Detections
+from cellvision.runtime.detections.found import Detections
 from cellvision.training.scoring import FieldPrediction, Scores, repaint_field
 
 SPEC = NetSpec(

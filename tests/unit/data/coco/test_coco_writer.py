@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from cellvision.commands.evaluate_instances import load_truth
+from cellvision.commands.evaluation.instances import load_truth
 from cellvision.data.coco import CocoDataset, write_coco, write_coco_folder
 from cellvision.data.dataset import CellDataset
 from cellvision.data.synthetic import SyntheticCells

@@ -1,0 +1,1 @@
+"""What ``cellvision benchmark`` is made of."""

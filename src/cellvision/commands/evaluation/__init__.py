@@ -1,0 +1,1 @@
+"""What ``cellvision evaluate`` is made of."""

@@ -1,0 +1,152 @@
+"""What the net and a bundle of it find in a field with true cells, and how far the two agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cellvision.bundle import Detecting, Manifest, Splitting
+from cellvision.data.batching import collate, to_field
+from cellvision.errors import ExportError, explain
+from cellvision.export.onnx import to_inference
+from cellvision.metrics.accuracy import Found
+from cellvision.metrics.cells import FieldScore, compute_cell_scores, compute_field_score, sum_fields
+from cellvision.metrics.cost.peak_memory import count_free_mib
+from cellvision.models.base import SegNet
+from cellvision.runtime.predictor import Predictor
+from cellvision.training.scoring import predict_field
+from cellvision.types import Sample
+
+LARGEST_WHOLE_PX = 2048
+"""Fields up to this edge are shown to a bundle in one piece, as PyTorch sees them."""
+
+
+def open_net(
+    net: SegNet, *, splitting: Splitting, live_threshold: float, detecting: Detecting | None = None
+) -> Callable[[Sample], Found]:
+    """What finds the cells of a sample with the net in PyTorch, as training scores it.
+
+    What it returns raises ExportError where the net gives NaN.
+
+    Args:
+        net: any; it is not touched.
+        splitting: how cells are separated.
+        live_threshold: a cell is live where P(live) reaches it.
+        detecting: of the bundles that are compared with it: boxes that get no mask there are no detections here.
+    """
+    reference = to_inference(net)
+
+    def predict(sample: Sample) -> Found:
+        batch = collate([(to_field(sample, range(len(sample.image))), sample)], with_distance=False)
+        with torch.inference_mode():
+            outputs = {name: values.numpy() for name, values in reference.forward(batch.images).items()}
+        if not all(np.isfinite(values).all() for values in outputs.values()):
+            got = f"the net gives NaN or infinite values for {sample.name}"
+            raise ExportError(explain(got=got, need="a net that has learned something", hint="another checkpoint"))
+        field = predict_field(net.spec, batch, 0, outputs, splitting=splitting, live_threshold=live_threshold)
+        is_instance = net.spec.kind == "instance"
+        detections = field.detections
+        if detections is not None and detecting is not None:
+            detections = detections.take(detections.scores >= detecting.min_score)
+        return Found(
+            cells=field.cells,
+            probabilities=None if is_instance else field.probabilities,
+            detections=detections,
+        )
+
+    return predict
+
+
+def open_bundle(bundle: Path, *, largest_px: int, threads: int | None = None) -> Callable[[Sample], Found]:
+    """What finds the cells of a sample with a bundle, through the runtime.
+
+    Args:
+        bundle: folder.
+        largest_px: longest edge of the samples that will come.
+        threads: of the processor; None for as many as PyTorch uses.
+    """
+    predictor = Predictor(
+        bundle,
+        threads=threads or torch.get_num_threads(),
+        tile_px=min(largest_px, LARGEST_WHOLE_PX),
+        memory_mib=count_free_mib(),
+    )
+
+    def predict(sample: Sample) -> Found:
+        scale = _find_scale(sample.image.dtype, predictor.manifest)
+        if predictor.manifest.kind == "instance":
+            cells = predictor(sample.image, intensity_scale=scale)
+            return Found(cells=cells, detections=predictor.detect(sample.image, intensity_scale=scale))
+        cells, probabilities = predictor.predict_with_probabilities(sample.image, intensity_scale=scale)
+        return Found(cells=cells, probabilities=probabilities)
+
+    return predict
+
+
+class Agreement:
+    """How far a form of a net agrees with the net in PyTorch, over the fields that were added.
+
+    Args:
+        classes: background first.
+    """
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self._classes = classes
+        self._largest, self._sum, self._values = 0.0, 0.0, 0
+        self._other_class, self._pixels = 0, 0
+        self._fields: list[FieldScore] = []
+
+    def add(self, of_net: Found, of_form: Found) -> None:
+        """Compare a field."""
+        if of_net.probabilities is not None and of_form.probabilities is not None:
+            difference = np.abs(of_net.probabilities - of_form.probabilities)
+            self._largest = max(self._largest, float(difference.max(initial=0.0)))
+            self._sum += float(difference.sum(dtype=np.float64))
+            self._values += difference.size
+            other = of_net.probabilities.argmax(axis=0) != of_form.probabilities.argmax(axis=0)
+            self._other_class += int(other.sum())
+            self._pixels += other.size
+        net, form = of_net.cells, of_form.cells
+        assert net.label_image is not None
+        assert form.label_image is not None
+        self._fields.append(
+            compute_field_score(
+                pred_label_image=form.label_image,
+                pred_classes=form.class_id,
+                true_label_image=net.label_image,
+                true_classes=net.class_id,
+                classes=self._classes,
+            )
+        )
+
+    def compute(self) -> dict[str, float]:
+        """How far they agree.
+
+        "cells_net" and "cells" are the numbers of cells, "cell_f1" the F1 (IoU 0.5) and "cell_iou" the mean overlap of
+        the form's cells with the net's, "cell_class_difference" the share of the pairs whose class differs. With maps
+        also the largest and mean "..difference" of a probability, and "class_difference", the share of pixels with
+        another class. What is undefined (no cells) is absent.
+        """
+        total = sum_fields(self._fields, len(self._classes))
+        scores = compute_cell_scores(total)
+        found = {
+            "cells_net": float(total.confusion[1:].sum()),
+            "cells": float(total.confusion[:, 1:].sum()),
+            "cell_f1": scores.f1,
+            "cell_iou": scores.iou,
+            "cell_class_difference": 1.0 - scores.matched_accuracy,
+        }
+        if self._values:
+            found["max_difference"] = self._largest
+            found["mean_difference"] = self._sum / self._values
+            found["class_difference"] = self._other_class / self._pixels
+        return {name: value for name, value in found.items() if not np.isnan(value)}
+
+
+def _find_scale(dtype: np.dtype, manifest: Manifest) -> float | None:
+    """None where the bundle takes images of this dtype as they are, 1 where their counts must be said to be equal."""
+    is_known = dtype.name in manifest.image_dtypes and np.can_cast(dtype, manifest.input_dtype)
+    return None if is_known else 1.0

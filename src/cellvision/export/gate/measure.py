@@ -1,0 +1,243 @@
+"""A net and its exported forms, measured side by side: accuracy, agreement, speed, file size and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cellvision.bundle import Manifest, load_manifest
+from cellvision.errors import BundleError, CellvisionError, ExportError, explain
+from cellvision.export.gate.found import Agreement, open_bundle, open_net
+from cellvision.export.gate.latency import compare_speed, find_ratio, open_net_run
+from cellvision.export.gate.memory import measure_net_memory
+from cellvision.export.parity.comparison import cut, to_dtype
+from cellvision.metrics.accuracy import Accuracy, Found
+from cellvision.metrics.cost.peak_memory import PeakMemory, measure_bundle_memory
+from cellvision.metrics.cost.timing import WARM_UPS, RunBatch
+from cellvision.models.base import SegNet
+from cellvision.runtime.maps.tile_run import Progress
+from cellvision.runtime.session import open_session
+from cellvision.types import Sample
+
+NET = "pytorch"
+LARGEST_TIMED_PX = 1024
+RUNS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One form of a net, or the net in PyTorch itself.
+
+    Attributes:
+        name: of the form; NET for the net.
+        precision: "fp32", "fp16" or "int8".
+        accuracy: scores on the true cells, see `Accuracy.compute`: 0..1, and viability error in points.
+        cells: number of cells found.
+        agreement: with what the net in PyTorch found, see `Agreement.compute`; empty for the net itself.
+        latency: one row per number of threads and batch: "threads", "shape" [B, C, H, W] and the fields of `Latency`,
+            of which "ratio" is to the first form.
+        ratio: geometric mean of those ratios: so many times as long as the first form.
+        size_bytes: of all graphs; None for the net.
+        memory: of a process that opens it and runs one image; None where unknown.
+        failure: why nothing could be measured, or "".
+    """
+
+    name: str
+    precision: str = "fp32"
+    accuracy: Mapping[str, float]
+    cells: int
+    agreement: Mapping[str, float]
+    latency: Sequence[Mapping[str, Any]] = ()
+    ratio: float = float("nan")
+    size_bytes: int | None = None
+    memory: PeakMemory | None = None
+    failure: str = ""
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain data for a manifest: what was not measured is None or absent."""
+        record = asdict(self) | {"latency": [dict(row) for row in self.latency]}
+        record["ratio"] = self.ratio if np.isfinite(self.ratio) else None
+        return {key: value for key, value in record.items() if key not in ("name", "failure") or value}
+
+
+def measure_forms(
+    net: SegNet,
+    forms: Mapping[str, Path],
+    samples: Sequence[Sample],
+    *,
+    checkpoint: Path | None = None,
+    threads: Sequence[int] = (),
+    sizes: Sequence[tuple[int, int]] = (),
+    batches: Sequence[int] = (1,),
+    runs: int = RUNS,
+    progress: Progress | None = None,
+) -> tuple[Measurement, ...]:
+    """The net in PyTorch, then each of its forms, measured on the same fields by the same code.
+
+    Accuracy is of whole fields where they have up to 2048 px an edge, so that no tile's edge is taken for a difference.
+    Times are of the net without the splitting, on the first fields' middle, all in turns.
+
+    Args:
+        net: what was exported; it is not touched.
+        forms: bundles by name; the first is the fp32 graph that the others' times are compared with.
+        samples: with true cells; those of a validation set.
+        checkpoint: of the net, for its memory in PyTorch; None leaves that unknown.
+        threads: numbers of processor threads to time with; none takes as many as PyTorch uses.
+        sizes: (H, W) in px to time; none takes that of the first field, up to 1024 px an edge.
+        batches: numbers of images per batch to time.
+        runs: that count, for each time.
+        progress: told (steps done, steps in all) after each field, round of times and process.
+
+    Raises:
+        ExportError: there is no sample, the net gives NaN, or the first form cannot be measured.
+        BundleError: a bundle is not usable.
+    """
+    if not samples:
+        raise ExportError(explain(got="no sample", need="at least one field with true cells", hint="samples=20"))
+    manifests = {name: load_manifest(folder) for name, folder in forms.items()}
+    threads = tuple(threads) or (torch.get_num_threads(),)
+    sizes = tuple(sizes) or (_limit(samples[0].label_image.shape),)
+    cases = [(height, width, number) for height, width in sizes for number in batches]
+    steps = _Steps(progress, len(samples) + len(threads) * len(cases) * (WARM_UPS + runs) + len(forms) + 1)
+    trial = _Trial(net, forms, manifests, samples)
+    for sample in samples:
+        trial.add(sample)
+        steps.add()
+    first = next(iter(forms))
+    if first in trial.failures:
+        raise ExportError(f"{first}: {trial.failures[first]}")
+    sound = {name: forms[name] for name in forms if name not in trial.failures}
+    rows = _time(net, sound, manifests, samples, threads=threads, cases=cases, runs=runs, steps=steps)
+    memory = _weigh(checkpoint, sound, (1, *rows[0]["shape"][2:]), threads=threads[0], steps=steps)
+    return tuple(
+        Measurement(
+            **trial.describe(name),
+            latency=[_flatten(row, name) for row in rows if name in row["ways"]],
+            ratio=find_ratio(rows, name) if name not in trial.failures else float("nan"),
+            size_bytes=_sum_sizes(forms[name], manifests[name]) if name in forms else None,
+            memory=memory.get(name),
+        )
+        for name in (NET, *forms)
+    )
+
+
+class _Trial:
+    """The accuracy of the net and of its forms, and how far they agree, field by field."""
+
+    def __init__(
+        self, net: SegNet, forms: Mapping[str, Path], manifests: Mapping[str, Manifest], samples: Sequence[Sample]
+    ) -> None:
+        self._manifests = manifests
+        first = next(iter(manifests.values()))
+        largest_px = max(max(sample.label_image.shape) for sample in samples)
+        self.failures: dict[str, str] = {}
+        self._net = open_net(
+            net, splitting=first.splitting, live_threshold=first.live_threshold, detecting=first.detecting
+        )
+        self._forms: dict[str, Callable[[Sample], Found]] = {}
+        for name, folder in forms.items():
+            try:
+                self._forms[name] = open_bundle(folder, largest_px=largest_px)
+            except CellvisionError as error:  # an engine without its GPU: a finding, not the end
+                self.failures[name] = str(error)
+        threshold = first.splitting.foreground_threshold
+        self._accuracy = {name: Accuracy(net.spec.classes, mask_threshold=threshold) for name in (NET, *forms)}
+        self._agreement = {name: Agreement(net.spec.classes) for name in forms}
+
+    def add(self, sample: Sample) -> None:
+        """Predict a field in all ways; a form that fails is out from there on."""
+        of_net = self._net(sample)
+        self._accuracy[NET].add(sample, of_net)
+        for name in [name for name in self._forms if name not in self.failures]:
+            try:
+                found = self._forms[name](sample)
+            except BundleError as error:
+                self.failures[name] = str(error)
+                continue
+            self._accuracy[name].add(sample, found)
+            self._agreement[name].add(of_net, found)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What is known of a form, as arguments of Measurement."""
+        failed = name in self.failures
+        agreement = self._agreement.get(name)
+        return {
+            "name": name,
+            "precision": "fp32" if name == NET else self._manifests[name].graphs[0].precision,
+            "accuracy": {} if failed else self._accuracy[name].compute(),
+            "cells": 0 if failed else self._accuracy[name].cells,
+            "agreement": {} if failed or agreement is None else agreement.compute(),
+            "failure": self.failures.get(name, ""),
+        }
+
+
+class _Steps:
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def add(self, *_: int) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
+def _time(
+    net: SegNet,
+    forms: Mapping[str, Path],
+    manifests: Mapping[str, Manifest],
+    samples: Sequence[Sample],
+    *,
+    threads: Sequence[int],
+    cases: Sequence[tuple[int, int, int]],
+    runs: int,
+    steps: _Steps,
+) -> list[dict[str, Any]]:
+    """Rows of `compare_speed` for ``cases`` of (H, W, B)."""
+    stacks = [
+        np.stack([cut(samples[i % len(samples)].image, height, width) for i in range(number)])
+        for height, width, number in cases
+    ]
+
+    def open_form(folder: Path) -> Callable[[int], RunBatch]:
+        return lambda number: open_session(folder, threads=number).run_batch
+
+    open_way: dict[str, Callable[[int], RunBatch]] = {name: open_form(folder) for name, folder in forms.items()}
+    open_way[NET] = lambda _: open_net_run(net)
+    dtypes = {name: manifests[name].input_dtype for name in forms} | {NET: "float32"}
+    return compare_speed(
+        open_way,
+        {name: [to_dtype(stack, dtype) for stack in stacks] for name, dtype in dtypes.items()},
+        threads=threads,
+        runs=runs,
+        progress=steps.add,
+    )
+
+
+def _weigh(
+    checkpoint: Path | None, forms: Mapping[str, Path], shape: tuple[int, int, int], *, threads: int, steps: _Steps
+) -> dict[str, PeakMemory | None]:
+    """Memory by form, and of the net where there is a checkpoint to load it from."""
+    memory = {}
+    for name, folder in forms.items():
+        memory[name] = measure_bundle_memory(folder, shape=shape, threads=threads)
+        steps.add()
+    memory[NET] = measure_net_memory(checkpoint, shape=shape, threads=threads) if checkpoint else None
+    steps.add()
+    return memory
+
+
+def _limit(shape: tuple[int, ...]) -> tuple[int, int]:
+    return min(shape[0], LARGEST_TIMED_PX), min(shape[1], LARGEST_TIMED_PX)
+
+
+def _flatten(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {"threads": row["threads"], "shape": row["shape"], **asdict(row["ways"][name])}
+
+
+def _sum_sizes(folder: Path, manifest: Manifest) -> int:
+    return sum((folder / graph.file).stat().st_size for graph in manifest.graphs)

@@ -1,0 +1,1 @@
+"""Whether a bundle says what the net says."""

@@ -1,0 +1,89 @@
+"""The detections of a net beside those of its bundle, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from cellvision.bundle import Manifest
+from cellvision.export.parity.case import ParityCase
+from cellvision.models.base import SegNet
+from cellvision.runtime.detections.cells import build_detected_cells
+from cellvision.runtime.detections.found import Detections, read_detections
+from cellvision.runtime.graphs.detection_session import DetectionSession
+
+SAME_BOX_PX = 1.0
+"""Boxes further apart are not the same detection; rounding moves a box by 1e-4 px, the next detection is px away."""
+
+FAR_PX = 1e6
+
+
+def compare_detections(
+    net: SegNet, session: DetectionSession, batch: np.ndarray, *, image_dtype: str, input_dtype: str
+) -> ParityCase:
+    """One batch through both.
+
+    Detections with equal scores may come in another order, so each is compared with the one whose box is nearest. The
+    net's detections below the bundle's min_score are left out: they get no mask there.
+
+    Args:
+        net: in evaluation mode on the CPU.
+        session: of its bundle.
+        batch: (B, C, H, W) raw counts of ``image_dtype``.
+        image_dtype: of the image.
+        input_dtype: of the graph.
+    """
+    with torch.inference_mode():
+        outputs = {name: values.numpy() for name, values in net.forward(torch.from_numpy(batch)).items()}
+    of_net = [read_detections(outputs, at) for at in range(len(batch))]
+    least, most = session.detecting.min_score, session.detecting.max_cells
+    of_net = [found.take(found.scores >= least).take(slice(0, most)) for found in of_net]  # type: ignore[arg-type]
+    of_graph = session.run_batch(batch.astype(input_dtype))
+    pairs = list(zip(of_net, of_graph, strict=True))
+    rows = [_pair(one, other) for one, other in pairs]
+    names = [name for name in session.manifest.outputs if name not in ("classes", "valid")]
+    differences = {name: np.concatenate([_difference(name, *row) for row in rows]) for name in names}
+    matched, total = sum(len(row[0]) for row in rows), max(1, sum(len(one) for one in of_net))
+    other_class = sum(int((one.class_id != other.class_id).sum()) for one, other in rows)
+    labels = [
+        [_label(found, image, session.manifest) for found in pair] for pair, image in zip(pairs, batch, strict=True)
+    ]
+    return ParityCase(
+        height=batch.shape[2],
+        width=batch.shape[3],
+        batch=len(batch),
+        image_dtype=image_dtype,
+        max_difference={name: float(values.max(initial=0.0)) for name, values in differences.items()},
+        mean_difference={name: float(values.mean()) if values.size else 0.0 for name, values in differences.items()},
+        class_difference=other_class / max(1, matched),
+        cells_net=sum(int(one.max(initial=0)) for one, _ in labels),
+        cells_graph=sum(int(other.max(initial=0)) for _, other in labels),
+        pixel_difference=float(np.mean([((one > 0) != (other > 0)).mean() for one, other in labels])),
+        unmatched=(sum(len(one) + len(other) for one, other in pairs) - 2 * matched) / (2 * total),
+    )
+
+
+def _pair(one: Detections, other: Detections) -> tuple[Detections, Detections]:
+    """The rows of both that belong together: of one class, and within SAME_BOX_PX in every edge."""
+    distance = np.full((len(one), len(other)), FAR_PX, np.float32)
+    for row, (box, kind) in enumerate(zip(one.boxes, one.class_id, strict=True)):
+        of_class = other.class_id == kind
+        distance[row, of_class] = np.abs(other.boxes[of_class] - box).max(axis=1, initial=0.0).clip(0, FAR_PX)
+    rows, columns = linear_sum_assignment(distance)
+    same = distance[rows, columns] <= SAME_BOX_PX
+    return one.take(rows[same]), other.take(columns[same])
+
+
+def _difference(name: str, one: Detections, other: Detections) -> np.ndarray:
+    first, second = getattr(one, name), getattr(other, name)
+    return np.abs(first.astype(np.float64) - second).ravel()
+
+
+def _label(found: Detections, image: np.ndarray, manifest: Manifest) -> np.ndarray:
+    channels = tuple(channel.name for channel in manifest.channels)
+    cells = build_detected_cells(
+        found, image, splitting=manifest.splitting, classes=manifest.classes, channels=channels
+    )
+    assert cells.label_image is not None
+    return cells.label_image

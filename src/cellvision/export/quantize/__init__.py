@@ -1,0 +1,1 @@
+"""Eight bits instead of thirty-two: calibrated, measured, folded."""

@@ -1,0 +1,1 @@
+"""Scores of cells one by one, for fields of thousands."""

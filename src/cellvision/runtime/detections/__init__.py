@@ -1,0 +1,1 @@
+"""From boxes with small masks to cells: suppressed, joined, painted, measured."""

@@ -1,0 +1,1 @@
+"""Bundles opened: their graphs, run as the manifest says."""

@@ -1,0 +1,1 @@
+"""From maps of probabilities to cells: tile by tile, without a seam."""

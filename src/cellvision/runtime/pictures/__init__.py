@@ -1,0 +1,1 @@
+"""Cells to look at: overlays, marks, sheets of errors."""
