@@ -52,7 +52,7 @@ class Memory:
 def memory(monkeypatch, request):
     found = Memory(monkeypatch, fixed=50 * MIB, per_px=2000)
     for kind in ("map_session.MapSession", "detection_session.WholeSession", "detection_session.PartedSession"):
-        monkeypatch.setattr(f"cellvision.runtime.{kind}.probe", lambda self, edge_px: found.probe(self, edge_px))
+        monkeypatch.setattr(f"cellvision.runtime.graphs.{kind}.probe", lambda self, edge_px: found.probe(self, edge_px))
     monkeypatch.setattr(WholeSession, "probe_cells", lambda self, edge_px: found.probe_cells(edge_px))
     return found
 
