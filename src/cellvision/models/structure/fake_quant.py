@@ -1,0 +1,252 @@
+"""Layers that compute in float what 8 bit integers would give, so that a net can learn to live with the rounding.
+
+Weights are signed with one scale per output channel, -127..127. Such rounding commutes with whatever scales a channel
+afterwards, so that a batch normalisation can be folded into the layer after training without another integer.
+Activations have one scale per tensor and no offset: 0..255 where they cannot be negative, else -128..127.
+
+Nothing is renamed or replaced: a layer keeps its parameters and their names, so that optimizers, averages and weights
+of the float net go on to fit. What is added are the ranges of activations, as buffers of a sub-module.
+
+Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (2018);
+learned steps: Esser et al., "Learned Step Size Quantization" (2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cellvision.errors import ConfigError, explain
+
+WEIGHT_LEVELS = 127
+LEVELS = {False: (0, 255), True: (-128, 127)}
+"""Integers of an activation by whether it can be negative."""
+
+SMALLEST_STEP = 1e-8
+DECAY = 0.99  # of the running range, per batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantPlan:
+    """Where a net rounds; plain data, so that a checkpoint can hold it.
+
+    Attributes:
+        layers: names of the modules whose weights are rounded.
+        inputs: modules whose input is rounded because nothing rounds it where it is made; by name, whether it can be
+            negative.
+        outputs: the same for what modules give out.
+        shared: modules that pass values on (maximum pooling, repeating): by name, the module of ``outputs`` or
+            ``inputs`` whose scale theirs is.
+        learned: steps are parameters of the net and not running ranges.
+    """
+
+    layers: Sequence[str] = ()
+    inputs: Mapping[str, bool] = field(default_factory=dict)
+    outputs: Mapping[str, bool] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    learned: bool = False
+
+    def to_plain(self) -> dict[str, Any]:
+        """Lists and dicts, for a checkpoint."""
+        return {**asdict(self), "layers": list(self.layers)}
+
+
+class FakeQuant(nn.Module):
+    """An activation rounded to 8 bits, its range followed while training.
+
+    The gradient passes where the value lies within the range and stops elsewhere.
+
+    Attributes:
+        signed: whether the activation can be negative.
+        observing: whether the range follows the batches of training; switched off for the last epochs.
+        rounding: whether values are rounded; without, only the range is followed.
+        bound: () float32, largest absolute value that is kept; 0 before the first batch, which then sets it.
+    """
+
+    bound: Tensor
+
+    def __init__(self, *, signed: bool, learned: bool = False) -> None:
+        """Begin without a range."""
+        super().__init__()
+        self.signed, self.learned, self.observing, self.rounding = signed, learned, True, True
+        bound = torch.zeros(())
+        if learned:
+            self.bound = nn.Parameter(bound)
+        else:
+            self.register_buffer("bound", bound)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The same shape and dtype, on the grid of ``step``."""
+        if self.training and self.observing:
+            self._observe(maps.detach())
+        if not self.rounding:
+            return maps
+        low, high = LEVELS[self.signed]
+        values = maps.float()
+        if not self.learned:
+            zero = torch.zeros((), dtype=torch.int32, device=maps.device)
+            return torch.fake_quantize_per_tensor_affine(values, self.step, zero, low, high).to(maps.dtype)
+        slope = 1 / math.sqrt(values[0].numel() * high)  # of the step's gradient, as in Esser et al.
+        step = (self.step * slope) + (self.step * (1 - slope)).detach()
+        steps = (values / step).clamp(low, high)
+        return ((steps + (steps.round() - steps).detach()) * step).to(maps.dtype)
+
+    @property
+    def step(self) -> Tensor:
+        """() float32: what one integer stands for."""
+        return (self.bound.abs() / LEVELS[self.signed][1]).clamp_min(SMALLEST_STEP)
+
+    @torch.no_grad()
+    def _observe(self, maps: Tensor) -> None:
+        largest = (maps.abs() if self.signed else maps).amax().float().clamp_min(0)
+        if not largest.isfinite():
+            return  # the task skips such a step
+        if self.bound == 0:
+            self.bound.copy_(largest)
+        elif not self.learned:
+            self.bound.lerp_(largest, 1 - DECAY)
+
+
+def round_weight(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """A weight on its 8 bit grid, and the (channels,) float32 steps of the grid along ``axis``.
+
+    Example:
+        >>> rounded, steps = round_weight(torch.tensor([[1.27, 0.014]]), axis=0)
+        >>> [round(value, 2) for value in rounded[0].tolist()], round(steps.item(), 2)
+        ([1.27, 0.01], 0.01)
+    """
+    values = weight.float()
+    others = [other for other in range(values.ndim) if other != axis]
+    steps = (values.detach().abs().amax(others) / WEIGHT_LEVELS).clamp_min(SMALLEST_STEP)
+    zeros = torch.zeros_like(steps, dtype=torch.int32)
+    rounded = torch.fake_quantize_per_channel_affine(values, steps, zeros, axis, -WEIGHT_LEVELS, WEIGHT_LEVELS)
+    return rounded.to(weight.dtype), steps
+
+
+class RoundsWeight:
+    """What layers with a rounded weight have in common.
+
+    Attributes:
+        axis: of the weight's output channels.
+    """
+
+    axis = 0
+    weight: Tensor
+
+    def rounded(self) -> Tensor:
+        """The weight that the layer multiplies with."""
+        return round_weight(self.weight, self.axis)[0]
+
+
+class QuantConv2d(RoundsWeight, nn.Conv2d):
+    """A convolution whose weight is rounded."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Conv2d."""
+        return self._conv_forward(input, self.rounded(), self.bias)
+
+
+class QuantConvTranspose2d(RoundsWeight, nn.ConvTranspose2d):
+    """A transposed convolution, in one group, whose weight is rounded."""
+
+    axis = 1
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As nn.ConvTranspose2d."""
+        return F.conv_transpose2d(
+            input,
+            self.rounded(),
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,  # type: ignore[arg-type]
+            output_padding=self.output_padding,
+            dilation=self.dilation,
+        )
+
+
+class QuantLinear(RoundsWeight, nn.Linear):
+    """A linear layer whose weight is rounded."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Linear."""
+        return F.linear(input, self.rounded(), self.bias)
+
+
+ROUNDED: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: QuantConv2d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    nn.Linear: QuantLinear,
+}
+"""Layers by what takes their place; no sub-classes, whose forward may do something else."""
+
+
+def set_fake_quant(net: nn.Module, plan: QuantPlan) -> None:
+    """Make ``net`` round where ``plan`` says, in place.
+
+    Raises:
+        ConfigError: the plan names modules that the net does not have, or layers whose weight cannot be rounded.
+    """
+    for name in plan.layers:
+        layer = _get(net, name)
+        if type(layer) not in ROUNDED or (isinstance(layer, nn.ConvTranspose2d) and layer.groups != 1):
+            need = f"one of {', '.join(kind.__name__ for kind in ROUNDED)}, transposed ones in one group"
+            raise ConfigError(explain(got=f"layer {name} is a {type(layer).__name__}", need=need, hint="another plan"))
+        layer.__class__ = ROUNDED[type(layer)]
+    device = next(net.parameters()).device
+    for name, signed in plan.inputs.items():
+        module = _get(net, name)
+        module.add_module("input_quant", FakeQuant(signed=signed, learned=plan.learned).to(device))
+        module.register_forward_pre_hook(_round_input)
+    for name, signed in plan.outputs.items():
+        module = _get(net, name)
+        module.add_module("output_quant", FakeQuant(signed=signed, learned=plan.learned).to(device))
+        module.register_forward_hook(_round_output)
+    for name, source in plan.shared.items():
+        module, origin = _get(net, name), _get(net, source)
+        # Kept out of the module's children: it is saved and trained where it comes from.
+        module.__dict__["shared_quant"] = (
+            origin.get_submodule("output_quant" if source in plan.outputs else "input_quant"),
+        )
+        module.register_forward_hook(_round_shared)
+
+
+def find_fake_quants(net: nn.Module) -> Iterator[FakeQuant]:
+    """Every rounded activation of a net."""
+    return (module for module in net.modules() if isinstance(module, FakeQuant))
+
+
+def set_phase(net: nn.Module, *, observing: bool, rounding: bool) -> None:
+    """Whether ranges follow the batches, and whether activations are rounded yet."""
+    for quant in find_fake_quants(net):
+        quant.observing, quant.rounding = observing, rounding
+
+
+def _round_input(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (module.get_submodule("input_quant")(given[0]), *given[1:])
+
+
+def _round_output(module: nn.Module, given: tuple[Any, ...], found: Tensor) -> Tensor:
+    rounded: Tensor = module.get_submodule("output_quant")(found)
+    return rounded
+
+
+def _round_shared(module: nn.Module, given: tuple[Any, ...], found: Tensor) -> Tensor:
+    """Nothing in PyTorch, as the values lie on the grid already; a graph is told that they do."""
+    if not torch.onnx.is_in_onnx_export():
+        return found
+    rounded: Tensor = module.__dict__["shared_quant"][0](found)
+    return rounded
+
+
+def _get(net: nn.Module, name: str) -> nn.Module:
+    try:
+        return net.get_submodule(name)
+    except AttributeError as error:
+        got, need = f"the plan of rounding names {name!r}", "modules of the net"
+        raise ConfigError(explain(got=got, need=need, hint="the plan of this net")) from error
