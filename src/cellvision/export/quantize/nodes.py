@@ -37,7 +37,7 @@ def choose_nodes(model: onnx.ModelProto, *, form: str, keep_float: Sequence[str]
     By operator and by position, so that it holds for any net. What lies before the first layer with weights
     (normalisation, padding) and behind the last ones (scores, boxes, masks) stays float; so do the last layers
     themselves, norms, and arithmetic with constants. A path that leads through a box into a later layer does not
-    make what decodes the box a part of the trunk.
+    make what decodes the box a part of the trunk. See ``choose_heads`` for last layers that need not be float.
 
     Args:
         model: prepared by ``prepare_graph``.
@@ -61,7 +61,7 @@ def choose_nodes(model: onnx.ModelProto, *, form: str, keep_float: Sequence[str]
         and _suits(node, form, weights)
         and not (form == "onnxruntime" and node.name not in behind and _is_narrow(node, model))
     ]
-    kept = _match(keep_float, chosen)
+    kept = _match(keep_float, [*chosen, *choose_heads(model, form=form)])
     chosen = [name for name in chosen if name not in kept]
     if not any(node.name in chosen for node in layers):
         raise ExportError(
@@ -74,6 +74,22 @@ def choose_nodes(model: onnx.ModelProto, *, form: str, keep_float: Sequence[str]
     return chosen
 
 
+def choose_heads(model: onnx.ModelProto, *, form: str, keep_float: Sequence[str] = ()) -> list[str]:
+    """Names of the last layers that get integer weights and give floats: convolutions of one pixel.
+
+    See ``multiply_heads`` for what becomes of them.
+
+    Args:
+        model: prepared by ``prepare_graph``.
+        form: as for ``choose_nodes``; "tensorrt" has none.
+        keep_float: names of nodes to leave, or patterns; those of other nodes too.
+    """
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    points = [node for node in _find_last(model) if node.op_type == "Conv" and shapes[node.input[1]][2:] == [1, 1]]
+    names = [node.name for node in points if form == "onnxruntime" and _is_plain(node)]
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in keep_float)]
+
+
 def is_weighted(node: onnx.NodeProto, weights: set[str]) -> bool:
     """Whether the node multiplies an activation by weights of the file."""
     return node.op_type in WEIGHTED and node.input[1] in weights and node.input[0] not in weights
@@ -81,10 +97,14 @@ def is_weighted(node: onnx.NodeProto, weights: set[str]) -> bool:
 
 def find_heads(model: onnx.ModelProto) -> list[str]:
     """Outputs of the last layers with weights: continuous, where behind them TopK and suppression jump."""
+    return [node.output[0] for node in _find_last(model)]
+
+
+def _find_last(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     weights = {tensor.name for tensor in model.graph.initializer}
     layers = [node for node in model.graph.node if is_weighted(node, weights)]
     before = _reach(model, layers, forwards=False)
-    return [node.output[0] for node in layers if node.name not in before]
+    return [node for node in layers if node.name not in before]
 
 
 def _reach(model: onnx.ModelProto, layers: Sequence[onnx.NodeProto], *, forwards: bool) -> set[str]:
@@ -119,6 +139,13 @@ def _suits(node: onnx.NodeProto, form: str, weights: set[str]) -> bool:
 def _is_narrow(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     return node.op_type == "Conv" and shapes[node.input[1]][1] <= NARROW
+
+
+def _is_plain(conv: onnx.NodeProto) -> bool:
+    """Whether a convolution has one group, no stride and no padding."""
+    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in conv.attribute}
+    steps = [attributes.get("group", 1), *attributes.get("strides", [])]
+    return set(steps) == {1} and not any(attributes.get("pads", []))
 
 
 def _match(patterns: Sequence[str], names: Sequence[str]) -> set[str]:

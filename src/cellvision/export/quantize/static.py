@@ -12,8 +12,9 @@ from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
 
 from cellvision.errors import ExportError, check_choice, explain
 from cellvision.export.quantize.calibration import METHODS, Feed, measure_ranges
+from cellvision.export.quantize.faster import join_pixels, multiply_heads, repeat_pixels
 from cellvision.export.quantize.fold import fold_weights
-from cellvision.export.quantize.nodes import WEIGHTED, choose_nodes
+from cellvision.export.quantize.nodes import WEIGHTED, choose_heads, choose_nodes
 from cellvision.export.quantize.preparing import drop_foreign_domains, prepare_graph, quiet
 
 FORMS = ("onnxruntime", "tensorrt")
@@ -27,7 +28,7 @@ class QuantizeReport:
         form: one of FORMS.
         method: of calibration.
         calibration_images: inputs that the ranges were measured on.
-        quantized: names of the nodes with integer arithmetic.
+        quantized: names of the nodes with integer arithmetic, last layers with float results among them.
         kept: names of the layers with weights that stayed float.
         float_bytes, bytes: size of the file before and after.
     """
@@ -100,6 +101,11 @@ class Quantizer:
         """
         chosen = choose_nodes(self.model, form=self.form, keep_float=keep_float)
         quantized = self.build(chosen)
+        if self.form == "onnxruntime":
+            heads = choose_heads(self.model, form=self.form, keep_float=keep_float)
+            chosen += multiply_heads(quantized, heads)
+            join_pixels(quantized)
+            repeat_pixels(quantized)
         _finish(quantized, self.model)
         out, part = Path(out), Path(f"{out}.part")
         try:
@@ -165,7 +171,8 @@ def quantize_int8(
 
     Weights are signed, symmetric, one scale per channel, and stored as integers. Form "onnxruntime" has unsigned
     activations with a zero point (signed ones run 2 to 4 times slower there) and 32 bit biases; form "tensorrt" has
-    signed ones around zero and float biases, the only kind that its parser takes. Which nodes: see ``choose_nodes``.
+    signed ones around zero and float biases, the only kind that its parser takes. Which nodes: see ``choose_nodes`` and
+    ``choose_heads``; "onnxruntime" has some of them in faster forms, see ``join_pixels`` and ``repeat_pixels``.
 
     Args:
         graph: a float ONNX file.

@@ -1,4 +1,4 @@
-"""Any convolutional encoder of timm as {level: feature map}."""
+"""Any encoder of timm that takes images of any size, as {level: feature map}."""
 
 from __future__ import annotations
 
@@ -60,7 +60,14 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         """{level: (B, widths[level], H / 2**level, W / 2**level)} of (B, C, H, W), finest first."""
-        return dict(zip(self.levels, self.encoder(images), strict=True))
+        return self._run(self.encoder, images)
+
+    def _run(self, encoder: nn.Module, images: Tensor) -> dict[int, Tensor]:
+        """The maps of ``encoder``, which is this one or a copy of it; some transformers give theirs as (B, H, W, C)."""
+        maps = encoder(images)
+        if self.encoder.output_fmt == "NHWC":
+            maps = [found.permute(0, 3, 1, 2) for found in maps]
+        return dict(zip(self.levels, maps, strict=True))
 
     def _create(
         self, encoder: str, *, in_channels: int, pretrained: bool = False, out_indices: Sequence[int] | None = None
@@ -75,11 +82,14 @@ class TimmBackbone(nn.Module):
             need = f"{', '.join(self.others)} or one of timm.list_models(), such as {', '.join(close)}"
             got = f"{self.key}={encoder!r} is unknown"
             raise ConfigError(explain(got=got, need=need, hint=f"{self.key}={close[0]}"))
-        selection: dict[str, Any] = {} if out_indices is None else {"out_indices": tuple(out_indices)}
+        given: dict[str, Any] = {"features_only": True, "pretrained": pretrained, "in_chans": in_channels}
+        if out_indices is not None:
+            given["out_indices"] = tuple(out_indices)
         try:
-            return timm.create_model(
-                encoder, features_only=True, pretrained=pretrained, in_chans=in_channels, **selection
-            )
+            try:  # windowed transformers take other sizes than those of their pretraining only when told to
+                return timm.create_model(encoder, strict_img_size=False, **given)
+            except TypeError:
+                return timm.create_model(encoder, **given)
         except Exception as error:  # timm and its download raise many kinds
             got = f"{self.key}={encoder!r} with pretrained={pretrained} cannot be made"
             raise ConfigError(
@@ -111,7 +121,7 @@ class TimmBackbone(nn.Module):
         strips[1, :, :, -64:] -= 10.0
         awake = _wake(self.encoder)
         try:
-            maps = dict(zip(self.levels, awake(strips), strict=True))
+            maps = self._run(awake, strips)
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ConfigError(
                 _unsuitable(self.key, name, f"fails on an image of {height}x{width} px ({error})")
@@ -231,7 +241,7 @@ class TimmBottomUp(TimmBackbone, BottomUp):
         """An awake copy of the encoder, and its maps of a square image with ``side`` px."""
         awake = _wake(self.encoder)
         images = torch.rand(1, in_channels, side, side, generator=torch.Generator().manual_seed(0))
-        return awake, dict(zip(self.levels, awake(images), strict=True))
+        return awake, self._run(awake, images)
 
 
 def _wake(encoder: nn.Module) -> nn.Module:
