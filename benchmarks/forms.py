@@ -1,131 +1,295 @@
-"""All forms of one trained net side by side: PyTorch, ONNX in fp32, fp16 and INT8, in one graph and in two, and C++.
+"""Every form of trained nets side by side: PyTorch, ONNX in fp32, fp16, INT8 and in two graphs, and C++.
 
-python benchmarks/forms.py CKPT --data data=coco data.root=PATH 'data.pattern=fluor_*' --fields 20 --out runs/forms
+python benchmarks/forms.py U-Net=CKPT 'CenterMask2 lite=CKPT' --data data=coco data.root=PATH 'data.pattern=fluor_*' \
+    --fields 20 --out runs/forms
 
-Accuracy, cells and agreement with PyTorch are of the same held-out fields for all; times are taken in turns. Forms are
-made without the gate, so that the table also shows those that it would refuse. The C++ runner (``make cpp``) reads the
-fp32 bundle and is compared with the Python runtime, label image by label image.
+Each form's cells, accuracy and difference from PyTorch are of the same real fields: the first held-out ones together,
+and three on their own: the largest piece of a held-out field without a cell, the held-out field with nearest to 50
+cells, and a mosaic of the densest pieces of 256 px with 1,400 cells or more, of which a net is to find 1,000. Fields
+are shown in one piece, so that no tile's edge is taken for a difference. Forms are made without the gate, so that those
+that it would refuse are here too.
+
+Times are of one field of 520 x 704 px, in turns. C++ is ``build/cpp/cellvision_predict`` (``make cpp``) with the fp32
+bundle; it delivers cells, so that only those can be compared. Writes forms.md and forms.json to ``--out``.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 from hydra import compose, initialize_config_dir
+from parity_fields import SOME, choose_fields, describe_fields
 
-from cellvision.bundle import Channel, load_manifest
+from cellvision.bundle import load_manifest
 from cellvision.commands.progress import show_progress
 from cellvision.composition import build_data
 from cellvision.data.image_writer import write_image
 from cellvision.export.forms import Quantizing, write_half, write_int8
-from cellvision.export.gate.measure import Measurement, measure_forms
-from cellvision.export.graph_options import FORMS, GraphOptions
+from cellvision.export.gate.found import LARGEST_WHOLE_PX, Agreement, open_bundle, open_net
+from cellvision.export.gate.measure import NET, Measurement, measure_forms
+from cellvision.export.graph_options import GraphOptions
+from cellvision.export.progress import PhaseLines, Tell
 from cellvision.export.quantize.calibration import collect_training_images
 from cellvision.export.writer import export_checkpoint
-from cellvision.metrics.accuracy import choose_headlines
-from cellvision.runtime.predictor import Predictor
+from cellvision.metrics.accuracy import Accuracy, Found, choose_headlines
+from cellvision.metrics.cost.timing import describe_machine
+from cellvision.models.base import SegNet
+from cellvision.runtime.cells import Cells
 from cellvision.training.checkpoint import load_net
 from cellvision.types import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZE = (520, 704)  # px, timed
 RUNNER = ROOT / "build" / "cpp" / "cellvision_predict"
+CPP = "C++, fp32"
+SIZE = (520, 704)  # px, timed
+FREE_MIB = 4096  # for C++
+DIFFERENCES = {"": "probability", "scores_": "score", "masks_": "mask", "boxes_": "box, px"}
+
+Predict = Callable[[Sample], Found]
 
 
 def main() -> None:
-    """Make the forms, measure them, print a table and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", nargs="+", default=[], help="settings of train.py that choose the data")
-    parser.add_argument("--fields", type=int, default=20, help="held-out fields")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--runs", type=int, default=7, help="of each form that count, for times")
-    parser.add_argument("--calibration", default="minmax")
-    parser.add_argument("--input-dtype", default="uint8")
-    parser.add_argument("--out", type=Path, default=Path("runs/forms"))
-    chosen = parser.parse_args()
+    """Make the forms of each net, measure them, and write tables."""
+    chosen = parse_arguments()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         data = build_data(compose("train", overrides=["run_dir=unused", *chosen.data]).data)
-    samples = data.collect_held_out(chosen.fields)
-    net, _ = load_net(chosen.checkpoint)
+    held_out = data.collect_held_out(sys.maxsize)
+    fields = {"held out": held_out[: chosen.fields], **choose_fields(held_out)}
+    images = collect_training_images(data, chosen.calibration_fields)
     chosen.out.mkdir(parents=True)
-    images = collect_training_images(data, 16)
-    forms: dict[str, Path] = {}
-    for form in FORMS if net.detecting else FORMS[:1]:
-        source = forms[f"fp32 {form}"] = chosen.out / f"fp32_{form}"
-        options = GraphOptions(input_dtype=chosen.input_dtype, form=form)
-        export_checkpoint(chosen.checkpoint, source, samples=samples[:4], options=options)
-        for precision in ("fp16", "int8"):
-            folder = forms[f"{precision} {form}"] = chosen.out / f"{precision}_{form}"
-            folder.mkdir()
-            if precision == "fp16":
-                write_half(net, source, folder)
-            else:
-                write_int8(source, folder, Quantizing(images=images, method=chosen.calibration))
-    with show_progress("measuring", unit="steps") as progress:
-        found = measure_forms(
+    record: dict[str, Any] = {"machine": describe_machine(), "fields": describe_fields(fields), "nets": {}}
+    text = f"Fields: {'; '.join(f'{name}: {facts}' for name, facts in record['fields'].items())}.\n"
+    for name, checkpoint in chosen.nets.items():
+        net, _ = load_net(checkpoint)
+        folder = chosen.out / name.replace(" ", "_")
+        with PhaseLines() as tell:
+            forms = write_forms(net, checkpoint, folder, fields["held out"][:4], images, chosen, tell)
+        rows = measure_fields(net, forms, fields)
+        with show_progress(f"{name}: times", unit="steps") as progress:
+            timed = fields[f"about {SOME}"]
+            how: dict[str, Any] = {"threads": chosen.threads, "sizes": [SIZE], "runs": chosen.runs}
+            costs = measure_forms(net, forms, timed, checkpoint=checkpoint, progress=progress, **how)
+        record["nets"][name] = {
+            "checkpoint": str(checkpoint),
+            "fields": rows,
+            "costs": [one.to_record() for one in costs],
+        }
+        table = f"\n## {name}\n\n{to_table(rows)}\n{to_cost_table(costs)}"
+        print(table, flush=True)
+        text += table
+        (chosen.out / "forms.json").write_text(json.dumps(record, indent=2) + "\n")
+        (chosen.out / "forms.md").write_text(text)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What the user asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nets", nargs="+", metavar="NAME=CKPT", help="checkpoints of train.py, each with a name")
+    parser.add_argument("--data", nargs="+", default=[], help="settings of train.py that choose the data")
+    parser.add_argument("--fields", type=int, default=20, help="held-out fields")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="to time with")
+    parser.add_argument("--runs", type=int, default=9, help="of each form that count, for times")
+    parser.add_argument("--calibration", default="minmax", help="minmax | percentile | entropy")
+    parser.add_argument("--calibration-fields", type=int, default=16, help="training fields for INT8 ranges")
+    parser.add_argument("--max-cells", type=int, default=2000, help="of an instance net, places for cells")
+    parser.add_argument("--input-dtype", default="uint8", help="of the graphs")
+    parser.add_argument("--out", type=Path, default=Path("runs/forms"), help="new folder")
+    chosen = parser.parse_args()
+    pairs = [pair.partition("=") for pair in chosen.nets]
+    chosen.nets = {name: Path(path) for name, _, path in pairs}
+    if wrong := next(("".join(pair) for pair in pairs if not Path(pair[2]).is_file()), None):
+        parser.error(f"no checkpoint in {wrong!r}; need NAME=CKPT")
+    return chosen
+
+
+def write_forms(
+    net: SegNet,
+    checkpoint: Path,
+    folder: Path,
+    samples: Sequence[Sample],
+    images: Sequence[np.ndarray],
+    chosen: argparse.Namespace,
+    tell: Tell,
+) -> dict[str, Path]:
+    """Bundle folders by the form's name, the fp32 graph first."""
+    max_cells = chosen.max_cells if net.detecting else None
+    options = GraphOptions(input_dtype=chosen.input_dtype, max_cells=max_cells)
+    forms = {"ORT fp32": folder / "fp32", "ORT fp16": folder / "fp16", "ORT INT8": folder / "int8"}
+    tell(f"forms of {checkpoint}")
+    export_checkpoint(checkpoint, forms["ORT fp32"], samples=samples, options=options, tell=tell)
+    for name in ("ORT fp16", "ORT INT8"):
+        forms[name].mkdir()
+    write_half(net, forms["ORT fp32"], forms["ORT fp16"])
+    write_int8(forms["ORT fp32"], forms["ORT INT8"], Quantizing(images=images, method=chosen.calibration, tell=tell))
+    if net.detecting:
+        forms["ORT fp32, two graphs"] = folder / "parted"
+        parted = replace(options, form="parted")
+        export_checkpoint(checkpoint, forms["ORT fp32, two graphs"], samples=samples, options=parted, tell=tell)
+    return forms
+
+
+def measure_fields(
+    net: SegNet, forms: Mapping[str, Path], fields: Mapping[str, Sequence[Sample]]
+) -> list[dict[str, Any]]:
+    """A row for each group of fields and each form: scores, and differences from the net in PyTorch."""
+    manifest = load_manifest(forms["ORT fp32"])
+    ways: dict[str, Predict] = {
+        NET: open_net(
             net,
-            forms,
-            samples,
-            checkpoint=chosen.checkpoint,
-            threads=chosen.threads,
-            sizes=[SIZE],
-            runs=chosen.runs,
-            progress=progress,
+            splitting=manifest.splitting,
+            live_threshold=manifest.live_threshold,
+            detecting=manifest.detecting,
         )
-    cpp = compare_cpp(forms["fp32 whole"], samples, data.channels)
-    print_table(found, load_manifest(forms["fp32 whole"]).kind, net.spec.classes)
-    print(f"C++: {cpp}")
-    record = {"forms": [one.to_record() for one in found], "cpp": cpp}
-    (chosen.out / "forms.json").write_text(json.dumps(record, indent=2) + "\n")
+    }
+    ways |= {name: open_bundle(folder, largest_px=LARGEST_WHOLE_PX) for name, folder in forms.items()}
+    if RUNNER.is_file():
+        ways[CPP] = open_cpp(forms["ORT fp32"])
+    rows = []
+    with show_progress("cells", unit="fields") as progress:
+        total, done = sum(map(len, fields.values())), 0
+        for group, samples in fields.items():
+            tallies = {name: _Tally(net.spec.classes, manifest.splitting.foreground_threshold) for name in ways}
+            for sample in samples:
+                of_net = ways[NET](sample)
+                for name, predict in ways.items():
+                    tallies[name].add(sample, of_net, of_net if name == NET else predict(sample))
+                progress(done := done + 1, total)
+            headlines = choose_headlines(manifest.kind, manifest.classes)[:1]
+            rows += [{"fields": group, "form": name} | tally.compute(headlines) for name, tally in tallies.items()]
+            if not RUNNER.is_file():
+                rows.append({"fields": group, "form": f"{CPP}: not built"})
+    return rows
 
 
-def compare_cpp(bundle: Path, samples: list[Sample], channels: tuple[Channel, ...]) -> dict[str, Any] | str:
-    """Cells of the C++ runner and of the Python runtime, and the share of pixels that differ."""
-    if not RUNNER.is_file():
-        return "not built; make cpp"
-    predictor = Predictor(bundle)
-    with tempfile.TemporaryDirectory() as name:
-        images, out = Path(name) / "images", Path(name) / "cells"
-        images.mkdir()
-        for sample in samples:
-            write_image(images / f"{sample.name}.tif", sample, channels)
-        command = [str(RUNNER), "--bundle", str(bundle), "--out", str(out), "--no-overlay", str(images)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        cells, other, pixels = [0, 0], 0, 0
-        for sample in samples:
-            expected = predictor(sample.image).label_image
-            assert expected is not None
-            found = tifffile.imread(out / f"{sample.name}_labels.tif")
-            cells[0] += int(expected.max(initial=0))
-            cells[1] += int(found.max(initial=0))
-            other += int((found != expected).sum())
-            pixels += found.size
-    return {"cells_python": cells[0], "cells_cpp": cells[1], "pixel_difference": other / pixels}
+class _Tally:
+    """What one form made of a group of fields."""
+
+    def __init__(self, classes: tuple[str, ...], mask_threshold: float) -> None:
+        self.accuracy, self.agreement = Accuracy(classes, mask_threshold=mask_threshold), Agreement(classes)
+        self.true_cells, self.other_px, self.pixels = 0, 0, 0
+
+    def add(self, sample: Sample, of_net: Found, found: Found) -> None:
+        self.accuracy.add(sample, found)
+        self.agreement.add(of_net, found)
+        one, other = of_net.cells.label_image, found.cells.label_image
+        assert one is not None
+        assert other is not None
+        self.true_cells += len(sample.cell_classes)
+        self.other_px += int(((one > 0) != (other > 0)).sum())
+        self.pixels += one.size
+
+    def compute(self, headlines: Sequence[Any]) -> dict[str, Any]:
+        scores = self.accuracy.compute()
+        shown = {headline.words: scores.get(headline.score) for headline in headlines}
+        return {
+            **self.agreement.compute(),
+            "true_cells": self.true_cells,
+            "cells": self.accuracy.cells,
+            "scores": shown | {"F1 at IoU 0.5": scores.get("cell/f1")},
+            "other_pixels": self.other_px / self.pixels,
+        }
 
 
-def print_table(found: tuple[Measurement, ...], kind: str, classes: tuple[str, ...]) -> None:
-    """A line per form; times as a ratio to the first ONNX graph, one for each number of threads."""
-    headlines = choose_headlines(kind, classes)
-    heads = [one.words for one in headlines]
-    heads += ["cells", "same cells, F1", "their overlap", "MB", "peak MiB", "ms", "time against fp32"]
-    print("| form | " + " | ".join(heads) + " |")
-    print("|---" * (len(heads) + 1) + "|")
-    for one in found:
-        cells = [f"{one.accuracy.get(headline.score, np.nan):.3f}" for headline in headlines]
-        cells += [str(one.cells), *(f"{one.agreement.get(key, 1.0):.4f}" for key in ("cell_f1", "cell_iou"))]
-        cells.append("" if one.size_bytes is None else f"{one.size_bytes / 1e6:.1f}")
-        cells.append("" if one.memory is None else f"{one.memory.peak_mib:.0f}")
-        cells.append(", ".join(f"{row['p50_ms']:.0f}" for row in one.latency))
-        cells.append(", ".join(f"{row['ratio']:.2f}" for row in one.latency))
-        print(f"| {one.name} | " + " | ".join(cells) + " |")
+def open_cpp(bundle: Path) -> Predict:
+    """What finds the cells of a sample with the C++ program."""
+    manifest = load_manifest(bundle)
+    more = ["--no-overlay", "--tile-px", str(LARGEST_WHOLE_PX), "--memory-mib", str(FREE_MIB)]
+
+    def predict(sample: Sample) -> Found:
+        with tempfile.TemporaryDirectory() as name:
+            image, out = Path(name) / "field.tif", Path(name) / "cells"
+            write_image(image, sample, manifest.channels)
+            command = [str(RUNNER), "--bundle", str(bundle), "--out", str(out), *more, str(image)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            labels = tifffile.imread(out / "field_labels.tif").astype(np.int32)
+            with (out / "cells.csv").open(newline="") as file:
+                classes = [row["class"] for row in csv.DictReader(file)]
+        kinds = np.array([manifest.classes.index(one) for one in classes], np.int64)
+        return Found(cells=to_cells(labels, kinds, manifest.classes, manifest.kind))
+
+    return predict
+
+
+def to_cells(labels: np.ndarray, kinds: np.ndarray, classes: tuple[str, ...], kind: str) -> Cells:
+    """Cells of which only labels and classes are known."""
+    number = np.arange(1, len(kinds) + 1, dtype=np.int32)
+    none = np.full(len(kinds), np.nan)
+    return Cells(
+        shape=(labels.shape[0], labels.shape[1]),
+        classes=classes,
+        channels=(),
+        kind=kind,
+        pixel_size_um=None,
+        label_image=labels,
+        label=number,
+        class_id=kinds,
+        area_px=np.bincount(labels.ravel(), minlength=len(kinds) + 1)[1:],
+        centroid_y_px=none,
+        centroid_x_px=none,
+        bbox=np.zeros((len(kinds), 4), np.int64),
+        mean_intensity=np.zeros((len(kinds), 0)),
+        probabilities=np.zeros((len(kinds), len(classes) - 1)),
+    )
+
+
+def to_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Cells, scores and differences from PyTorch as a markdown table."""
+    starts = [start for start in DIFFERENCES if any(f"{start}max_difference" in row for row in rows)]
+    scores = list(rows[0]["scores"])
+    differences = [f"{DIFFERENCES[start]}, max / mean difference" for start in starts]
+    heads = ["fields", "form", "true cells", "cells", *scores, *differences]
+    lines = [[*heads, "pixels that are cell on one side only", "same cells, F1", "their IoU"]]
+    for row in rows:
+        if "cells" not in row:
+            lines.append([row["fields"], row["form"], *[""] * (len(lines[0]) - 2)])
+            continue
+        found = [show(row["scores"][name], ".3f") for name in scores]
+        for start in starts:
+            both = [show(row.get(f"{start}{kind}_difference"), ".1e") for kind in ("max", "mean")]
+            found.append(" / ".join(both) if all(both) else "")
+        found += [f"{row['other_pixels']:.1e}", *(show(row.get(name), ".4f") for name in ("cell_f1", "cell_iou"))]
+        lines.append([row["fields"], row["form"], f"{row['true_cells']:,}", f"{row['cells']:,}", *found])
+    return to_markdown(lines)
+
+
+def to_cost_table(costs: Sequence[Measurement]) -> str:
+    """Sizes, memory and times as a markdown table."""
+    net, fp32 = costs[0], costs[1]
+    assert fp32.size_bytes
+    heads = ["form", "MB", "x fp32", "peak MiB"]
+    for row in net.latency:
+        heads += [f"ms, {row['threads']} thread{'s' * (row['threads'] > 1)}", "x fp32", "x PyTorch"]
+    lines = [heads]
+    for one in costs:
+        size, memory = one.size_bytes, one.memory.peak_mib if one.memory else None
+        megabytes = show(size and size / 1e6, ".1f")
+        cells = [one.name, megabytes, show(size and size / fp32.size_bytes, ".2f"), show(memory, ".0f")]
+        for row, of_net in zip(one.latency, net.latency, strict=True):
+            cells += [f"{row['p50_ms']:.0f}", f"{row['ratio']:.2f}", f"{row['p50_ms'] / of_net['p50_ms']:.2f}"]
+        lines.append(cells)
+    return to_markdown(lines)
+
+
+def to_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first line is its head."""
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:]]) + "\n"
+
+
+def show(value: float | None, form: str) -> str:
+    """The number, or nothing."""
+    return "" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

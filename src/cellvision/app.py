@@ -10,6 +10,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cellvision.composition import build, build_data, check_settings, resolve
+from cellvision.composition import build, build_data, check_groups, check_settings, resolve
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.settings import collect_fixed
+from cellvision.training.stopping import Stopped, stopping
 
 # Torch's worker threads spin while they wait for each other, which on a machine whose cores also run the data loaders
 # made a training step two to three times as slow; set before torch is imported, or not at all.
@@ -32,16 +34,20 @@ if TYPE_CHECKING:
     from cellvision.export.tensorrt.options import TensorrtOptions
     from cellvision.models.base import SegNet
     from cellvision.training.task import SegmentationTask
-    from cellvision.types import Sample
-
-ALLOWED_TARGETS = ("cellvision.", "lightning.pytorch.")
-"""A ``_target_`` outside these prefixes is refused: settings beside a checkpoint must not run other code."""
 
 
 def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
-    """Run a job; an error that a user can mend is one sentence on stderr and exit status 2."""
+    """Run a job; an error that a user can mend is one sentence on stderr and exit status 2.
+
+    So is Ctrl-C, with exit status 130, and SIGTERM, with 143.
+    """
     try:
-        return job(cfg)
+        with stopping():
+            return job(cfg)
+    except Stopped as stop:
+        folder = cfg.get("run_dir")
+        print(stop.advise(None if folder is None else Path(folder)), file=sys.stderr)
+        sys.exit(stop.exit_status)
     except (CellvisionError, OSError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -73,11 +79,16 @@ def train(cfg: DictConfig) -> float | None:
     if cfg.seed < 0:
         raise ConfigError(explain(got=f"seed={cfg.seed}", need="a whole number from 0 up", hint="seed=0"))
     resume = choose_resume(cfg.resume, folder / "checkpoints")
+    # All settings are checked before a long time goes into reading: names before any file is opened, values before
+    # pixels are.
+    check_groups(resolve(cfg), ("model", "optim", "trainer", "splitting", "mixing", "callbacks", "logger"))
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg.data)
-    data.setup()
     task = _build_task(cfg, data)
     trainer = _build_trainer(cfg, folder, record=RunRecord(folder, settings=resolve(cfg), data=data))
+    data.setup()
+    if cfg.splitting.min_area_px is None:
+        task.splitting = replace(task.splitting, min_area_px=max(1, data.small_cell_px // 2))
     if cfg.find_lr and resume is None:
         find_lr(_build_trainer(cfg, folder, record=None), task, data)
     trainer.fit(task, datamodule=data, ckpt_path=resume)
@@ -96,34 +107,36 @@ def train(cfg: DictConfig) -> float | None:
 def export(cfg: DictConfig) -> None:
     """Make a bundle of a checkpoint, compare it with the net on real samples, and refuse a form that is worse."""
     check_settings(cfg)
+    from cellvision.export.checks import check_count, check_switch
     from cellvision.export.graph_options import GraphOptions
+    from cellvision.export.progress import PhaseLines
     from cellvision.export.writer import export_checkpoint
 
+    check_count("samples", cfg.samples, least=1)
+    check_count("calibration.fields", cfg.calibration.fields, least=1)
+    check_switch("overwrite", cfg.overwrite)
     checkpoint = Path(cfg.ckpt)
     engines = None if cfg.get("trt") is None else build(cfg.trt, "trt")
     data = build_data(_find_data_settings(cfg, checkpoint))
     options = GraphOptions(input_dtype=cfg.input_dtype, form=cfg.form, max_cells=cfg.max_cells, min_score=cfg.min_score)
     given: dict[str, Any] = {"options": options, "tolerance": cfg.tolerance, "overwrite": cfg.overwrite}
-    samples = data.collect_held_out(cfg.samples)
-    if cfg.precision == "fp32" and engines is None:
-        manifest = export_checkpoint(checkpoint, Path(cfg.bundle), samples=samples, **given)
-        print(f"bundle {cfg.bundle}: largest difference from PyTorch {manifest.parity['max_difference']:.1e}")
-    else:
-        _export_form(cfg, data, engines, checkpoint, samples, given)
+    if cfg.precision != "fp32" or engines is not None:
+        _export_form(cfg, data, engines, checkpoint, given)
+        return
+    with PhaseLines() as tell:
+        tell("reading fields")
+        samples = data.collect_held_out(cfg.samples)
+        manifest = export_checkpoint(checkpoint, Path(cfg.bundle), samples=samples, tell=tell, **given)
+    print(f"bundle {cfg.bundle}: largest difference from PyTorch {manifest.parity['max_difference']:.1e}")
 
 
 def _export_form(
-    cfg: DictConfig,
-    data: CellDataModule,
-    engines: TensorrtOptions | None,
-    checkpoint: Path,
-    samples: list[Sample],
-    given: dict[str, Any],
+    cfg: DictConfig, data: CellDataModule, engines: TensorrtOptions | None, checkpoint: Path, given: dict[str, Any]
 ) -> None:
     from cellvision.bundle import load_manifest
-    from cellvision.commands.progress import show_progress
     from cellvision.export.gate.judged import Request, export_judged
     from cellvision.export.gate.table import print_verdict
+    from cellvision.export.progress import PhaseLines
     from cellvision.export.quantize.calibration import collect_training_images
     from cellvision.metrics.accuracy import choose_headlines
 
@@ -133,16 +146,16 @@ def _export_form(
     request = Request(
         precision=cfg.precision if engines is None else engines.precision,
         engines=engines,
-        images=collect_training_images(data, cfg.calibration.fields),
         calibration=cfg.calibration.method if engines is None else engines.calibration or cfg.calibration.method,
         rounds=cfg.calibration.rounds,
         tolerance_points=cfg.tolerance_points,
         allow_worse=cfg.allow_worse,
     )
-    with show_progress("measuring", unit="steps") as progress:
-        verdict = export_judged(
-            checkpoint, Path(cfg.bundle), request, samples=samples, tell=print, progress=progress, **given
-        )
+    with PhaseLines() as tell:
+        tell("reading fields")
+        request = replace(request, images=collect_training_images(data, cfg.calibration.fields))
+        samples = data.collect_held_out(cfg.samples)
+        verdict = export_judged(checkpoint, Path(cfg.bundle), request, samples=samples, tell=tell, **given)
     manifest = load_manifest(Path(cfg.bundle))
     print_verdict(verdict, choose_headlines(manifest.kind, manifest.classes))
     print(f"bundle {cfg.bundle}: {verdict.kept}")
@@ -170,9 +183,7 @@ def _build_task(cfg: DictConfig, data: CellDataModule) -> SegmentationTask:
     given = {"in_channels": len(data.channels), "classes": data.classes}
     net: SegNet = build(cfg.model, "model", **given, kind=cfg.model.get("kind") or data.kind)
     method = cfg.splitting.method or choose_splitting(net.spec)
-    min_area_px = cfg.splitting.min_area_px
-    if min_area_px is None:
-        min_area_px = max(1, data.small_cell_px // 2)
+    min_area_px = 1 if cfg.splitting.min_area_px is None else cfg.splitting.min_area_px
     score = 0.5 if cfg.splitting.score_threshold is None else cfg.splitting.score_threshold
     cfg.monitor = cfg.monitor or choose_monitor(net.spec)
     return SegmentationTask(
@@ -192,6 +203,7 @@ def _build_trainer(cfg: DictConfig, folder: Path, *, record: Callback | None) ->
     """Lightning's trainer; without ``record`` a bare one that keeps and shows nothing, for the learning-rate finder."""
     from lightning.pytorch.callbacks import Checkpoint
 
+    from cellvision.training.callbacks import LastValidation
     from cellvision.training.checkpoint import AtomicCheckpointIO
 
     groups = (
@@ -205,7 +217,7 @@ def _build_trainer(cfg: DictConfig, folder: Path, *, record: Callback | None) ->
     return build(
         cfg.trainer,
         "trainer",
-        callbacks=callbacks + ([record] if record else []),
+        callbacks=callbacks + ([LastValidation(), record] if record else []),
         logger=loggers,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],

@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_debug(benchmark, run_benchmark)
     info = verbs.add_parser("info", help="show what is in a bundle", description=_run_info.__doc__)
     info.add_argument("bundle", type=Path, help="bundle folder")
+    info.add_argument("--all", action="store_true", help="show all that the manifest holds")
     _add_debug(info, _run_info)
     return parser
 
@@ -201,7 +202,11 @@ def _check_evaluate(chosen: argparse.Namespace) -> None:
     }
     foreign = of_bundle if chosen.predictions else of_file
     if given := [name for name, value in foreign.items() if value is not None]:
-        chosen.refuse(f"{', '.join(given)}: only {'without' if chosen.predictions else 'with'} a file of predictions")
+        twins = {"--json": "--out", "--out": "--json", "--labels or --coco": "--truth", "--truth": "--coco"}
+        meant = [f"{twins[name]} instead of {name}" for name in given if name in twins]
+        where = "without" if chosen.predictions else "with"
+        hint = f"; try: {', '.join(meant)}" if meant else ""
+        chosen.refuse(f"{', '.join(given)}: only {where} a file of predictions{hint}")
     if missing := [name for name, value in needed.items() if value is None]:
         chosen.refuse(f"the following arguments are required: {', '.join(missing)}")
 
@@ -264,11 +269,15 @@ def _evaluate_bundle(chosen: argparse.Namespace) -> int:
 
 
 def _run_info(chosen: argparse.Namespace) -> int:
-    """Show the manifest of a bundle, after checking the graph's hash."""
+    """Show what a bundle is, after checking the hashes of its graphs."""
     from cellvision.bundle import load_manifest
-    from cellvision.commands.info import print_manifest
+    from cellvision.commands.info import print_manifest, print_summary
 
-    print_manifest(load_manifest(chosen.bundle))
+    manifest = load_manifest(chosen.bundle)
+    if chosen.all:
+        print_manifest(manifest)
+    else:
+        print_summary(manifest, chosen.bundle)
     return EXIT_OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra.errors
@@ -21,6 +22,18 @@ def check_settings(cfg: DictConfig) -> None:
     if missing := sorted(key for key, value in _walk(cfg, "") if value == "???"):
         got = f"no value for {', '.join(missing)}"
         raise ConfigError(explain(got=got, need="all of them", hint=" ".join(f"{key}=..." for key in missing)))
+
+
+def check_groups(plain: dict[str, Any], groups: Sequence[str]) -> None:
+    """Raise ConfigError for a setting of these groups that its class does not take; nothing is built, nothing read.
+
+    Args:
+        plain: all settings, resolved.
+        groups: keys of ``plain``; one can be None.
+    """
+    for group in groups:
+        check_targets(plain[group], group)
+        check_arguments(plain[group], group)
 
 
 def build(cfg: Any, key: str, **arguments: Any) -> Any:

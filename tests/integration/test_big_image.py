@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from cellvision.bundle import Splitting
 from cellvision.data.images import open_image
-from cellvision.runtime.tiles.budget import compute_costs
+from cellvision.runtime.tiles.budget import NetCosts, compute_costs
 from stain_net import CHANNELS, build_graph, draw_cells, write_bundle
 
 BLOCK = 1000
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_image(grey_bundle, tmp_path):
     # 20,000 x 20,000 px that is the first for each 1,000 px of width, and the second. The overlay is bounded by itself.
     per_tall = max(0.0, grown["tall"] - grown["small"]) / 6000
     per_wide = max(0.0, grown["wide"] - grown["small"]) / 4000
-    overlay = compute_costs(0, channels=1, dtype="uint16", overlay_shape=(20000, 20000)).fixed / 2**20
+    overlay = compute_costs(NetCosts(per_px=0), channels=1, dtype="uint16", overlay_shape=(20000, 20000)).fixed / 2**20
     at_20000 = found["small"]["before"] + grown["small"] + 18000 * 20 * per_tall + 19000 * per_wide + overlay
     assert at_20000 < 2048, found
     assert max(grown.values()) < 1024, found

@@ -1,5 +1,7 @@
 """An instance net as a bundle: the same cells in PyTorch, in one ONNX graph and in two, at ten sizes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tifffile
@@ -9,7 +11,11 @@ from cellvision.bundle import Channel, Splitting, load_manifest
 from cellvision.commands.evaluate import evaluate_bundle
 from cellvision.commands.evaluation.truth import open_truth
 from cellvision.errors import ConfigError, ExportError
+from cellvision.export.forms import write_half
+from cellvision.export.gate.found import open_bundle
 from cellvision.export.graph_options import GraphOptions
+from cellvision.export.onnx import open_eager
+from cellvision.export.parity.detections import pair_detections
 from cellvision.export.writer import export_bundle
 from cellvision.models.build import build_model
 from cellvision.runtime.detections.cells import build_detected_cells
@@ -155,6 +161,43 @@ def test_the_manifest_says_what_was_measured(bundle):
     assert manifest.parity["max_difference"] < 1e-3
     assert manifest.parity["cells_net"] == manifest.parity["cells_graph"] > 10
     assert manifest.parity["unmatched"] == 0
+
+
+def test_16_bits_find_what_the_net_finds(net, bundle, tmp_path):
+    manifest = write_half(net, bundle, tmp_path)
+    assert {graph.precision for graph in manifest.graphs} == {"fp16"}
+    for graph in manifest.graphs:
+        assert (tmp_path / graph.file).stat().st_size < 0.75 * (bundle / graph.file).stat().st_size
+    (expected,) = detect(net, IMAGES[8][None])
+    found, expected = pair_detections(open_session(tmp_path, threads=1).run(IMAGES[8]), expected)
+    assert len(expected) > 0.9 * load_manifest(tmp_path).detecting.max_cells
+    assert 0 < np.abs(found.scores - expected.scores).max() < 0.01
+    assert np.abs(found.masks - expected.masks).mean() < 0.01
+
+
+def test_pytorch_is_compared_on_the_work_of_the_graph(net, bundle):
+    """As many cells as the bundle has places for, from the score that the bundle starts with."""
+    image = IMAGES[8]
+    (every,) = detect(net, image[None])
+    least = float(every.scores[10])
+    few = replace(load_manifest(bundle).detecting, min_score=least, max_cells=4)
+    for detecting, expected in ((few, every.take(slice(4))), (replace(few, max_cells=400), every.take(slice(11)))):
+        outputs = open_eager(net, detecting=detecting)(torch.from_numpy(image[None]))
+        compare(read_detections({name: values.numpy() for name, values in outputs.items()}, 0), expected)
+
+
+def test_the_gate_sees_the_cells_that_the_predictor_gives(net, bundle):
+    image = IMAGES[8]
+    sample = Sample(
+        name="a", group="a", image=image, label_image=np.zeros(image.shape[1:], np.int32),
+        cell_classes=np.zeros(0, np.int64),
+    )  # fmt: skip
+    found = open_bundle(bundle, largest_px=256, threads=1)(sample)
+    cells = Predictor(bundle, threads=1)(image)
+    assert len(cells) > 1
+    assert (found.cells.label_image == cells.label_image).all()
+    assert (found.cells.class_id == cells.class_id).all()
+    assert len(found.detections) == len(Predictor(bundle, threads=1).detect(image))
 
 
 def test_what_an_instance_bundle_cannot_be(net, facts, tmp_path):

@@ -71,6 +71,20 @@ def test_killed_runs_end_like_an_unbroken_one(unbroken, tmp_path):
     assert_equal_runs(unbroken, tmp_path)
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_told_to_end_says_how_to_go_on(tmp_path, number, status):
+    with start(tmp_path, *STATEFUL, "trainer.max_epochs=1000") as process:
+        while process.poll() is None and not (tmp_path / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.05)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=120)
+    assert process.returncode == status, printed
+    (told,) = [line for line in printed.splitlines() if line.startswith("stopped by ")]
+    assert told.startswith(f"stopped by {number.name}; to go on after the last finished epoch: ")
+    assert told.endswith(f"run_dir={tmp_path} resume=auto")
+    assert "Traceback" not in printed
+
+
 def test_two_deterministic_runs_have_equal_weights(unbroken, tmp_path):
     finish(start(tmp_path, *STATEFUL))
     assert_equal_runs(unbroken, tmp_path)

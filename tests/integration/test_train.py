@@ -120,6 +120,33 @@ def test_export_with_data_of_the_command_line(run, tmp_path):
     assert made.returncode == 0, made.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("++optim.lrr=1", "'optim.lrr'"),
+        ("++trainer.max_epoch=3", "'trainer.max_epoch'"),
+        ("++callbacks.best.x=1", ".x'"),
+    ],
+)
+def test_a_mistyped_setting_is_found_before_any_file_is_read(tmp_path, setting, named):
+    failed = call("train.py", f"run_dir={tmp_path / 'run'}", "data=coco", f"data.root={tmp_path / 'nowhere'}", setting)
+    assert failed.returncode == 2
+    (line,) = failed.stderr.strip().splitlines()
+    assert line.startswith("error: unknown setting ")
+    assert named in line
+
+
+def test_the_end_is_validated_without_callbacks_too(tmp_path):
+    settings = ("callbacks=none", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2", "monitor=val/loss")
+    finish(start(tmp_path / "run", *settings))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["monitored"] is not None
+    (table,) = (tmp_path / "run").rglob("metrics.csv")
+    rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    steps = [int(row["epoch"]) for row in rows if row["val/loss"]]
+    assert steps == [1, 2]
+
+
 def test_a_missing_checkpoint_is_one_sentence(tmp_path):
     failed = call("export.py", f"ckpt={tmp_path / 'no.ckpt'}", f"bundle={tmp_path / 'b'}")
     assert failed.returncode == 2

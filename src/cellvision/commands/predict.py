@@ -98,7 +98,8 @@ def predict_images(
                 continue
             tables.add(name, cells)
             print(f"{to_line(name)}: {_describe(cells)}", flush=True)
-            _print_doubts(name, cells, predictor.manifest)
+            for note in (*_list_doubts(cells, predictor.manifest), *cells.notes):
+                print(f"{to_line(name)}: note: {note}", file=sys.stderr)
     return failed
 
 
@@ -107,12 +108,14 @@ def _describe(cells: Cells) -> str:
     return f"{found}, {format_viability(cells)}" if cells.has_viability else found
 
 
-def _print_doubts(name: str, cells: Cells, manifest: Manifest) -> None:
-    """Say on stderr what makes a result less sure than the bundle's measured accuracy."""
+def _list_doubts(cells: Cells, manifest: Manifest) -> list[str]:
+    """What makes a result less sure than the bundle's measured accuracy."""
+    doubts = []
     trained, found = manifest.pixel_size_um, cells.pixel_size_um
     if trained and found and not 0.8 <= found / trained <= 1.25:
-        note = f"a pixel is {found:g} um, the bundle was trained at {trained:g} um"
-        print(f"{to_line(name)}: note: {note}", file=sys.stderr)
+        doubts.append(f"a pixel is {found:g} um, the bundle was trained at {trained:g} um")
     if cells.tiles > 1 and not manifest.provenance.get("tiling", {}).get("exact", True):
-        note = "this net looks at the whole image, and was shown tiles; cells of doubtful score may differ untiled"
-        print(f"{to_line(name)}: note: {note}", file=sys.stderr)
+        doubts.append(
+            "this net looks at the whole image, and was shown tiles; cells of doubtful score may differ untiled"
+        )
+    return doubts

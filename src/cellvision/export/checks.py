@@ -22,6 +22,24 @@ BUNDLE_FILES = {
 """What export writes; a folder with any other file is not ours to replace."""
 
 
+def check_count(key: str, value: object, *, least: int) -> None:
+    """Raise ConfigError unless a setting is a whole number from ``least`` up.
+
+    Example:
+        >>> check_count("samples", 4, least=1)
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(
+            explain(got=f"{key}={value}", need=f"a whole number from {least} up", hint=f"{key}={max(least, 4)}")
+        )
+
+
+def check_switch(key: str, value: object) -> None:
+    """Raise ConfigError unless a setting is true or false: any other word would count as true."""
+    if not isinstance(value, bool):
+        raise ConfigError(explain(got=f"{key}={value}", need="true or false", hint=f"{key}=false"))
+
+
 def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Raise ConfigError unless ``folder`` is new, empty, or a bundle that may be replaced."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):

@@ -1,11 +1,11 @@
-"""What an exported graph is to be like."""
+"""What the graphs of a bundle are to be like."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cellvision.bundle import PRECISIONS, Detecting, Splitting
+from cellvision.bundle import Detecting, Splitting
 from cellvision.errors import ConfigError, check_choice, explain
 from cellvision.models.base import SegNet
 from cellvision.types import IMAGE_DTYPES
@@ -18,11 +18,10 @@ SCORE_SHARE = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class GraphOptions:
-    """Settings of one form of a net.
+    """Settings of a bundle's graphs, whatever their precision.
 
     Attributes:
         input_dtype: of the graph's input, one of IMAGE_DTYPES.
-        precision: "fp32", or "fp16" for 16 bit weights and feature maps; 8 bit graphs are made of finished ones.
         form: one of FORMS; "parted" for engines that cannot suppress doubles, and for less memory, instance nets only.
         max_cells: of an instance net, most cells of an image or tile; None for the net's own number.
         min_score: of an instance net, in [0, 1): boxes below it get no mask. None for SCORE_SHARE of the score from
@@ -33,14 +32,12 @@ class GraphOptions:
     """
 
     input_dtype: str = "float32"
-    precision: str = "fp32"
     form: str = "whole"
     max_cells: int | None = None
     min_score: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("input_dtype", self.input_dtype, IMAGE_DTYPES)
-        check_choice("precision", self.precision, PRECISIONS)
         check_choice("form", self.form, FORMS)
 
     @property

@@ -21,11 +21,13 @@ from cellvision.bundle import (
     load_manifest,
     write_manifest,
 )
+from cellvision.errors import ConfigError, explain, is_finite_number
 from cellvision.export.checks import GRAPH_NAME, check_fit, check_folder, select_dtypes
 from cellvision.export.gate.latency import measure_latency
 from cellvision.export.graph_options import GraphOptions
 from cellvision.export.onnx import export_part, split_net
 from cellvision.export.parity.comparison import TOLERANCE, compare_with_net, cut, to_dtype
+from cellvision.export.progress import Tell, say_nothing
 from cellvision.export.reach import compute_reach
 from cellvision.models.base import SegNet
 from cellvision.runtime.session import open_session
@@ -46,6 +48,7 @@ def export_checkpoint(
     options: GraphOptions | None = None,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
+    tell: Tell = say_nothing,
 ) -> Manifest:
     """The manifest of a new bundle in ``folder``, made of a checkpoint and its own record; see ``export_bundle``.
 
@@ -53,30 +56,35 @@ def export_checkpoint(
         DataError: the checkpoint cannot be used.
         ConfigError, BundleError, ExportError: as for ``export_bundle``.
     """
+    net, facts = load_facts(checkpoint)
+    how: dict[str, Any] = {"options": options, "tolerance": tolerance, "overwrite": overwrite, "tell": tell}
+    return export_bundle(net, folder, samples=samples, **facts, **how)
+
+
+def load_facts(checkpoint: Path) -> tuple[SegNet, dict[str, Any]]:
+    """A checkpoint's net, and what its record says of it, as arguments of ``export_bundle``.
+
+    Raises:
+        DataError: the checkpoint cannot be used.
+    """
     net, record = load_net(checkpoint)
-    return export_bundle(
-        net,
-        folder,
-        samples=samples,
-        channels=record.channels,
-        image_dtypes=record.image_dtypes,
-        pixel_size_um=record.pixel_size_um,
-        splitting=record.splitting,
-        accuracy=record.accuracy,
-        provenance={
+    return net, {
+        "channels": record.channels,
+        "image_dtypes": record.image_dtypes,
+        "pixel_size_um": record.pixel_size_um,
+        "splitting": record.splitting,
+        "accuracy": record.accuracy,
+        "provenance": {
             "checkpoint_sha256": compute_sha256(checkpoint),
             "data_fingerprint": record.fingerprint,
             "net": record.net,
             "git": describe_git(),
         },
-        live_threshold=record.live_threshold,
-        nucleus_margin_px=record.nucleus_margin_px,
-        long_cell_px=record.long_cell_px,
-        recipe=record.recipe,
-        options=options,
-        tolerance=tolerance,
-        overwrite=overwrite,
-    )
+        "live_threshold": record.live_threshold,
+        "nucleus_margin_px": record.nucleus_margin_px,
+        "long_cell_px": record.long_cell_px,
+        "recipe": record.recipe,
+    }
 
 
 def export_bundle(
@@ -97,6 +105,7 @@ def export_bundle(
     options: GraphOptions | None = None,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
+    tell: Tell = say_nothing,
 ) -> Manifest:
     """The manifest of a new bundle in ``folder``, after the graph was compared with the net on ``samples``.
 
@@ -120,6 +129,7 @@ def export_bundle(
         options: of the graph; None for the usual ones.
         tolerance: largest difference from the net in any output, 0..1.
         overwrite: replace an existing bundle.
+        tell: called with lines on the progress.
 
     Raises:
         ConfigError: arguments that do not fit the net, or a folder that may not be replaced.
@@ -144,8 +154,14 @@ def export_bundle(
         accuracy=accuracy,
     )
     with make_folder(folder) as made:
-        _make(net, draft, made, options=options, samples=samples, tolerance=tolerance)
+        _make(net, draft, made, options=options, samples=samples, tolerance=tolerance, tell=tell)
     return load_manifest(folder)
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not is_finite_number(tolerance) or tolerance < 0:
+        got = f"tolerance={tolerance}"
+        raise ConfigError(explain(got=got, need="a difference from 0 up", hint=f"tolerance={TOLERANCE:g}"))
 
 
 @contextmanager
@@ -190,11 +206,22 @@ def _draft(
 
 
 def _make(
-    net: SegNet, draft: Manifest, made: Path, *, options: GraphOptions, samples: Sequence[Sample], tolerance: float
+    net: SegNet,
+    draft: Manifest,
+    made: Path,
+    *,
+    options: GraphOptions,
+    samples: Sequence[Sample],
+    tolerance: float,
+    tell: Tell,
 ) -> None:
     """Fill the folder ``made`` with a bundle whose graphs agree with the net."""
+    _check_tolerance(tolerance)
     parts = split_net(net, input_dtype=draft.input_dtype, detecting=draft.detecting, parted=options.parted)
-    files = [export_part(part, made / (GRAPH_NAME if part.role == "whole" else f"{part.role}.onnx")) for part in parts]
+    files = []
+    for part in parts:
+        tell(f"making the {'graph' if part.role == 'whole' else f'{part.role} graph'}")
+        files.append(export_part(part, made / (GRAPH_NAME if part.role == "whole" else f"{part.role}.onnx")))
     graphs = tuple(
         Graph(role=part.role, file=path.name, sha256=compute_sha256(path))
         for part, path in zip(parts, files, strict=True)
@@ -202,9 +229,11 @@ def _make(
     manifest = replace(draft, graphs=graphs)
     write_manifest(manifest, made)
     images = [sample.image for sample in samples]
-    report = compare_with_net(net, made, images, tolerance=tolerance)
+    report = compare_with_net(net, made, images, tolerance=tolerance, tell=tell)
+    tell("timing the graph and PyTorch")
     image = to_dtype(cut(images[0], LATENCY_PX, LATENCY_PX), manifest.input_dtype)
-    latency = measure_latency(net, open_session(made, threads=torch.get_num_threads()).run_batch, image)
+    run = open_session(made, threads=torch.get_num_threads()).run_batch
+    latency = measure_latency(net, run, image, detecting=manifest.detecting)
     write_manifest(replace(manifest, parity=report.to_record(), latency=latency), made)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from cellvision.metrics.semantic import compute_confusion, compute_semantic_scor
 from cellvision.metrics.viability import FieldViability, compute_field_viability, compute_viability_scores
 from cellvision.runtime.cells import Cells
 from cellvision.runtime.detections.found import Detections
-from cellvision.runtime.detections.masks import encode_detections
 from cellvision.types import Sample
 
 
@@ -123,7 +122,11 @@ class Accuracy:
         if found.detections is not None:
             truth = InstanceField.from_label_image(sample.label_image, sample.cell_classes)
             self._separate.append(compute_overlaps(InstanceField.from_cells(cells), truth))
-            self._detected.append(compute_overlaps(self._to_field(found.detections, cells.shape, same), truth))
+            named = found.detections
+            if not same:
+                named = replace(named, class_id=np.ones(len(named), np.int64))
+            detected = InstanceField.from_detections(named, shape=cells.shape, mask_threshold=self.mask_threshold)
+            self._detected.append(compute_overlaps(detected, truth))
 
     def compute(self) -> dict[str, float]:
         """Flat scores in 0..1, and "field/viability_error_pp" in points; undefined ones are absent, so none is NaN."""
@@ -139,16 +142,6 @@ class Accuracy:
             # From what was delivered, whose scores have passed their threshold already.
             scores |= compute_instance_scores(separate, score_threshold=0.0).to_dict()
         return {name: scores[name] for name in _KEPT if name in scores}
-
-    def _to_field(self, detections: Detections, shape: tuple[int, int], same: bool) -> InstanceField:
-        return InstanceField.from_rles(
-            encode_detections(detections, shape=shape, mask_threshold=self.mask_threshold),
-            shape=shape,
-            class_id=detections.class_id if same else np.ones(len(detections), np.int64),
-            score=detections.rank_scores,
-            box_score=detections.scores,
-            boxes=detections.boxes.clip(0, [*shape[::-1], *shape[::-1]]),
-        )
 
     def _to_viability(self, field: FieldScore) -> FieldViability:
         true_live, true_dead, live, dead = field.count_viability(self.classes)

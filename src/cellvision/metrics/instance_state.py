@@ -131,4 +131,4 @@ class InstanceMetrics(Metric):
         return super()._apply(fn, exclude_state=(*exclude_state, "parts"))
 
     def _move_list_states_to_cpu(self) -> None:
-        pass
+        """Nothing to move: the list holds no tensor."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from cellvision.runtime.maps.splitting import CellSums, measure_cells, merge_sums
 
-BAND_PX = 2**20
+BAND_PX = 2**18
 """Pixels of a band; measuring takes some hundred bytes for each."""
 
 
@@ -43,7 +43,7 @@ def cut_bands(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """(top, bottom) of bands of at most BAND_PX pixels, or of one row, that make up an image of ``shape``.
 
     Example:
-        >>> list(cut_bands((5, 2**19)))
+        >>> list(cut_bands((5, 2**17)))
         [(0, 2), (2, 4), (4, 5)]
     """
     rows = max(1, BAND_PX // shape[1])

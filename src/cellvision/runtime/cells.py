@@ -35,6 +35,8 @@ class Cells:
         probabilities: (N, K-1) float64 in 0..1, of each class but the background; rows sum to 1.
         tiles: number of tiles that the image was worked on in.
         score: (N,) float64 in 0..1, how sure the net is of each cell; None for nets that do not find cells themselves.
+        notes: what to know of how they were found, a sentence each: tiles made small for lack of memory, or so full of
+            cells that more may be there.
     """
 
     shape: tuple[int, int]
@@ -53,6 +55,7 @@ class Cells:
     probabilities: np.ndarray
     tiles: int = 1
     score: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.label)
@@ -193,7 +196,6 @@ def build_cells(
     shape: tuple[int, int],
     label_image: np.ndarray | None,
     pixel_size_um: float | None,
-    tiles: int = 1,
 ) -> Cells:
     """The record of cells 1..N from their sums.
 
@@ -209,7 +211,6 @@ def build_cells(
         shape: (H, W) of the image.
         label_image: (H, W) int32 with labels 1..N, or None.
         pixel_size_um: of the image, or None.
-        tiles: number of tiles that the image was worked on in.
     """
     area = sums.area[:, None]
     probabilities = sums.probability / area
@@ -228,7 +229,6 @@ def build_cells(
         bbox=np.stack([sums.top, sums.left, sums.bottom, sums.right], axis=1),
         mean_intensity=sums.intensity / area,
         probabilities=probabilities,
-        tiles=tiles,
     )
 
 

@@ -63,8 +63,10 @@ class Predictor:
             memory_mib: most memory for predicting one image, beside what the process already holds, the arrays that
                 go in and come out, some hundred bytes per cell, and 4 bytes for each pixel of a mask of each cell that
                 the net finds itself. Tiles are made smaller until they fit; what the net needs per pixel is measured
-                when the bundle is opened. Device memory of a GPU is not counted.
-            tile_px: distance between tiles; None starts from the bundle's and halves it as memory asks.
+                when the bundle is opened. A bundle of one graph makes all masks of a tile at once: there, a field with
+                more than one cell for every 32 x 32 px takes more memory, and is done all the same. Device memory of a
+                GPU is not counted.
+            tile_px: distance between tiles; None takes the bundle's, or the largest that memory allows.
             overlap_px: margin around each tile, better at least as wide as a cell; None for the bundle's. Both are
                 rounded up to a multiple of the net's stride.
             batch: at most so many tiles of one size go through the graph at once. More than 1 helps on a GPU.

@@ -81,11 +81,26 @@ def _is_limit(planned: int | None) -> bool:
     return planned is not None and planned >= 0
 
 
+class LastValidation(Callback):
+    """The end of the last epoch is always validated.
+
+    Also where ``check_val_every_n_epoch`` passes it over or the steps end in the midst of an epoch: else the last
+    epochs, or all of a short run, could not become the best, and a run would end with the score of an earlier net.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Have the net validated after the last batch of the run; Lightning does so where a run is asked to stop."""
+        is_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if is_last_epoch or trainer.global_step == trainer.max_steps:
+            if trainer.check_val_every_n_epoch is not None:
+                trainer.check_val_every_n_epoch = 1
+            trainer.should_stop = True
+
+
 class BestCheckpoint(Checkpoint):
     """The net with the best validation score so far, in ``best.ckpt``.
-
-    The end of the last epoch is always validated, also where ``check_val_every_n_epoch`` passes it over or the steps
-    end in the midst of an epoch: else the last epochs, or all of a short run, could not become the best.
 
     Only the score is remembered, never a path, so that a run folder can be moved between two parts of a run.
 
@@ -114,16 +129,6 @@ class BestCheckpoint(Checkpoint):
         """Forget a score whose net is not here: a run resumed in another folder begins to look for its best net."""
         if self.score is not None and not trainer.strategy.broadcast(self.path.is_file()):
             self.score = None
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Have the net validated after the last batch of the run; Lightning does so where a run is asked to stop."""
-        is_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if is_last_epoch or trainer.global_step == trainer.max_steps:
-            if trainer.check_val_every_n_epoch is not None:
-                trainer.check_val_every_n_epoch = 1
-            trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that this epoch has scores of its own."""

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 def draw_confusions(confusions: dict[str, np.ndarray], classes: tuple[str, ...], path: Path) -> None:
     """Confusion matrices as one picture: true classes in rows, shares of the row in colour, counts as text.
 
-    Of cells the background is no class: a true cell in its column was missed, a predicted one in its row is false, and
-    its colour is the share of all cells predicted so.
+    Of cells the background is no class: a true cell in the column "no cell" was missed, a predicted one in the row
+    "no cell" is false, and its colour is the share of all cells predicted so.
 
     Args:
         confusions: (K, K) counts by "pixel" and "cell".
@@ -27,10 +27,10 @@ def draw_confusions(confusions: dict[str, np.ndarray], classes: tuple[str, ...],
         if name == "cell":
             shares[0] = counts[0] / np.maximum(counts.sum(axis=0), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        ticks = range(len(classes))
+        ticks, names = range(len(classes)), ("no cell", *classes[1:]) if name == "cell" else classes
         axes.set(title=f"{name}s", xlabel="predicted", ylabel="true")
-        axes.set_xticks(ticks, ("missed", *classes[1:]) if name == "cell" else classes)
-        axes.set_yticks(ticks, ("false", *classes[1:]) if name == "cell" else classes)
+        axes.set_xticks(ticks, names)
+        axes.set_yticks(ticks, names)
         for row in ticks:
             for column in ticks:
                 if name == "cell" and row == column == 0:

@@ -93,7 +93,7 @@ def finish_run(
     with StagedFiles(folder) as staged:
         staged.path("results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draw_confusions(task.confusions, task.net.spec.classes, folder / "confusion.png")
-    written = ["results.json", "curves.png", "confusion.png"]
+    written = [name for name in ("results.json", "curves.png", "confusion.png") if (folder / name).is_file()]
     if rows:
         table = [replace(rows[name], otsu=baseline.fields.get(name)) for name in data.held_out.names if name in rows]
         written += _write_viability(table, folder)

@@ -7,8 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 CURVES = (
     "pixel/miou",
@@ -58,7 +61,8 @@ class History(Callback):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_history(self.rows, self.folder / "history.csv")
-            draw_curves(self.rows, self.folder / "curves.png")
+            name, mode = getattr(pl_module, "monitor", ""), getattr(pl_module, "monitor_mode", "max")
+            draw_curves(self.rows, self.folder / "curves.png", best=find_best_epoch(self.rows, name, mode=mode))
 
 
 def write_history(rows: list[dict[str, float]], path: Path) -> None:
@@ -72,12 +76,31 @@ def write_history(rows: list[dict[str, float]], path: Path) -> None:
     draft.replace(path)
 
 
-def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Losses, scores and learning rate over the epochs as one picture."""
+def find_best_epoch(rows: list[dict[str, float]], name: str, *, mode: str) -> int | None:
+    """The first epoch with the best score of that name, or None where no epoch has it.
+
+    Example:
+        >>> rows = [{"epoch": 0}, {"epoch": 1, "val/loss": 2.0}, {"epoch": 2, "val/loss": 3.0}]
+        >>> find_best_epoch(rows, "val/loss", mode="min")
+        1
+    """
+    sign = 1 if mode == "max" else -1
+    known = [row for row in rows if math.isfinite(row.get(name, math.nan))]
+    return int(max(known, key=lambda row: sign * row[name])["epoch"]) if known else None
+
+
+def draw_curves(rows: list[dict[str, float]], path: Path, *, best: int | None = None) -> None:
+    """Losses, scores and learning rate over the epochs as one picture; losses that span a decade on a log axis.
+
+    Args:
+        rows: one per epoch: "epoch", "lr" and the scores by name.
+        path: picture to write.
+        best: epoch of the best net, marked by a line; None for no line.
+    """
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in ("epoch", "lr")]
     losses = [n for n in names if n in ("train/loss", "val/loss")]
     scores = [f"val/{name}" for name in CURVES if f"val/{name}" in names]
-    figure = Figure(figsize=(15, 5), layout="constrained")
+    figure = Figure(figsize=(15, 6), layout="constrained")
     for axes, title, shown in zip(
         figure.subplots(1, 3), ("loss", "validation scores", "learning rate"), (losses, scores, ["lr"]), strict=True
     ):
@@ -86,7 +109,18 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
             if points:
                 # A single epoch has no line to see.
                 axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 40 else None)
+        if shown is losses and _spans_a_decade(axes):
+            axes.set_yscale("log")
+        if best is not None and axes.lines:
+            axes.axvline(best, color="0.6", linestyle="--", linewidth=1, zorder=0, label=f"best net, epoch {best}")
         axes.set(title=title, xlabel="epoch")
-        if shown and axes.lines:
-            axes.legend(fontsize=5, ncols=1 + len(axes.lines) // 12)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.lines:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def _spans_a_decade(axes: Axes) -> bool:
+    """Whether all values are above 0, and the largest is ten times the smallest."""
+    values = np.concatenate([np.zeros(0), *(np.asarray(line.get_ydata()) for line in axes.lines)])
+    return len(values) > 0 and 0 < 10 * values.min() <= values.max()

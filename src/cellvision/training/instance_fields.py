@@ -10,43 +10,12 @@ from cellvision.bundle import Splitting
 from cellvision.metrics.instances.field import InstanceField
 from cellvision.metrics.instances.painted_field import paint_field
 from cellvision.metrics.instances.score_threshold import ScoreThreshold, fit_score_threshold
-from cellvision.runtime.cells import Cells, choose_classes
+from cellvision.runtime.cells import choose_classes
 from cellvision.runtime.detections.cells import normalise_scores
 from cellvision.runtime.detections.found import Detections
-from cellvision.runtime.detections.masks import encode_detections
 
 LEAST_SCORE = 1e-6
 """A chosen threshold is at least this and at most one minus this."""
-
-
-def to_separate_field(cells: Cells) -> InstanceField:
-    """The separate cells, no pixel in two of them; all of score 1 where the net gives none."""
-    assert cells.label_image is not None
-    score = np.ones(len(cells)) if cells.score is None else cells.score
-    return InstanceField.from_label_image(cells.label_image, cells.class_id, score=score)
-
-
-def to_found_field(
-    detections: Detections, *, shape: tuple[int, int], mask_threshold: float, cell_class: np.ndarray | None = None
-) -> InstanceField:
-    """All that a net found, low scores and overlaps too, as average precision wants them.
-
-    Args:
-        detections: boxes in px of the field.
-        shape: (H, W) of the field.
-        mask_threshold: smallest probability of a cell's pixel, in (0, 1].
-        cell_class: see `choose_cell_classes`.
-    """
-    height, width = shape
-    return InstanceField.from_rles(
-        encode_detections(detections, shape=shape, mask_threshold=mask_threshold),
-        shape=shape,
-        class_id=detections.class_id,
-        score=detections.rank_scores,
-        box_score=detections.scores,
-        boxes=detections.boxes.clip(0, [width, height, width, height]),
-        cell_class=cell_class,
-    )
 
 
 def choose_cell_classes(detections: Detections, classes: tuple[str, ...], *, live_threshold: float) -> np.ndarray:
@@ -69,7 +38,7 @@ def fit_to_separate(
     None where there is nothing to learn: nothing was found, or nothing is true.
 
     Args:
-        found: from `to_found_field`, one per field.
+        found: from `InstanceField.from_detections`, one per field.
         truths: of the same fields in the same order.
         splitting: min_visible and min_area_px are looked at.
     """

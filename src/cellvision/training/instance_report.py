@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cellvision.metrics.instances.score_threshold import ScoreThreshold
 from cellvision.runtime.files.writers import StagedFiles
 from cellvision.runtime.pictures.error_sheet import ErrorField, draw_error_sheet
 from cellvision.training.gathering import gather
-from cellvision.training.instance_fields import choose_cell_classes, fit_to_separate, to_found_field
+from cellvision.training.instance_fields import choose_cell_classes, fit_to_separate
 from cellvision.training.instance_files import name_fields, write_predictions, write_truth
 from cellvision.training.pictures import Pictures, draw_rows
 from cellvision.training.pr_curves import draw_pr_curves
@@ -37,7 +38,8 @@ SHOWN_FIELDS = 3
 class InstanceReport(Callback):
     """Collects the held-out fields while they are scored; ``gather`` and then ``write`` make the files.
 
-    Predictions are kept as compressed masks, and whole fields only of the first three.
+    Predictions are kept as compressed masks, and whole fields only of the first three, for cells.png, and of the three
+    with the smallest share of cells found, for errors.png.
 
     Args:
         pictures: of the run, whose marks and zoom cells.png takes over; None for what suits the fields.
@@ -47,6 +49,7 @@ class InstanceReport(Callback):
         self.marks, self.zoom = (None, None) if pictures is None else (pictures.marks, pictures.zoom)
         self.fields: dict[str, InstanceField] = {}
         self.shown: list[FieldPrediction] = []
+        self.worst: list[ErrorField] = []
 
     def on_test_batch_end(
         self,
@@ -63,10 +66,12 @@ class InstanceReport(Callback):
             self.fields[field.name] = _encode(field, pl_module)
             if len(self.shown) < SHOWN_FIELDS:
                 self.shown.append(field)
+            self.worst = _choose_worst([*self.worst, _to_error_field(field)])
 
     def gather(self) -> None:
         """Take over what the other processes of a distributed run have found; every process must take part."""
         self.fields = {name: field for part in gather(self.fields) for name, field in part.items()}
+        self.worst = _choose_worst([field for part in gather(self.worst) for field in part])
 
     def write(self, folder: Path, task: SegmentationTask, data: CellDataModule) -> list[str]:
         """Write predictions.json, truth.json, cells.png, errors.png and pr_curves.png; their names.
@@ -89,11 +94,11 @@ class InstanceReport(Callback):
             zoom=self.zoom,
         )
         Image.fromarray(cells).save(folder / "cells.png")
-        errors = [_to_error_field(field) for field in self.shown]
-        Image.fromarray(draw_error_sheet(errors, channels=data.channels)).save(folder / "errors.png")
+        Image.fromarray(draw_error_sheet(self.worst, channels=data.channels)).save(folder / "errors.png")
         names = ["predictions.json", "truth.json", "cells.png", "errors.png"]
         if curves := task.curves:
-            draw_pr_curves(curves, folder / "pr_curves.png", title=f"{task.net.spec.name}, IoU 0.5")
+            title = f"{task.net.spec.name}, IoU 0.5 (dot: score >= {score:.3f})"
+            draw_pr_curves(curves, folder / "pr_curves.png", title=title)
             names.append("pr_curves.png")
         return names
 
@@ -136,12 +141,18 @@ def _encode(field: FieldPrediction, task: SegmentationTask) -> InstanceField:
     detections, classes = field.detections, task.net.spec.classes
     assert detections is not None
     tells = has_viability(classes)
-    return to_found_field(
+    return InstanceField.from_detections(
         detections,
         shape=field.cells.shape,
         mask_threshold=task.splitting.foreground_threshold,
         cell_class=choose_cell_classes(detections, classes, live_threshold=task.live_threshold) if tells else None,
     )
+
+
+def _choose_worst(fields: Sequence[ErrorField]) -> list[ErrorField]:
+    """The fields, each once, with the smallest share of cells found, the worst first."""
+    by_name = {field.name: field for field in fields}  # a distributed sampler repeats some
+    return sorted(by_name.values(), key=lambda field: field.errors.found_share)[:SHOWN_FIELDS]
 
 
 def _to_error_field(field: FieldPrediction) -> ErrorField:

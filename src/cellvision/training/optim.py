@@ -63,6 +63,10 @@ class Optim:
     def __post_init__(self) -> None:
         check_choice("optim.name", self.name, OPTIMIZERS)
         check_choice("optim.schedule", self.schedule, SCHEDULES)
+        for key in ("lr", "weight_decay", "momentum", "warmup", "floor", "power", "factor"):
+            if isinstance(getattr(self, key), str):
+                got = f"optim.{key}={getattr(self, key)}"
+                raise ConfigError(explain(got=got, need="a number", hint=f"optim.{key}={getattr(Optim, key):g}"))
         ranges = {
             "lr": (self.lr > 0, "a number above 0", 1e-3),
             "weight_decay": (self.weight_decay >= 0, "a number from 0 up", 1e-4),

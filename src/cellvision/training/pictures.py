@@ -19,10 +19,10 @@ from cellvision.models.base import NetSpec
 from cellvision.runtime.cells import Cells
 from cellvision.runtime.pictures.marks import Marks, add_caption, stack_pictures
 from cellvision.runtime.pictures.overlay import draw_overlay
-from cellvision.training.instance_fields import fit_to_separate, limit_score, to_found_field
+from cellvision.training.instance_fields import fit_to_separate, limit_score
 from cellvision.training.scoring import FieldPrediction, build_true_cells, repaint_field
 from cellvision.training.task import SegmentationTask
-from cellvision.types import Batch
+from cellvision.types import IGNORE, Batch
 
 MARKS = ("boxes", "numbers", "class_names", "scores", "scale_bar")
 _LARGEST_ZOOM = 4
@@ -142,7 +142,9 @@ def choose_shown_score(fields: Sequence[FieldPrediction], splitting: Splitting) 
 
 def _encode(field: FieldPrediction, splitting: Splitting) -> InstanceField:
     assert field.detections is not None
-    return to_found_field(field.detections, shape=field.cells.shape, mask_threshold=splitting.foreground_threshold)
+    return InstanceField.from_detections(
+        field.detections, shape=field.cells.shape, mask_threshold=splitting.foreground_threshold
+    )
 
 
 def draw_rows(
@@ -157,6 +159,8 @@ def draw_rows(
 ) -> np.ndarray:
     """(h, w, 3) uint8: truth left, prediction right, one row per field, padded with black to one width.
 
+    True cells that do not count, such as crowds and those of unknown class, are grey.
+
     Args:
         spec: of the net.
         fields: one or more.
@@ -169,11 +173,15 @@ def draw_rows(
     rows = []
     for field in fields:
         chosen = _choose_marks(field.cells, marks, zoom=zoom, pixel_size_um=pixel_size_um)
-        sides = (("truth", field.name, build_true_cells(spec, field)), ("prediction", note, field.cells))
+        unknown = np.where(field.true_class_map == IGNORE, field.true_label_image, 0)
+        sides = (
+            ("truth", field.name, build_true_cells(spec, field), unknown),
+            ("prediction", note, field.cells, None),
+        )
         pictures = []
-        for side, words, cells in sides:
+        for side, words, cells, ignored in sides:
             cells = replace(cells, pixel_size_um=pixel_size_um)
-            picture = draw_overlay(field.image, cells, channels=channels, marks=chosen)
+            picture = draw_overlay(field.image, cells, channels=channels, marks=chosen, ignored=ignored)
             picture = np.pad(picture, ((0, 0), (0, _GAP_PX), (0, 0)))
             pictures.append(add_caption(picture, (side, words)))
         rows.append(stack_pictures(pictures, axis=1))

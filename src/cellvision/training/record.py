@@ -61,7 +61,17 @@ def describe_run(data: CellDataModule, net: SegNet, *, monitor: str) -> list[str
         lines.append(f"skipped   {len(faults)} annotations of {split}: {'; '.join(faults[:3])}")
     lines.append(f"net       {net.spec.name}, {size:,} parameters; best by {monitor}")
     lines += [f"net       {line}" for line in net.report]
-    return lines + [f"warning   {text}" for text in (describe_counts(data), describe_crowding(net, data)) if text]
+    warnings = (describe_absence(data), describe_counts(data), describe_crowding(net, data))
+    return lines + [f"warning   {text}" for text in warnings if text]
+
+
+def describe_absence(data: CellDataModule) -> str | None:
+    """A sentence where no training field has an annotated cell, else None."""
+    assert data.stats is not None
+    if any(data.stats.class_pixels[1:]):
+        return None
+    got = f"none of {len(data.views['train'])} training fields has an annotated cell"
+    return explain(got=got, need="cells to learn from", hint="look at the annotations, or at data.pattern")
 
 
 def describe_counts(data: CellDataModule) -> str | None:

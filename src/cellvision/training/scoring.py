@@ -11,6 +11,7 @@ from torch import nn
 from cellvision.bundle import Splitting
 from cellvision.metrics.cells import compute_field_score, has_viability
 from cellvision.metrics.instance_state import InstanceMetrics
+from cellvision.metrics.instances.coco_ap import KINDS, PrCurve
 from cellvision.metrics.instances.field import InstanceField
 from cellvision.metrics.state import CellMetrics, PixelMetrics
 from cellvision.models.base import NetSpec
@@ -20,7 +21,6 @@ from cellvision.runtime.detections.found import Detections, read_detections
 from cellvision.runtime.maps.splitting import measure_cells, split_cells
 from cellvision.runtime.viability import compute_viability
 from cellvision.training.field_report import FieldRow
-from cellvision.training.instance_fields import to_found_field, to_separate_field
 from cellvision.types import IGNORE, Batch
 
 
@@ -112,9 +112,11 @@ class Scores(nn.Module):
             cells.label_image, cells.class_id, cells.p_live, field.true_label_image, field.true_cell_classes
         )
         truth = InstanceField.from_label_image(field.true_label_image, field.true_cell_classes)
-        self.separate.update(to_separate_field(cells), truth, field.name)
+        self.separate.update(InstanceField.from_cells(cells), truth, field.name)
         if self.found is not None and field.detections is not None:
-            found = to_found_field(field.detections, shape=cells.shape, mask_threshold=self.mask_threshold)
+            found = InstanceField.from_detections(
+                field.detections, shape=cells.shape, mask_threshold=self.mask_threshold
+            )
             self.found.update(found, truth, field.name)
 
     def compute(self) -> dict[str, float]:
@@ -132,16 +134,23 @@ class Scores(nn.Module):
         with self.pixel.sync_context(), self.cell.sync_context():
             return {"pixel": self.pixel.confusion.cpu().numpy(), "cell": self.cell.confusion.cpu().numpy()}
 
-    def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """(recall, precision) at IoU 0.5 by "mask" or "box" and class, over all processes; empty for other nets."""
+    def curves(self, score_threshold: float) -> dict[str, PrCurve]:
+        """Curves at IoU 0.5 by "mask" or "box" and class, over all processes; empty for other nets.
+
+        Args:
+            score_threshold: where to mark those of masks; boxes compete by another score.
+        """
         if self.found is None:
             return {}
         with self.found.sync_context():
             overlaps = self.found.to_overlaps()
+        counted = overlaps.select(np.flatnonzero(overlaps.score >= score_threshold), np.arange(len(overlaps.ignored)))
+        at_half = self.found.compute_coco("mask", counted).recall[0, :, 0, -1]
+        chosen = {"mask": dict(zip(self.found.classes[1:], at_half.tolist(), strict=True)), "box": {}}
         return {
-            f"{kind}, {name}": curve
-            for kind in ("mask", "box")
-            for name, curve in self.found.compute_coco(kind, overlaps).to_curves().items()
+            f"{kind}, {name}": PrCurve(recall=recall, precision=precision, chosen_recall=chosen[kind].get(name))
+            for kind in KINDS
+            for name, (recall, precision) in self.found.compute_coco(kind, overlaps).to_curves().items()
         }
 
     def reset(self) -> None:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from cellvision.bundle import Splitting
 from cellvision.data.datamodule import CellDataModule
 from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.metrics.instances.coco_ap import PrCurve
 from cellvision.models.base import SegNet
 from cellvision.training.checkpoint import RECORD_KEY, NetRecord, find_drift
 from cellvision.training.field_report import FieldRow
@@ -80,7 +81,7 @@ class SegmentationTask(LightningModule):
         self.record: NetRecord | None = None
         self.exact_scores: dict[str, float] = {}
         self.confusions: dict[str, np.ndarray] = {}
-        self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.curves: dict[str, PrCurve] = {}
         self.field_rows: list[FieldRow] = []
         self._extra_losses: dict[str, ExtraLoss] = {}
         self._skipped_steps, self._loss_was_finite = 0, True
@@ -289,7 +290,8 @@ class SegmentationTask(LightningModule):
         scores = self._scores(stage)
         self.exact_scores = scores.compute()  # Lightning keeps single precision
         self.log_dict({f"{stage}/{name}": value for name, value in self.exact_scores.items()}, batch_size=1)
-        self.confusions, self.curves = scores.confusions(), scores.curves()
+        if stage == "test":  # for the pictures at the end of a run
+            self.confusions, self.curves = scores.confusions(), scores.curves(self.splitting.score_threshold)
         scores.reset()
 
     def _scores(self, stage: str) -> Scores:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from cellvision.bundle import Graph, load_manifest
-from cellvision.commands.info import print_manifest
+from cellvision.commands.info import print_manifest, print_summary
 from dot_net import write_dot_bundle
 
 
@@ -35,3 +35,45 @@ def test_nets_of_maps_detect_nothing(stain_bundle, printed):
     text = printed(load_manifest(stain_bundle))
     assert "whole: model.onnx (onnx, fp32)" in text
     assert "detecting" not in text
+
+
+ACCURACY = {f"val/mask/ap_{n}": 0.5 for n in range(100)} | {"val/mask/ap": 0.65264, "val/cell/f1": 0.88}
+FORM = {"passed": True, "ratio": 0.47721, "size_ratio": 0.3, "memory_ratio": None, "lost_points": {"mask/ap": 0.024}}
+RECORDS = {
+    "accuracy": ACCURACY,
+    "parity": {"max_difference": 1.5e-05, "tolerance": 0.001, "cells_net": 201, "cells_graph": 200, "cases": [{}] * 50},
+    "latency": {"size": [1, 256, 256], "threads": 2, "onnxruntime_ms": {"median": 45.2}, "pytorch_ms": {"median": 129}},
+    "gate": {"form": "int8", "passed": True, "sentence": "a sentence", "forms": {"int8": FORM, "fp32": {}}},
+    "versions": {"cellvision": "0.1.0", "timm": "1.0"},
+}
+
+
+def test_a_summary_fits_one_screen(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = write_dot_bundle(tmp_path / "b", parted=True)
+    print_summary(replace(load_manifest(folder), **RECORDS), folder)
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 40
+    rows = [line.strip() for line in text.splitlines()]
+    for row in (
+        "classes   background, live, dead",
+        "channels  dots (nuclear), radius, dead (dead)",
+        "accuracy  val/mask/ap=0.6526, val/cell/f1=0.88",
+        "parity    max_difference=1.5e-05, tolerance=0.001, cells_net=201, cells_graph=200",
+        "latency   size=[1, 256, 256], threads=2, onnxruntime_ms=45.2, pytorch_ms=129",
+        "gate      int8 passed; of fp32: time=0.4772, size=0.3; points lost: mask/ap=0.024",
+        "a sentence",
+        "versions  cellvision=0.1.0",
+    ):
+        assert row in rows
+    size = (folder / "trunk.onnx").stat().st_size / 2**20
+    assert f"trunk: trunk.onnx (onnx, fp32), {size:.1f} MiB" in text
+    assert "at most 64 in a tile" in text
+
+
+def test_records_that_are_not_there_take_no_rows(stain_bundle, capsys):
+    print_summary(load_manifest(stain_bundle), stain_bundle)
+    text = capsys.readouterr().out
+    assert "method distance" in text
+    for name in ("accuracy", "parity", "latency", "gate", "in a tile"):
+        assert name not in text

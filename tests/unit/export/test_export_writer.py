@@ -200,6 +200,8 @@ def test_bundle_is_as_readable_as_any_other_folder(net, facts, tmp_path):
     [
         ({"samples": []}, ExportError, "no sample; need at least one real field"),
         ({"channels": (Channel(name="DAPI"),)}, ConfigError, "the channel list has 1 channels; need 2"),
+        ({"tolerance": -1}, ConfigError, "tolerance=-1; need a difference from 0 up; try: tolerance=0.001"),
+        ({"tolerance": "small"}, ConfigError, "tolerance=small; need a difference from 0 up"),
         ({"live_threshold": 1.0}, ConfigError, "live_threshold=1.0; need a number between 0 and 1"),
         ({"image_dtypes": ("int8",)}, ConfigError, "unknown image dtype 'int8'"),
         (

@@ -52,7 +52,9 @@ def test_maps_are_those_of_timm():
             torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("encoder", ["resnet10t", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "encoder", ["resnet10t", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
+)
 def test_unet_comes_back_to_full_size_and_every_parameter_learns(encoder):
     net = build_unet(encoder, attention="gate")
     images = torch.rand(2, 2, 45, 33) * 255

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from cellvision.training import callbacks
-from cellvision.training.callbacks import BestCheckpoint, EpochBar, EpochLines, build_progress
+from cellvision.training.callbacks import BestCheckpoint, EpochBar, EpochLines, LastValidation, build_progress
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -149,7 +149,8 @@ def fit_validated(tmp_path, *, every, resume=None, **limits):
     best = BestCheckpoint(folder=tmp_path, monitor="val/score")
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, default_root_dir=tmp_path, callbacks=[best], check_val_every_n_epoch=every, **limits,
+        num_sanity_val_steps=0, default_root_dir=tmp_path, callbacks=[best, LastValidation()],
+        check_val_every_n_epoch=every, **limits,
     )  # fmt: skip
     module = Validated()
     trainer.fit(module, ckpt_path=resume)

@@ -31,7 +31,10 @@ for number in range(rank, 5, 2):
     scores.pixel.confusion += number
     scores.cell.confusion += 10 * number
 report.gather()
-curves = {name: [values.tolist() for values in curve] for name, curve in scores.curves().items()}
+curves = {
+    name: [curve.recall.tolist(), curve.precision.tolist(), curve.chosen_recall]
+    for name, curve in scores.curves(0.5).items()
+}
 confusions = {name: int(counts[0, 0]) for name, counts in scores.confusions().items()}
 assert len(scores.found.parts) == (3, 2)[rank]
 lengths = {name: len(field) for name, field in report.fields.items()}
@@ -65,10 +68,11 @@ def test_fields_curves_and_confusions_are_those_of_both_processes(tmp_path):
     assert results[0][1:] == results[1][1:]
     assert lengths == results[1][0] == {f"field{i}": len(pred) for i, (pred, _) in enumerate(draw_pairs())}
     expected = {
-        f"{kind}, {name}": [values.tolist() for values in curve]
+        f"{kind}, {name}": [recall.tolist(), precision.tolist()]
         for kind in ("mask", "box")
-        for name, curve in metrics.compute_coco(kind).to_curves().items()
+        for name, (recall, precision) in metrics.compute_coco(kind).to_curves().items()
     }
-    assert curves == expected
+    assert {name: curve[:2] for name, curve in curves.items()} == expected
+    assert all((curve[2] is None) == name.startswith("box") for name, curve in curves.items())
     assert len(expected) >= 2
     assert confusions == {"pixel": 0 + 1 + 2 + 3 + 4, "cell": 10 * (0 + 1 + 2 + 3 + 4)}

@@ -12,8 +12,6 @@ from cellvision.training.instance_fields import (
     choose_cell_classes,
     fit_to_separate,
     limit_score,
-    to_found_field,
-    to_separate_field,
 )
 
 SHAPE = (64, 64)
@@ -52,11 +50,11 @@ def test_the_threshold_is_that_of_the_cells_as_delivered():
         boxes = cells.bbox[:, [1, 0, 3, 2]].astype(np.float32)[:8]
         found.boxes[: len(boxes)] = boxes
     truths = [InstanceField.from_label_image(cells.label_image, cells.class_id) for cells in true_cells]
-    raw = [to_found_field(found, shape=SHAPE, mask_threshold=0.5) for found in detections]
+    raw = [InstanceField.from_detections(found, shape=SHAPE, mask_threshold=0.5) for found in detections]
     fitted = fit_to_separate(raw, truths, SPLITTING)
     values = {}
     for score in np.unique(np.concatenate([found.scores for found in detections])).tolist():
-        delivered = [to_separate_field(find(found, limit_score(score))) for found in detections]
+        delivered = [InstanceField.from_cells(find(found, limit_score(score))) for found in detections]
         counts = fit_score_threshold(delivered, truths)
         # Going down no further than to the last cell delivered is the value of this threshold itself.
         if counts.threshold == min(field.score.min() for field in delivered if len(field)):
@@ -67,7 +65,7 @@ def test_the_threshold_is_that_of_the_cells_as_delivered():
 
 
 def test_nothing_is_fitted_where_there_is_nothing_to_learn():
-    found = to_found_field(draw_detections(np.random.default_rng(1)), shape=SHAPE, mask_threshold=0.5)
+    found = InstanceField.from_detections(draw_detections(np.random.default_rng(1)), shape=SHAPE, mask_threshold=0.5)
     nothing = InstanceField.from_label_image(np.zeros(SHAPE, int), np.zeros(0, int))
     none_found = InstanceField.from_label_image(np.zeros(SHAPE, int), np.zeros(0, int), score=np.zeros(0))
     true = InstanceField.from_label_image(np.ones(SHAPE, int), np.array([1]))

@@ -7,6 +7,7 @@ import numpy as np
 from cellvision.bundle import Splitting
 from cellvision.data.batching import SubsetView
 from cellvision.data.synthetic import SyntheticCells
+from cellvision.runtime.pictures.error_sheet import ErrorField
 from cellvision.runtime.pictures.marks import Marks
 from cellvision.training import instance_report
 from cellvision.training.finish import _find_pictures
@@ -25,3 +26,19 @@ def test_cells_are_drawn_with_the_marks_of_the_runs_pictures(tmp_path, monkeypat
     for callbacks in ([object(), pictures], [object()]):
         InstanceReport(_find_pictures(SimpleNamespace(callbacks=callbacks))).write(tmp_path, task, data)
     assert [(given["marks"], given["zoom"]) for given in asked] == [(Marks(boxes=True, numbers=True), 3), (None, None)]
+
+
+def test_the_worst_fields_are_kept_once_each():
+    true = np.zeros((20, 60), np.int32)
+    for number in range(1, 5):
+        true[5:15, 12 * number : 12 * number + 10] = number
+    fields = [
+        ErrorField(
+            name=f"{found} found", image=true[None], pred_label_image=np.where(true <= found, true, 0),
+            true_label_image=true,
+        )
+        for found in (3, 0, 4, 2, 0, 1)
+    ]  # fmt: skip
+    assert [field.name for field in instance_report._choose_worst(fields)] == ["0 found", "1 found", "2 found"]
+    assert [field.errors.found_share for field in fields] == [0.75, 0.0, 1.0, 0.5, 0.0, 0.25]
+    assert fields[0].errors.true_count == 4

@@ -95,6 +95,7 @@ def test_norms_and_biases_are_spared_from_weight_decay():
         ({"schedule": "cosin"}, r"optim.schedule 'cosin'; need one of: .*plateau.*; try: 'cosine'"),
         ({"name": "adam"}, r"optim.name 'adam'.*adamw, sgd"),
         ({"lr": 0.0}, r"optim.lr=0.0; need a number above 0"),
+        ({"lr": "fast"}, r"optim.lr=fast; need a number; try: optim.lr=0.001"),
         ({"warmup": 1.0}, r"optim.warmup=1.0; need a share in \[0, 1\)"),
         ({"cycles": 0}, r"optim.cycles=0"),
         ({"factor": 1.5}, r"optim.factor=1.5"),

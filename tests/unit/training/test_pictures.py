@@ -53,9 +53,9 @@ def drawn(monkeypatch):
         pictures_module, "add_caption", lambda picture, lines: (found.captions.append(lines), add(picture, lines))[1]
     )
 
-    def overlay(image, cells, *, channels, marks):
+    def overlay(image, cells, *, channels, marks, ignored):
         found.overlays.append((len(cells), marks))
-        return draw(image, cells, channels=channels, marks=marks)
+        return draw(image, cells, channels=channels, marks=marks, ignored=ignored)
 
     monkeypatch.setattr(pictures_module, "draw_overlay", overlay)
     return found

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cellvision.models.centermask2.settings import NetSettings
-from cellvision.training.record import describe_counts, describe_crowding, describe_run, find_skipped
+from cellvision.training.record import describe_absence, describe_counts, describe_crowding, describe_run, find_skipped
 from cellvision.types import IGNORE
 
 
@@ -59,11 +59,18 @@ def test_doubtful_counts_are_told_with_their_number():
     assert describe_counts(data) is None
 
 
+@pytest.mark.parametrize(("pixels", "said"), [((9, 0, 0), True), ((9, 0, 1), False)])
+def test_fields_without_any_cell_are_told(pixels, said):
+    data = SimpleNamespace(views={"train": range(7)}, stats=SimpleNamespace(class_pixels=pixels))
+    assert ("none of 7 training fields has an annotated cell" in (describe_absence(data) or "")) == said
+
+
 def test_each_line_on_a_run_begins_with_what_it_is_about():
     data = SimpleNamespace(
         views={"train": Counted([2000, 3]), "val": Counted([1])},
         channels=[SimpleNamespace(name="grey")],
         faults={"constant": ["a"]},
+        stats=SimpleNamespace(class_pixels=(5, 1)),
     )
     data.views["train"].dataset = SimpleNamespace(skipped=("a.png: no mask",))
     data.views["val"].dataset = SimpleNamespace()

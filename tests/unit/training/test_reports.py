@@ -12,7 +12,7 @@ from cellvision.runtime.viability import compute_viability
 from cellvision.training.confusion import draw_confusions
 from cellvision.training.field_report import FieldRow, draw_field_viability, write_field_table
 from cellvision.training.finish import print_scores
-from cellvision.training.history import draw_curves, write_history
+from cellvision.training.history import draw_curves, find_best_epoch, write_history
 
 ROWS = [
     FieldRow(name="a", predicted=compute_viability(8, 2), true=compute_viability(9, 1), otsu=compute_viability(5, 5)),
@@ -46,12 +46,35 @@ def test_of_cells_the_background_is_missed_or_false(tmp_path, monkeypatch):
     pixels, cells = drawn
     for axes, column, row, texts in (
         (pixels, "background", "background", ["0", "2", "5", "18"]),
-        (cells, "missed", "false", ["2", "5", "18"]),
+        (cells, "no cell", "no cell", ["2", "5", "18"]),
     ):
         assert [label.get_text() for label in axes.get_xticklabels()] == [column, "cell"]
         assert [label.get_text() for label in axes.get_yticklabels()] == [row, "cell"]
         assert [text.get_text() for text in axes.texts] == texts
     np.testing.assert_allclose(cells.images[0].get_array(), [[0, 2 / 20], [5 / 23, 18 / 23]])
+
+
+def test_curves_mark_the_best_epoch_and_show_decades(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes))
+    rows = [{"epoch": i, "lr": 0.1, "train/loss": 40 / (i + 1) ** 2, "val/mask/ap": i / 9} for i in range(7)]
+    rows[3]["val/mask/ap"] = 0.9
+    best = find_best_epoch(rows, "val/mask/ap", mode="max")
+    draw_curves(rows, tmp_path / "curves.png", best=best)
+    flat = [{**row, "train/loss": 2.0 + i} for i, row in enumerate(rows)]
+    draw_curves(flat, tmp_path / "curves.png")
+    assert (best, find_best_epoch(rows, "train/loss", mode="min"), find_best_epoch(rows, "x", mode="max")) == (
+        3,
+        6,
+        None,
+    )
+    assert [axes.get_yscale() for axes in drawn[0]] == ["log", "linear", "linear"]
+    assert [list(axes.lines[-1].get_xdata()) for axes in drawn[0]] == [[3, 3]] * 3
+    assert drawn[0][0].lines[-1].get_label() == "best net, epoch 3"
+    assert [axes.get_yscale() for axes in drawn[1]] == ["linear"] * 3
+    assert len(drawn[1][0].lines) == 1
+    for axes in drawn[0]:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
 def test_history_has_a_column_for_every_score(tmp_path):

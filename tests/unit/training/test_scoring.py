@@ -34,6 +34,25 @@ def field():
     return repaint_field(SPEC, found, splitting=Splitting(method="instances"), live_threshold=0.5)
 
 
+def test_curves_of_masks_tell_the_recall_at_a_score(field):
+    two = np.where(np.arange(32)[:, None] < 14, field.true_label_image, 2 * (field.true_label_image > 0))
+    detections = replace(
+        field.detections,
+        boxes=np.array([[4, 4, 24, 14], [4, 14, 24, 24]], np.float32),
+        scores=np.array([0.9, 0.3], np.float32),
+        class_id=np.array([1, 1]),
+        class_scores=np.array([[0.9], [0.3]], np.float32),
+        masks=np.ones((2, 7, 7), np.float32),
+    )
+    scores = Scores(SPEC, mask_threshold=0.5)
+    scores.update(replace(field, true_label_image=two, true_cell_classes=np.array([1, 1]), detections=detections))
+    for threshold, recall in ((0.95, 0.0), (0.5, 0.5), (0.2, 1.0)):
+        curves = scores.curves(threshold)
+        assert curves["mask, cell"].chosen_recall == recall
+        assert curves["box, cell"].chosen_recall is None
+        assert curves["mask, cell"].precision.tolist() == [pytest.approx(1.0)] * 101
+
+
 def test_only_probabilities_of_pixels_have_a_curve(field):
     for outputs, has_curve in ((("boxes",), False), (("boxes", "probabilities"), True)):
         scores = Scores(replace(SPEC, outputs=outputs), mask_threshold=0.5)

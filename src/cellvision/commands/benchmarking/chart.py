@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from cellvision.commands.benchmark import Benchmark
 from cellvision.commands.lines import to_line
+from cellvision.metrics.cost.timing import describe_machine
 
 
 def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
@@ -17,9 +18,8 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
     names = list(benchmark.manifests)
     cases = list(dict.fromkeys((row.threads, row.batch) for row in benchmark.rows))
     found = {(row.bundle, row.threads, row.batch): row for row in benchmark.rows}
-    figure = Figure(figsize=(5 + 2.5 * len(cases), 9), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 2 + 1.0 * len(cases) * len(names)), 9), layout="constrained")
     times, memory, size = figure.subplots(3, 1)
-    labels = [f"{threads} threads, batch {batch}" for threads, batch in cases]
     for at, name in enumerate(names):
         rows = [found.get((name, *case)) for case in cases]
         p50 = [row.latency.p50_ms if row else 0.0 for row in rows]
@@ -27,24 +27,30 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
         _add_bars(times, at, len(names), p50, label=to_line(name), above=above)
         peaks = [row.memory.peak_mib if row and row.memory else 0.0 for row in rows]
         _add_bars(memory, at, len(names), peaks, label=to_line(name))
-    bars = size.bar(range(len(names)), [benchmark.find_size(name) / 1e6 for name in names], width=0.5)
-    for bar, colour in zip(bars, (f"C{at % 10}" for at in range(len(names))), strict=True):
-        bar.set_color(colour)
-    size.bar_label(bars, fmt="%.2f", fontsize=8)
-    size.set_xticks(range(len(names)), [_escape(to_line(name)) for name in names])
+        _add_bars(size, at, len(names), [benchmark.find_size(name) / 1e6], label=to_line(name), form="%.2f")
+    labels = [f"{threads} thread{'s' * (threads > 1)}, batch of {batch}" for threads, batch in cases]
     for axes in (times, memory):
         axes.set_xticks(range(len(cases)), labels)
+    size.set_xticks([])
     height, width = benchmark.inputs.size
-    times.set_title(f"median time of a batch of {height} x {width} px; line: 95 % of the runs")
-    times.set_ylabel("ms")
-    memory.set_ylabel("peak memory, MiB")
-    size.set_ylabel("files, MB")
-    times.legend(fontsize=8)
+    machine = describe_machine()
+    _describe(times, f"Time of a batch of {height} x {width} px: median, and line to 95 % of the runs", "ms")
+    _describe(memory, "Peak memory of a process that runs such a batch", "MiB")
+    _describe(size, "Size of the graphs", "MB")
+    figure.suptitle(_escape(f"{machine['processor']}, {machine['cores']} cores"), fontsize=10)
+    figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)), fontsize=9)
     figure.savefig(path, format="png", dpi=120)
 
 
 def _add_bars(
-    axes: Axes, at: int, of: int, values: Sequence[float], *, label: str, above: Sequence[float] | None = None
+    axes: Axes,
+    at: int,
+    of: int,
+    values: Sequence[float],
+    *,
+    label: str,
+    above: Sequence[float] | None = None,
+    form: str = "%.4g",
 ) -> None:
     width = 0.8 / of
     places = [case + (at - (of - 1) / 2) * width for case in range(len(values))]
@@ -52,7 +58,14 @@ def _add_bars(
     bars = axes.bar(
         places, values, width=0.95 * width, color=f"C{at % 10}", label=_escape(label), yerr=error, capsize=3
     )
-    axes.bar_label(bars, fmt="%.4g", fontsize=8, label_type="center")
+    axes.bar_label(bars, fmt=form, fontsize=8, padding=2)
+
+
+def _describe(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_ylabel(unit)
+    axes.margins(y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _escape(label: str) -> str:

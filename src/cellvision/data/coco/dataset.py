@@ -17,6 +17,7 @@ from cellvision.data.coco.tables import to_path
 from cellvision.data.dataset import UNCERTAIN, compute_fingerprint, to_channels, to_classes
 from cellvision.data.groups import find_groups
 from cellvision.data.images import read_image
+from cellvision.data.images.reading import advise_pattern
 from cellvision.errors import ConfigError, DataError, check_choice, explain, unknown_name
 from cellvision.types import IGNORE, Sample
 
@@ -107,7 +108,7 @@ class CocoDataset:
         self.category_ids: tuple[int | str, ...] = tuple(id_of[name] for name in chosen)
         if not self._file.images:
             got = f"{annotations} has no image named like {pattern!r}" + (" that is not excluded" if excluding else "")
-            raise DataError(explain(got=got, need="at least one", hint='data.pattern="*"'))
+            raise DataError(explain(got=got, need="at least one", hint=advise_pattern("data.pattern", pattern)))
         infos = check_images(self._file, Path(images), search_subfolders=search_subfolders)
         self._paths = [info.path for info in infos]
         self.channels: tuple[Channel, ...] = to_channels(channels, infos)

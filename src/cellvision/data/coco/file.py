@@ -82,7 +82,7 @@ def load_coco(
 
     Raises:
         ConfigError: ``repeated_images`` or ``faulty_cells`` is none of its choices.
-        DataError: no such file, no JSON, or faults inside, which are all listed (up to 20).
+        DataError: no such file, no JSON, or faults inside, all counted, and the first 5 listed.
     """
     check_choice("repeated_images", repeated_images, REPEATED_IMAGES)
     check_choice("faulty_cells", faulty_cells, FAULTY_CELLS)
@@ -90,12 +90,15 @@ def load_coco(
     faults: list[str] = []
     categories = name_categories(tables, faults)
     images = check_images(tables["images"], faults)
+    ids_are_known = not faults  # else the cells of a faulty image or category would be counted as well
     repeated = find_repeated(images) if repeated_images == "error" else []
     annotations = check_annotations(tables["annotations"], faults)
     kept = _choose_images(images, pattern, excluding, first_only=repeated_images == "first")
     cells: dict[Any, list[str]] = {image["id"]: [] for image in kept}
     unknown, bad = _deal_cells(annotations, categories, {image["id"]: image for image in images}, cells, measures)
     counted = bad if faulty_cells == "error" else []
+    if not ids_are_known:
+        unknown = []
     raise_faults(path, faults + repeated + unknown + counted, hint=_advise(repeated, counted))
     return CocoFile(
         path=path,

@@ -14,6 +14,7 @@ This module needs numpy and the decoders only; the runtime uses it without torch
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
@@ -216,10 +217,23 @@ def list_images(folder: Path | str, pattern: str = "*") -> list[Path]:
             explain(
                 got=f"{folder} has {len(images)} images, none named like {pattern!r}",
                 need=f"at least one of {', '.join(IMAGE_SUFFIXES)}",
-                hint='pattern="*"',
+                hint=advise_pattern("pattern", pattern),
             )
         )
     return matching
+
+
+def advise_pattern(setting: str, pattern: str) -> str:
+    """What to do about a pattern that no file name matches.
+
+    Example:
+        >>> advise_pattern("data.pattern", "plate[1]*")
+        'data.pattern="*"; [1] in it stands for one character of these, and [[] for a bracket'
+    """
+    bracket = re.search(r"\[[^\]]+\]", pattern)
+    return f'{setting}="*"' + (
+        f"; {bracket[0]} in it stands for one character of these, and [[] for a bracket" if bracket else ""
+    )
 
 
 def _open_source(path: Path, *, max_pixels: int | None) -> PixelSource:

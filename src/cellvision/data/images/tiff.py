@@ -13,6 +13,7 @@ import numpy as np
 import tifffile
 
 from cellvision.data.images.info import check_size, decoding, refuse
+from cellvision.data.images.tiff_directories import check_directories
 from cellvision.data.images.tiff_metadata import read_channel_names, read_pixel_size_um
 from cellvision.errors import DataError, explain
 
@@ -51,6 +52,7 @@ class TiffSource:
             raise
 
     def _read_header(self) -> None:
+        check_directories(self.path, max_pages=MAX_PAGES)
         series = self._find_series()
         page = self._page = series.keyframe
         self._channel_axis, self.shape = self._find_channels(series)

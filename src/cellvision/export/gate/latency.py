@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellvision.export.onnx import to_inference
+from cellvision.bundle import Detecting
+from cellvision.export.onnx import open_eager
 from cellvision.metrics.cost.timing import Latency, RunBatch, describe_machine, summarise, time_in_turns
 from cellvision.models.base import SegNet
 from cellvision.runtime.maps.tile_run import Progress
@@ -17,7 +18,9 @@ WARM_UPS = 2
 REPEATS = 7
 
 
-def measure_latency(net: SegNet, run: RunBatch, image: np.ndarray) -> dict[str, Any]:
+def measure_latency(
+    net: SegNet, run: RunBatch, image: np.ndarray, *, detecting: Detecting | None = None
+) -> dict[str, Any]:
     """Median times in ms of one image through the net in PyTorch and through its graph in ONNX Runtime.
 
     Both run in this process on the CPU with the same number of threads, taking turns, so that a busy machine
@@ -27,6 +30,7 @@ def measure_latency(net: SegNet, run: RunBatch, image: np.ndarray) -> dict[str, 
         net: what was exported.
         run: takes a (B, C, H, W) batch through its graphs.
         image: (C, H, W) raw counts in the graph's input dtype.
+        detecting: of the graph.
 
     Returns:
         "size" [C, H, W], "repeats", "threads", "pytorch_ms" and "onnxruntime_ms", each with "median", "lowest" and
@@ -35,7 +39,7 @@ def measure_latency(net: SegNet, run: RunBatch, image: np.ndarray) -> dict[str, 
     threads = torch.get_num_threads()
     batch = image[None]
     ways: dict[str, Callable[[], object]] = {
-        "pytorch_ms": _bind(open_net_run(net), batch),
+        "pytorch_ms": _bind(open_net_run(net, detecting=detecting), batch),
         "onnxruntime_ms": _bind(run, batch),
     }
     times_ms = time_in_turns(ways, runs=REPEATS, warm_ups=WARM_UPS)
@@ -48,15 +52,10 @@ def measure_latency(net: SegNet, run: RunBatch, image: np.ndarray) -> dict[str, 
     }
 
 
-def open_net_run(net: SegNet) -> RunBatch:
-    """The net in PyTorch on the CPU, ready to run a batch (B, C, H, W) of counts; the net itself is not touched."""
-    reference = to_inference(net)
-
-    def run(batch: np.ndarray) -> object:
-        with torch.inference_mode():
-            return reference.forward(torch.from_numpy(batch))
-
-    return run
+def open_net_run(net: SegNet, *, detecting: Detecting | None = None) -> RunBatch:
+    """What runs a batch (B, C, H, W) of counts through the net in PyTorch; see `open_eager`."""
+    run = open_eager(net, detecting=detecting)
+    return lambda batch: run(torch.from_numpy(batch))
 
 
 def compare_speed(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellvision.bundle import Manifest, load_manifest
+from cellvision.bundle import Detecting, Manifest, load_manifest
 from cellvision.errors import BundleError, CellvisionError, ExportError, explain
 from cellvision.export.gate.found import Agreement, open_bundle, open_net
 from cellvision.export.gate.latency import compare_speed, find_ratio, open_net_run
@@ -113,7 +113,8 @@ def measure_forms(
         raise ExportError(f"{first}: {trial.failures[first]}")
     sound = {name: forms[name] for name in forms if name not in trial.failures}
     rows = _time(net, sound, manifests, samples, threads=threads, cases=cases, runs=runs, steps=steps)
-    memory = _weigh(checkpoint, sound, (1, *rows[0]["shape"][2:]), threads=threads[0], steps=steps)
+    shape = (1, *rows[0]["shape"][2:])
+    memory = _weigh(checkpoint, sound, shape, threads=threads[0], detecting=manifests[first].detecting, steps=steps)
     return tuple(
         Measurement(
             **trial.describe(name),
@@ -207,7 +208,8 @@ def _time(
         return lambda number: open_session(folder, threads=number).run_batch
 
     open_way: dict[str, Callable[[int], RunBatch]] = {name: open_form(folder) for name, folder in forms.items()}
-    open_way[NET] = lambda _: open_net_run(net)
+    detecting = next(iter(manifests.values())).detecting
+    open_way[NET] = lambda _: open_net_run(net, detecting=detecting)
     dtypes = {name: manifests[name].input_dtype for name in forms} | {NET: "float32"}
     return compare_speed(
         open_way,
@@ -219,14 +221,21 @@ def _time(
 
 
 def _weigh(
-    checkpoint: Path | None, forms: Mapping[str, Path], shape: tuple[int, int, int], *, threads: int, steps: _Steps
+    checkpoint: Path | None,
+    forms: Mapping[str, Path],
+    shape: tuple[int, int, int],
+    *,
+    threads: int,
+    detecting: Detecting | None,
+    steps: _Steps,
 ) -> dict[str, PeakMemory | None]:
     """Memory by form, and of the net where there is a checkpoint to load it from."""
     memory = {}
     for name, folder in forms.items():
         memory[name] = measure_bundle_memory(folder, shape=shape, threads=threads)
         steps.add()
-    memory[NET] = measure_net_memory(checkpoint, shape=shape, threads=threads) if checkpoint else None
+    if checkpoint is not None:
+        memory[NET] = measure_net_memory(checkpoint, shape=shape, threads=threads, detecting=detecting)
     steps.add()
     return memory
 

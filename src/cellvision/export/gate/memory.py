@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from cellvision.bundle import Detecting
 from cellvision.metrics.cost.peak_memory import PeakMemory, draw_counts, print_peak, run_measurement
 
 
-def measure_net_memory(checkpoint: Path, *, shape: tuple[int, int, int], threads: int) -> PeakMemory | None:
+def measure_net_memory(
+    checkpoint: Path, *, shape: tuple[int, int, int], threads: int, detecting: Detecting | None = None
+) -> PeakMemory | None:
     """Memory of loading a checkpoint's net and running it twice; None where the system does not tell (not on Linux).
 
     Args:
         checkpoint: of the net.
         shape: (B, H, W) of the batch, which is of random counts.
         threads: of the processor.
+        detecting: of the bundles that are compared with it.
 
     Raises:
         BundleError: the process failed; the text holds its last words.
     """
-    given = {"checkpoint": str(checkpoint), "shape": list(shape), "threads": threads}
+    chosen = asdict(detecting) if detecting else None
+    given = {"checkpoint": str(checkpoint), "shape": list(shape), "threads": threads, "detecting": chosen}
     return run_measurement([sys.executable, "-m", __name__, json.dumps(given)], what=str(checkpoint))
 
 
@@ -36,7 +42,7 @@ def _main() -> None:
 
     def work() -> None:
         net, _ = load_net(Path(given["checkpoint"]))
-        run = open_net_run(net)
+        run = open_net_run(net, detecting=Detecting(**given["detecting"]) if given["detecting"] else None)
         for _ in range(2):
             run(draw_counts("float32", (images, net.spec.in_channels, height, width)))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cellvision.errors import ExportError, explain
 from cellvision.export.onnx import INPUT_NAME, to_inference
 from cellvision.export.parity.case import ParityCase, ParityReport
 from cellvision.export.parity.detections import compare_detections
+from cellvision.export.progress import Tell, say_nothing
 from cellvision.models.base import SegNet
 from cellvision.runtime.graphs.detection_session import DetectionSession
 from cellvision.runtime.maps.splitting import split_cells
@@ -38,6 +40,7 @@ def compare_with_net(
     sizes: Sequence[tuple[int, int]] = SIZES,
     tolerance: float = TOLERANCE,
     must_agree: bool = True,
+    tell: Tell = say_nothing,
 ) -> ParityReport:
     """Differences between a net and the graph of its bundle: every size, batch of 1 and 2, every allowed image dtype.
 
@@ -48,6 +51,7 @@ def compare_with_net(
         sizes: height and width of the cases; ``FULL`` means the first image's own, at most 512 px an edge.
         tolerance: largest absolute difference that counts as agreement.
         must_agree: False only measures.
+        tell: called with a line after each case.
 
     Raises:
         ExportError: they do not agree, or there is no image; the text holds the worst case.
@@ -58,14 +62,15 @@ def compare_with_net(
     manifest = load_manifest(bundle)
     session = open_session(bundle)  # what the runtime refuses needs no comparison
     reference = to_inference(net)
+    compare: Callable[[np.ndarray, str], ParityCase]
     if isinstance(session, DetectionSession):
-        cases = [
-            compare_detections(reference, session, batch, image_dtype=dtype, input_dtype=manifest.input_dtype)
-            for batch, dtype in _batches(images, sizes, manifest)
-        ]
+        compare = partial(compare_detections, reference, session, input_dtype=manifest.input_dtype)
     else:
-        graph = open_graph(bundle / manifest.graphs[0].file)
-        cases = [_compare(reference, graph, manifest, *case) for case in _batches(images, sizes, manifest)]
+        compare = partial(_compare, reference, open_graph(bundle / manifest.graphs[0].file), manifest)
+    batches, cases = list(_batches(images, sizes, manifest)), []
+    for batch, dtype in batches:
+        cases.append(compare(batch, dtype))
+        tell(f"comparing with PyTorch: {len(cases)} of {len(batches)} cases")
     loose = ("masks", "mask_scores") if manifest.is_parted else ()
     report = ParityReport(tolerance=tolerance, loose=loose, cases=tuple(cases))
     if must_agree and not report.agrees:

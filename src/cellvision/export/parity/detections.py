@@ -20,7 +20,7 @@ FAR_PX = 1e6
 
 
 def compare_detections(
-    net: SegNet, session: DetectionSession, batch: np.ndarray, *, image_dtype: str, input_dtype: str
+    net: SegNet, session: DetectionSession, batch: np.ndarray, image_dtype: str, *, input_dtype: str
 ) -> ParityCase:
     """One batch through both.
 
@@ -41,7 +41,7 @@ def compare_detections(
     of_net = [found.take(found.scores >= least).take(slice(0, most)) for found in of_net]  # type: ignore[arg-type]
     of_graph = session.run_batch(batch.astype(input_dtype))
     pairs = list(zip(of_net, of_graph, strict=True))
-    rows = [_pair(one, other) for one, other in pairs]
+    rows = [pair_detections(one, other) for one, other in pairs]
     names = [name for name in session.manifest.outputs if name not in ("classes", "valid")]
     differences = {name: np.concatenate([_difference(name, *row) for row in rows]) for name in names}
     matched, total = sum(len(row[0]) for row in rows), max(1, sum(len(one) for one in of_net))
@@ -64,8 +64,17 @@ def compare_detections(
     )
 
 
-def _pair(one: Detections, other: Detections) -> tuple[Detections, Detections]:
-    """The rows of both that belong together: of one class, and within SAME_BOX_PX in every edge."""
+def pair_detections(one: Detections, other: Detections) -> tuple[Detections, Detections]:
+    """The rows of both that belong together: of one class, and within SAME_BOX_PX in every edge.
+
+    Example:
+        >>> import numpy as np
+        >>> one = Detections(boxes=np.array([[0, 0, 9, 9]], np.float32), scores=np.array([0.9], np.float32),
+        ...     mask_scores=None, class_id=np.array([1]), class_scores=np.array([[0.9]], np.float32),
+        ...     masks=np.ones((1, 28, 28), np.float32))
+        >>> [len(found) for found in pair_detections(one, one)]
+        [1, 1]
+    """
     distance = np.full((len(one), len(other)), FAR_PX, np.float32)
     for row, (box, kind) in enumerate(zip(one.boxes, one.class_id, strict=True)):
         of_class = other.class_id == kind

@@ -139,7 +139,15 @@ def _fold_norms(net: SegNet) -> None:
         if not isinstance(call.module, RoundsWeight) or not isinstance(norm, nn.BatchNorm2d):
             continue
         layer: Any = call.module
-        statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        transposed = isinstance(layer, nn.ConvTranspose2d)
-        layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, transpose=transposed)
+        fuse: Any = fuse_conv_bn_weights
+        layer.weight, layer.bias = fuse(
+            layer.weight,
+            layer.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+            transpose=isinstance(layer, nn.ConvTranspose2d),
+        )
         norm.__class__ = nn.Identity  # type: ignore[assignment]

@@ -97,6 +97,21 @@ class CocoAp:
         return named | {"afnr": None if found is None else 1.0 - found}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrCurve:
+    """Precision against recall.
+
+    Attributes:
+        recall: (R,) float64 in 0..1, ascending: share of the cells found.
+        precision: (R,) float64 in 0..1: share of the finds right; below 0 where unknown.
+        chosen_recall: recall of the predictions from a chosen score up, or None.
+    """
+
+    recall: np.ndarray
+    precision: np.ndarray
+    chosen_recall: float | None = None
+
+
 def compute_coco_ap(
     overlaps: Overlaps,
     *,

@@ -11,6 +11,8 @@ import numpy as np
 from cellvision.errors import DataError, ShapeError, explain
 from cellvision.metrics.instances.mask_runs import MaskRuns, decode_masks, encode_masks, find_runs
 from cellvision.runtime.cells import Cells
+from cellvision.runtime.detections.found import Detections
+from cellvision.runtime.detections.masks import encode_detections
 from cellvision.types import IGNORE
 
 
@@ -181,6 +183,34 @@ class InstanceField:
         row = np.searchsorted(cells.label, labels)
         score = np.ones(len(cells)) if cells.score is None else cells.score
         return cls._from_runs(runs, cells.class_id[row], score[row], np.zeros(labels.size, bool))
+
+    @classmethod
+    def from_detections(
+        cls,
+        detections: Detections,
+        *,
+        shape: tuple[int, int],
+        mask_threshold: float,
+        cell_class: np.ndarray | None = None,
+    ) -> InstanceField:
+        """All that a net found, low scores and overlaps too, as average precision wants them.
+
+        Args:
+            detections: boxes in px of the field.
+            shape: (H, W) of the field.
+            mask_threshold: smallest probability of a cell's pixel, in (0, 1].
+            cell_class: (D,) integers, the classes as separate cells; None for those of the detections.
+        """
+        height, width = shape
+        return cls.from_rles(
+            encode_detections(detections, shape=shape, mask_threshold=mask_threshold),
+            shape=shape,
+            class_id=detections.class_id,
+            score=detections.rank_scores,
+            box_score=detections.scores,
+            boxes=detections.boxes.clip(0, [width, height, width, height]),
+            cell_class=cell_class,
+        )
 
     @classmethod
     def _from_runs(

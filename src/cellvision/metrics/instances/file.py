@@ -16,7 +16,7 @@ from cellvision.metrics.instances.mask_runs import find_rle_fault
 
 MAX_JSON_BYTES = 2**31
 _KEYS = ("image_id", "category_id", "segmentation", "score")
-_MOST_LISTED = 20
+_MOST_LISTED = 5
 _LONGEST_VALUE = 60
 LARGEST_PX = 2**31
 """Of a coordinate: far beyond any image, and an area of it is still a number."""
@@ -37,7 +37,7 @@ def load_predictions(
         categories: class 1..K-1 by category id.
 
     Raises:
-        DataError: no such file, no JSON list, or faults inside, which are all listed (up to 20).
+        DataError: no such file, no JSON list, or faults inside, which are all counted, and the first 5 listed.
     """
     entries = _load_list(path)
     faults: list[str] = []

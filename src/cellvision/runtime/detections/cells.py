@@ -22,7 +22,6 @@ def build_detected_cells(
     channels: tuple[str, ...],
     live_threshold: float | None = None,
     pixel_size_um: float | None = None,
-    tiles: int = 1,
 ) -> Cells:
     """The record of the cells that an instance net found, numbered from the best score down.
 
@@ -39,7 +38,6 @@ def build_detected_cells(
         live_threshold: in 0..1; a cell is live where P(live) reaches it, else dead. None keeps the class of the
             detection, as must be with other classes than live and dead.
         pixel_size_um: of the image, or None.
-        tiles: number of tiles that the image was worked on in.
     """
     label_image, kept = paint_detections(
         detections,
@@ -60,7 +58,6 @@ def build_detected_cells(
         shape=label_image.shape,
         label_image=label_image,
         pixel_size_um=pixel_size_um,
-        tiles=tiles,
     )
 
 
@@ -74,7 +71,6 @@ def build_painted_cells(
     shape: tuple[int, int],
     label_image: np.ndarray | None,
     pixel_size_um: float | None,
-    tiles: int = 1,
 ) -> Cells:
     """The record of detections that are painted and measured: row i of ``found`` and ``sums`` is of label i + 1.
 
@@ -87,7 +83,6 @@ def build_painted_cells(
         shape: (H, W) of the image.
         label_image: (H, W) int32, or None where it is in a file.
         pixel_size_um: of the image, or None.
-        tiles: number of tiles that the image was worked on in.
     """
     probabilities = normalise_scores(found.class_scores, found.class_id)
     cells = build_cells(
@@ -99,7 +94,6 @@ def build_painted_cells(
         shape=shape,
         label_image=label_image,
         pixel_size_um=pixel_size_um,
-        tiles=tiles,
     )
     class_id = choose_detected_classes(found, classes, live_threshold)
     return replace(cells, probabilities=probabilities, class_id=class_id, score=found.rank_scores.astype(np.float64))

@@ -11,7 +11,7 @@ import numpy as np
 from cellvision.bundle import Manifest
 from cellvision.runtime.cell_meter import CellMeter
 from cellvision.runtime.cells import Cells, tells_viability
-from cellvision.runtime.detections.cells import build_detected_cells, build_painted_cells, choose_detected_classes
+from cellvision.runtime.detections.cells import build_painted_cells, choose_detected_classes
 from cellvision.runtime.detections.found import Detections
 from cellvision.runtime.detections.joining import DetectionPile, JoinedDetections
 from cellvision.runtime.detections.masks import paint_in_order
@@ -29,37 +29,27 @@ def find_detections(session: DetectionSession, job: ImageJob) -> Detections:
 
     From several tiles: without what two tiles found, see `JoinedDetections.drop_doubles`.
     """
-    joined = _run_tiles(session, job, least_score=0.0)
+    joined, _ = _run_tiles(session, job, least_score=0.0)
     return joined.detections if job.tiles == 1 else joined.drop_doubles(nms_iou=session.detecting.nms_iou)
 
 
 def predict_detected_cells(session: DetectionSession, job: ImageJob) -> Cells:
     """The cells of an image with their label image."""
     manifest = session.manifest
-    joined = _run_tiles(session, job, least_score=manifest.splitting.score_threshold)
-    if job.tiles == 1:
-        return build_detected_cells(
-            joined.detections,
-            job.read_channels(0, job.shape[0]),
-            splitting=manifest.splitting,
-            classes=manifest.classes,
-            channels=_name_channels(manifest),
-            live_threshold=_find_live_threshold(manifest),
-            pixel_size_um=job.pixel_size_um,
-        )
+    joined, notes = _run_tiles(session, job, least_score=manifest.splitting.score_threshold)
     label_image = np.zeros(job.shape, np.int32)
     found = _paint(label_image, joined, manifest)
     meter = CellMeter(count=len(found), width=job.shape[1])
     for top, image in job.iterate_bands():
         meter.add(top, label_image[top : top + image.shape[1]], image)
-    return _build(manifest, job, found, meter.resolve(), label_image)
+    return _build(manifest, job, found, meter.resolve(), notes, label_image)
 
 
 def stream_detected_cells(session: DetectionSession, job: ImageJob, target: Path, *, overlay: bool) -> Cells:
     """Write label image and overlay, whose names begin with ``target``; the cells without label image."""
     manifest = session.manifest
     with StagedFiles(target.parent) as staged, MappedLabels(target.parent, job.shape) as labels:
-        joined = _run_tiles(session, job, least_score=manifest.splitting.score_threshold)
+        joined, notes = _run_tiles(session, job, least_score=manifest.splitting.score_threshold)
         found = _paint(labels.array, joined, manifest)
         del joined  # the masks are painted
         meter = CellMeter(count=len(found), width=job.shape[1])
@@ -72,24 +62,38 @@ def stream_detected_cells(session: DetectionSession, job: ImageJob, target: Path
             largest=len(found),
             pixel_size_um=job.pixel_size_um,
         )
-        cells = _build(manifest, job, found, meter.resolve(), None)
+        cells = _build(manifest, job, found, meter.resolve(), notes, None)
         if overview:
             write_overview(overview, cells, staged, target)
     return cells
 
 
-def _run_tiles(session: DetectionSession, job: ImageJob, *, least_score: float) -> JoinedDetections:
-    """What the net finds in all tiles with a rank score of at least ``least_score``."""
+def _run_tiles(
+    session: DetectionSession, job: ImageJob, *, least_score: float
+) -> tuple[JoinedDetections, tuple[str, ...]]:
+    """What the net finds in all tiles with a rank score of at least ``least_score``, and what to know of it."""
     pile = DetectionPile(shape=job.shape, overlap_px=job.overlap_px, least_score=least_score)
-    done = 0
+    done = full = 0
+    most = session.detecting.max_cells
     for rows in job.rows:
         band = job.read_channels(rows.window_start, rows.window_stop)
         for tiles in job.iterate_batches(rows):
             for tile, found in zip(tiles, session.run_batch(job.to_input(tiles, band)), strict=True):
+                # Those without a place have lower scores than the last that has one.
+                full += len(found) == most and found.scores.min() >= least_score
                 pile.add(tile, done, found)
                 done += 1
                 job.tell(done)
-    return pile.join()
+    return pile.join(), (*job.notes, *_note_full_tiles(full, job, most))
+
+
+def _note_full_tiles(full: int, job: ImageJob, most: int) -> list[str]:
+    if not full:
+        return []
+    return [
+        f"{full} of {job.tiles} tiles of {job.tile_px} px hold {most} cells, as many as the bundle finds in one; "
+        f"if there are more, a smaller tile_px finds them, or a bundle of export.py with max_cells={2 * most}"
+    ]
 
 
 def _paint(label_image: np.ndarray, joined: JoinedDetections, manifest: Manifest) -> Detections:
@@ -119,9 +123,14 @@ def _iterate_labels(
 
 
 def _build(
-    manifest: Manifest, job: ImageJob, found: Detections, sums: CellSums, label_image: np.ndarray | None
+    manifest: Manifest,
+    job: ImageJob,
+    found: Detections,
+    sums: CellSums,
+    notes: tuple[str, ...],
+    label_image: np.ndarray | None,
 ) -> Cells:
-    return build_painted_cells(
+    cells = build_painted_cells(
         found,
         sums,
         classes=manifest.classes,
@@ -130,8 +139,8 @@ def _build(
         shape=job.shape,
         label_image=label_image,
         pixel_size_um=job.pixel_size_um,
-        tiles=job.tiles,
     )
+    return replace(cells, tiles=job.tiles, notes=notes)
 
 
 def _name_channels(manifest: Manifest) -> tuple[str, ...]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import platform
+import re
 import tempfile
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import psutil
 import tifffile
 
 from cellvision.bundle import Manifest
@@ -24,6 +28,8 @@ TABLES = ("cells.csv", "fields.csv")
 ROWS_PER_STRIP = 64
 _CLASSIC_TIFF_BYTES = 2**32 - 2**26  # offsets in a classic TIFF are 32 bits wide
 _part_number = count_up()
+_PART = re.compile(r"\.(?P<host>.+)-(?P<process>\d+)-\d+\.part")
+_SECONDS_OF_A_DAY = 86400
 
 
 def check_out_folder(images: Iterable[Path], out_dir: Path) -> None:
@@ -70,7 +76,7 @@ class StagedFiles:
         """Where to write what will be called ``name``."""
         if (final := self._folder / name).is_dir():
             raise ConfigError(explain(got=f"{final} is a folder", need="the name of a file", hint="a file inside it"))
-        part = self._folder / f".{os.getpid()}-{next(_part_number)}.part"
+        part = self._folder / f".{platform.node()}-{os.getpid()}-{next(_part_number)}.part"
         self._staged[part] = final
         return part
 
@@ -89,6 +95,7 @@ class StagedFiles:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self._folder).close()  # can it be written to?
+            _remove_leftovers(self._folder)
         except OSError as error:
             self.discard()
             raise ConfigError(
@@ -111,6 +118,20 @@ class StagedFiles:
         finally:
             if kind is not None or self._staged:
                 self.discard()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine have staged here.
+
+    Only what bears a name of ours with this machine and a process that is no more, and has not been written to for a
+    day: containers can have one name and not see each other's processes.
+    """
+    for path in folder.glob(".*.part"):
+        found = _PART.fullmatch(path.name)
+        if found and found["host"] == platform.node() and not psutil.pid_exists(int(found["process"])):
+            with suppress(FileNotFoundError):  # another process can be faster
+                if time.time() - path.stat().st_mtime > _SECONDS_OF_A_DAY:
+                    path.unlink()
 
 
 class LabelSpool:

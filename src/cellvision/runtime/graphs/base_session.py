@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -15,8 +16,11 @@ from cellvision.errors import BundleError, CellvisionError, explain
 from cellvision.runtime.graphs.onnx_graph import GraphRunner, first_line
 from cellvision.runtime.run_settings import RunSettings
 
+Result = TypeVar("Result")
+"""What a session finds in one window."""
 
-class BaseSession:
+
+class BaseSession(ABC, Generic[Result]):
     """One open bundle. Make it with `open_session`.
 
     A session may be used from several threads at once. A pickled one opens its bundle again where it arrives.
@@ -41,12 +45,27 @@ class BaseSession:
         """Short name of the provider that runs the graphs, e.g. "cpu"."""
         return self.settings.provider
 
-    def probe(self, edge_px: int) -> None:
-        """Run all graphs on an image of this edge, whatever is found on it: to warm up, or to see what it takes.
+    def run(self, image: np.ndarray) -> Result:
+        """What the net finds in one window.
 
-        The first run at a size plans memory and, on a GPU, compiles kernels; it takes many times as long as the next.
+        Args:
+            image: (C, H, W) of the manifest's input_dtype, channels in the manifest's order.
+
+        Raises:
+            BundleError: a graph failed, or its results are not of the promised sizes or not finite.
         """
-        raise NotImplementedError
+        return self.run_batch(image[None])[0]
+
+    @abstractmethod
+    def run_batch(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Result]:
+        """What the net finds in each of B windows of one size, (C, H, W) each; see `run`."""
+
+    def probe(self, edge_px: int) -> None:
+        """Run all graphs on a black image of this edge: to warm up, or to see what it takes.
+
+        The first run at a size takes memory and, on a GPU, compiles kernels; it takes many times as long as the next.
+        """
+        self.run(np.zeros((len(self.manifest.channels), edge_px, edge_px), self.manifest.input_dtype))
 
     def end_profiling(self) -> Path:
         """The file with the times of all operators: JSON as Chrome's tracing view reads it.
@@ -122,7 +141,7 @@ class BaseSession:
         return self.manifest.find_graph(role).file
 
 
-def _open_again(folder: Path, settings: RunSettings) -> BaseSession:
+def _open_again(folder: Path, settings: RunSettings) -> BaseSession[Any]:
     from cellvision.runtime.session import open_bundle  # that module makes the classes derived from this one
 
     return open_bundle(folder, settings)

@@ -19,36 +19,14 @@ REGIONS = 64
 _CANDIDATES = ("boxes", "scores", "classes", "class_scores")
 
 
-class DetectionSession(BaseSession):
-    """An open bundle of kind instance."""
+class DetectionSession(BaseSession[Detections]):
+    """An open bundle of kind instance. What it finds is best first; boxes may reach beyond the window."""
 
     @property
     def detecting(self) -> Detecting:
         """How candidates become detections."""
         assert self.manifest.detecting is not None
         return self.manifest.detecting
-
-    def run(self, image: np.ndarray) -> Detections:
-        """What the net finds in one window, best first; boxes may reach beyond it.
-
-        Args:
-            image: (C, H, W) of the manifest's input_dtype, channels in the manifest's order.
-
-        Raises:
-            BundleError: a graph failed, or its results are not of the promised sizes or not finite.
-        """
-        return self.run_batch(image[None])[0]
-
-    def run_batch(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Detections]:
-        """What the net finds in each of B windows of one size; see `run`."""
-        return self._detect(np.asarray(images))
-
-    def probe(self, edge_px: int) -> None:
-        """Run all graphs on an image of noise of this edge: the more candidates there are, the more is at work."""
-        self.run(_draw_noise(edge_px, self.manifest))
-
-    def _detect(self, batch: np.ndarray) -> list[Detections]:
-        raise NotImplementedError
 
     def _check_found(self, role: str, found: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
@@ -67,24 +45,21 @@ class DetectionSession(BaseSession):
 class WholeSession(DetectionSession):
     """An open bundle of kind instance that is one graph."""
 
-    def probe_cells(self, edge_px: int) -> int:
-        """Run the graph on drawn cells, bright ones or else dark ones; the number that it found, maybe none."""
-        for colours in ((20, 200), (200, 20)):
-            if cells := len(self.run(_draw_discs(edge_px, colours, self.manifest))):
-                return cells
-        return 0
-
-    def _detect(self, batch: np.ndarray) -> list[Detections]:
+    def run_batch(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Detections]:
+        """What the net finds in each of B windows of one size, in one run of the graph; see `run`."""
+        batch = np.asarray(images)
         found = self._run("whole", {"image": batch}, self.manifest.outputs)
         places, side = (len(batch), self.detecting.max_cells), self.detecting.mask_side
         tails = {"boxes": (4,), "class_scores": (len(self.manifest.classes) - 1,), "masks": (side, side)}
         self._check_found("whole", found, {name: (*places, *tails.get(name, ())) for name in self.manifest.outputs})
         return [read_detections(found, at) for at in range(len(batch))]
 
-
-def _draw_noise(edge_px: int, manifest: Manifest) -> np.ndarray:
-    shape = (len(manifest.channels), edge_px, edge_px)
-    return np.random.default_rng(0).integers(0, 256, shape).astype(manifest.input_dtype)
+    def probe_cells(self, edge_px: int) -> int:
+        """Run the graph on drawn cells, bright ones or else dark ones; the number that it found, maybe none."""
+        for colours in ((20, 200), (200, 20)):
+            if cells := len(self.run(_draw_discs(edge_px, colours, self.manifest))):
+                return cells
+        return 0
 
 
 def _draw_discs(edge_px: int, colours: tuple[int, int], manifest: Manifest) -> np.ndarray:
@@ -105,13 +80,16 @@ class PartedSession(DetectionSession):
         self._maps = maps
 
     def probe(self, edge_px: int) -> None:
-        """Run both graphs on an image of noise of this edge, the second for as many boxes as it ever gets at once."""
-        found = self._run_trunk(_draw_noise(edge_px, self.manifest)[None])
+        """Run both graphs on a black image of this edge, the second for as many boxes as it ever gets at once."""
+        shape = (1, len(self.manifest.channels), edge_px, edge_px)
+        found = self._run_trunk(np.zeros(shape, self.manifest.input_dtype))
         whole = np.array([[0, 0, edge_px, edge_px]], np.float32)
         ones = np.ones(REGIONS, np.int64)
         self._make_masks(found, boxes=np.repeat(whole, REGIONS, axis=0), images=0 * ones, classes=ones, area=edge_px**2)
 
-    def _detect(self, batch: np.ndarray) -> list[Detections]:
+    def run_batch(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Detections]:
+        """What the net finds in each of B windows of one size; see `run`."""
+        batch = np.asarray(images)
         found = self._run_trunk(batch)
         chosen = [self._choose(found, at) for at in range(len(batch))]
         at = np.repeat(np.arange(len(batch)), [len(places) for places in chosen])

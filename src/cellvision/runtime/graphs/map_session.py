@@ -23,22 +23,11 @@ class Maps:
     distance: np.ndarray | None
 
 
-class MapSession(BaseSession):
+class MapSession(BaseSession[Maps]):
     """An open bundle of kind semantic or viability."""
 
-    def run(self, image: np.ndarray) -> Maps:
-        """The graph's maps for one window.
-
-        Args:
-            image: (C, H, W) of the manifest's input_dtype, channels in the manifest's order.
-
-        Raises:
-            BundleError: the graph failed, or its result has another size than the image or is not finite.
-        """
-        return self.run_batch(image[None])[0]
-
     def run_batch(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Maps]:
-        """The maps of each of B windows of one size in one run of the graph; see `run`."""
+        """The maps of each of B windows of one size, in one run of the graph; see `run`."""
         batch = np.asarray(images)
         named = self._run("whole", {"image": batch}, self.manifest.outputs)
         for name, result in named.items():
@@ -49,8 +38,3 @@ class MapSession(BaseSession):
             Maps(probabilities=named["probabilities"][at], distance=None if distance is None else distance[at, 0])
             for at in range(len(batch))
         ]
-
-    def probe(self, edge_px: int) -> None:
-        """Run the graph on a black image of this edge."""
-        shape = (len(self.manifest.channels), edge_px, edge_px)
-        self.run(np.zeros(shape, self.manifest.input_dtype))

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import onnxruntime
 
-from cellvision.errors import ConfigError, unknown_name
+from cellvision.errors import ConfigError, explain, unknown_name
 from cellvision.runtime.run_settings import RunSettings
 
 SUFFIX = "ExecutionProvider"
 # What one provider cannot do goes to the next rather than to the processor; asked for by their makers.
 _COMPANIONS = {"tensorrt": "cuda", "nvtensorrtrtx": "cuda"}
 _GPUS = ("cuda", "tensorrt", "nvtensorrtrtx")
+_NVIDIA = "python -m pip uninstall onnxruntime, then install onnxruntime-gpu"
+# How to get those that people ask for and that the plain package does not have.
+_SOURCES = {
+    "cuda": ("an NVIDIA GPU", _NVIDIA),
+    "tensorrt": ("an NVIDIA GPU and the libraries of TensorRT", _NVIDIA),
+    "openvino": ("an Intel processor or GPU", "python -m pip uninstall onnxruntime, then install onnxruntime-openvino"),
+    "dml": ("Windows", "python -m pip uninstall onnxruntime, then install onnxruntime-directml"),
+    "coreml": ("macOS", "onnxruntime there"),
+}
 
 
 def list_providers() -> list[str]:
@@ -25,6 +34,15 @@ def find_provider(provider: str) -> str:
         ConfigError: it is not installed here.
     """
     full_names = _list_full_names()
+    if provider in _SOURCES and provider not in full_names:
+        need, how = _SOURCES[provider]
+        raise ConfigError(
+            explain(
+                got=f"provider={provider} with an ONNX Runtime that has only {', '.join(sorted(full_names))}",
+                need=f"{need}, and a package of ONNX Runtime that has {provider}",
+                hint=f"{how}; or provider=cpu",
+            )
+        )
     if provider not in full_names:
         raise ConfigError(unknown_name("provider", provider, full_names))
     return full_names[provider]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def stream_map_cells(session: MapSession, job: ImageJob, target: Path, *, overla
 
 def _build(session: MapSession, job: ImageJob, sums: CellSums, label_image: np.ndarray | None) -> Cells:
     manifest = session.manifest
-    return build_cells(
+    cells = build_cells(
         sums,
         classes=manifest.classes,
         channels=tuple(channel.name for channel in manifest.channels),
@@ -59,8 +60,8 @@ def _build(session: MapSession, job: ImageJob, sums: CellSums, label_image: np.n
         shape=job.shape,
         label_image=label_image,
         pixel_size_um=job.pixel_size_um,
-        tiles=job.tiles,
     )
+    return replace(cells, tiles=job.tiles, notes=job.notes)
 
 
 def _iterate_final(

@@ -52,6 +52,23 @@ class CellErrors:
         kinds = ("found", "missed", "false", "merged", "split", "inexact")
         return {kind: len(getattr(self, kind)) for kind in kinds}
 
+    @property
+    def true_count(self) -> int:
+        """Number of true cells."""
+        return (
+            len(self.found)
+            + len(self.missed)
+            + len(self.split)
+            + len(self.inexact)
+            + sum(map(len, self.merged.values()))
+        )
+
+    @property
+    def found_share(self) -> float:
+        """Found cells over found and wrong ones, in 0..1; 1 where there is neither."""
+        wrong = sum(self.counts.values()) - len(self.found)
+        return len(self.found) / max(1, len(self.found) + wrong) if wrong else 1.0
+
 
 def classify_errors(
     pred_label_image: np.ndarray,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 
 import numpy as np
@@ -23,6 +24,14 @@ KIND_COLOURS: dict[str, Colour] = {
     "split": (255, 0, 255),
 }
 """Where two outlines share a pixel, the kind further down is seen."""
+
+_KIND_WORDS = {
+    "inexact": "IoU below 0.5",
+    "missed": "nothing found",
+    "false": "no cell there",
+    "merged": "several cells as one",
+    "split": "one cell as several",
+}
 
 _GREY = (125, 125, 125)
 _SHORTEST_SIDE_PX, _LARGEST_ZOOM = 720, 4
@@ -46,6 +55,11 @@ class ErrorField:
     pred_label_image: np.ndarray
     true_label_image: np.ndarray
     ignore: np.ndarray | None = None
+
+    @cached_property
+    def errors(self) -> CellErrors:
+        """What became of each cell; ShapeError if the label images differ in size."""
+        return classify_errors(self.pred_label_image, self.true_label_image, ignore=self.ignore)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +95,7 @@ def draw_error_sheet(fields: Sequence[ErrorField], *, channels: tuple[Channel, .
 
 
 def _draw_field(field: ErrorField, channels: tuple[Channel, ...], crops: int) -> np.ndarray:
-    errors = classify_errors(field.pred_label_image, field.true_label_image, ignore=field.ignore)
+    errors = field.errors
     kinds = list(KIND_COLOURS)
     overview = Overview(shape=field.image.shape[1:], channels=channels)
     overview.add_image(0, field.image)
@@ -103,10 +117,12 @@ def _draw_field(field: ErrorField, channels: tuple[Channel, ...], crops: int) ->
         _draw_place(field, plain, fault, step=overview.step) for fault in list(_rank_faults(field, errors))[:crops]
     ]
     counts = errors.counts
-    parts = [(field.name, WHITE), (f"found {counts['found']}, without outline", WHITE)]
-    parts += [(f"{kind} {counts[kind]}", colour) for kind, colour in reversed(KIND_COLOURS.items())]
+    parts = [(field.name, WHITE), (f"{counts['found']} of {errors.true_count} cells found (no outline)", WHITE)]
+    parts += [
+        (f"{kind} {counts[kind]} ({_KIND_WORDS[kind]})", colour) for kind, colour in reversed(KIND_COLOURS.items())
+    ]
     if places:
-        parts += [("enlarged: white true", WHITE), ("grey other predictions", _GREY)]
+        parts += [("enlarged, right: true cells white", WHITE), ("other predictions grey", _GREY)]
         rows = max(1, picture.shape[0] // len(places[0]))
         columns = [stack_pictures(places[i : i + rows], axis=0) for i in range(0, len(places), rows)]
         picture = stack_pictures([picture, *columns], axis=1)

@@ -23,7 +23,7 @@ _TEXT_PX = 11  # height of the letters at a cell
 _GAP = 12
 _BAR_SHARE = 0.25  # of the picture's width, at most
 _LEGEND_PX = 640  # a legend is as wide as its picture, or at most this where the picture is narrower
-_CAPTION_PX = 13  # height of the letters above a picture
+_CAPTION_PX = 13  # height of the letters above a picture, or more where it is wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +193,9 @@ def add_caption(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
         lines: from top to bottom; an empty one leaves its place empty.
     """
     height, width = picture.shape[:2]
-    font = ImageFont.load_default(size=_CAPTION_PX)
-    line = _CAPTION_PX + 5
+    size = max(_CAPTION_PX, width // 70)
+    font = ImageFont.load_default(size=size)
+    line = size + 5
     canvas = Image.new("RGB", (width, height + line * len(lines) + 2))
     canvas.paste(Image.fromarray(picture), (0, line * len(lines) + 2))
     pen = ImageDraw.Draw(canvas)

@@ -16,6 +16,7 @@ _STAINS = {"nuclear": (0.35, 0.55, 1.0), "live": (0.1, 0.9, 0.1), "dead": (0.9, 
 _COLOUR_PICTURE = ("red", "green", "blue")
 _PRIMARIES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 _BRIGHTEST = 0.7  # of full white, so that outlines stand out even on saturated cells
+_IGNORED, _GREY = 255, (150, 150, 150)  # in place of a class id, and its colour
 _LOW, _HIGH = 1.0, 99.8  # percentiles shown as black and as brightest
 
 
@@ -53,6 +54,10 @@ class Overview:
         classes = np.where(find_outlines(rows), class_of_label[rows], 0).astype(np.uint8)
         np.maximum(self._outlines[place], self._shrink(np.maximum, top, classes), out=self._outlines[place])
 
+    def add_ignored(self, top: int, rows: np.ndarray) -> None:
+        """Take in rows top, top + 1, .. of a label image, (h, w) integers: cells that do not count, outlined grey."""
+        self.add_labels(top, rows, np.full(int(rows.max(initial=0)) + 1, _IGNORED))
+
     def render(self, cells: Cells, *, marks: Marks | None = None) -> np.ndarray:
         """(h, w, 3) uint8: composite, outlines, and below them a line with the counts of ``cells``.
 
@@ -68,13 +73,16 @@ class Overview:
             raise ConfigError(
                 explain(got="a scale bar and no pixel size", need="the edge of a pixel", hint="pixel_size_um=0.65")
             )
-        picture = self.draw({i: choose_colour(cells.classes, i) for i in range(1, len(cells.classes))})
+        colours = {i: choose_colour(cells.classes, i) for i in range(1, len(cells.classes))}
+        picture = self.draw(colours | {_IGNORED: _GREY})
         picture, scale = draw_marks(picture, cells, marks, step=self.step)
         parts = [
             (f"{name} {cells.count(name)}", choose_colour(cells.classes, i)) for i, name in enumerate(cells.classes)
         ]
         if cells.has_viability:
             parts.append((format_viability(cells), WHITE))
+        if (self._outlines == _IGNORED).any():
+            parts.append(("does not count", _GREY))
         bar = scale / cells.pixel_size_um if marks.scale_bar and cells.pixel_size_um else None
         return add_legend(picture, parts[1:], px_per_um=bar)
 
@@ -115,7 +123,12 @@ class Overview:
 
 
 def draw_overlay(
-    image: np.ndarray, cells: Cells, *, channels: tuple[Channel, ...], marks: Marks | None = None
+    image: np.ndarray,
+    cells: Cells,
+    *,
+    channels: tuple[Channel, ...],
+    marks: Marks | None = None,
+    ignored: np.ndarray | None = None,
 ) -> np.ndarray:
     """The picture of an image in memory, (h, w, 3) uint8; see Overview.
 
@@ -124,6 +137,7 @@ def draw_overlay(
         cells: with their label image.
         channels: of the image, in order; roles decide the colours.
         marks: what to write at the cells; None for nothing.
+        ignored: (H, W) integers, label image of cells that do not count, outlined in grey; None for none.
 
     Raises:
         ConfigError: a scale bar is wanted, and the cells' pixel size is unknown.
@@ -132,6 +146,8 @@ def draw_overlay(
     overview = Overview(shape=cells.shape, channels=channels)
     overview.add_image(0, image)
     overview.add_labels(0, cells.label_image, index_classes(cells))
+    if ignored is not None:
+        overview.add_ignored(0, ignored)
     return overview.render(cells, marks=marks)
 
 
@@ -147,8 +163,8 @@ def find_outlines(labels: np.ndarray) -> np.ndarray:
 
 
 def _stretch(plane: np.ndarray) -> np.ndarray:
-    low, high = np.percentile(plane, [_LOW, _HIGH])
-    return np.clip((plane - low) / max(high - low, 1e-6), 0.0, 1.0)
+    low, high = np.percentile(plane, [_LOW, _HIGH]).astype(np.float32)
+    return np.clip((plane - low) / max(high - low, np.float32(1e-6)), 0.0, 1.0)
 
 
 def format_viability(cells: Cells) -> str:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
 import psutil
 
-from cellvision.bundle import Detecting
+from cellvision.bundle import Detecting, Manifest
 from cellvision.data.images import ImageInfo
 from cellvision.runtime.cell_meter import BAND_PX
-from cellvision.runtime.graphs.detection_session import WholeSession
-from cellvision.runtime.graphs.map_session import MapSession
+from cellvision.runtime.graphs.detection_session import PartedSession, WholeSession
 from cellvision.runtime.pictures.overlay import LARGEST_OVERVIEW_PX
 from cellvision.runtime.session import Session, open_bundle
 from cellvision.runtime.tiles.tiling import Costs
 
-_WARM_UP_PX, _PROBE_PX, _CELLS_PX = 32, 256, 192
+_FEW_PX, _PROBE_PX, _CELLS_PX = 32, 256, 192
 # Of a net that takes no drawn disc for a cell: as much for each cell as 14 x 14 px of 256 maps take some times over.
 _CELL_BYTES, _FEWEST_CELLS = 1.5 * 2**20, 16
-# Each window has another number of cells, and what one leaves free does not quite fit the next: measured, 1.2.
-_GAPS = 1.25
+# Each window has another number of cells, and what one leaves free does not quite fit the next: measured, 1.02.
+_GAPS = 1.1
+# Memory is taken in ever larger steps: measured, 1.25 and 1.31 times as much per pixel at 768 px as at 256.
+_STEPS = 1.3
 # Working memory of splitting and measuring one window, per pixel, beside the net's own: label images, the flooding
 # queue, copies of image and maps. Measured on three channels: 25, 31 and 67 where a tenth, half and all is cells.
 _SPLIT_BYTES = 72
@@ -36,12 +39,12 @@ class NetCosts:
 
     Attributes:
         per_px: for each pixel of a window.
-        fixed: for each window whatever its size: candidates, and the masks that are made at once. 0 for graphs of maps.
-        per_cell: for each cell that is found in a window; 0 where masks are made for a fixed number at once.
+        fixed: for each window whatever its size: the masks that a parted bundle makes at once; else 0.
+        per_cell: for each cell that is found in a window, in a whole graph; else 0.
     """
 
     per_px: float
-    fixed: float
+    fixed: float = 0.0
     per_cell: float = 0.0
 
 
@@ -51,14 +54,12 @@ _measuring = Lock()
 
 
 def measure_net(session: Session) -> NetCosts:
-    """The working memory that the graphs take, from runs on images of two sizes.
+    """The working memory that the graphs take, from runs on small images.
 
     ONNX Runtime keeps what a run needed for the next one, so the growth of the process is the run's peak; a session
-    that does not keep it is measured on one that does. Measured once per bundle and process. Of graphs of maps, the
-    first small run takes what does not depend on the image; it is held from then on and counts no more. In graphs that
-    find cells it does count, as do masks for as many boxes as go through the graph at once: in a parted bundle they are
-    a fixed number, a whole graph makes those of all cells of a window together, and what one takes is seen on drawn
-    discs.
+    that does not keep it is measured on one that does. Measured once per bundle and process. Of a parted bundle, a run
+    on very few pixels shows the masks of as many boxes as go through the graph at once. A whole graph makes the masks
+    of all cells of a window together; what one takes is seen on drawn discs.
     """
     key = (*(graph.sha256 for graph in session.manifest.graphs), session.provider)
     with _measuring:
@@ -78,91 +79,77 @@ def _measure(session: Session) -> NetCosts:
     if session.settings.arena != "keep":
         session = open_bundle(session.folder, replace(session.settings, arena="keep", profile_prefix=None))
     process = psutil.Process()
-    held = [process.memory_info().rss]
-    for edge in (_WARM_UP_PX, _PROBE_PX):
-        session.probe(edge)
-        held.append(process.memory_info().rss)
-    per_px = max(held[2] - held[1], 0) / _PROBE_PX**2
-    if isinstance(session, MapSession):
-        outputs = 4 * (len(session.manifest.classes) + 1)  # what comes out must have been somewhere
-        return NetCosts(per_px=max(per_px, float(outputs)), fixed=0.0)
-    inputs = len(session.manifest.channels) * (np.dtype(session.manifest.input_dtype).itemsize + 4)
-    per_cell = 0.0
+    _trim_heap()
+    start = process.memory_info().rss
+    fixed = per_cell = 0.0
+    if isinstance(session, PartedSession):
+        session.probe(_FEW_PX)
+        fixed = float(max(process.memory_info().rss - start, 0))
+    session.probe(_PROBE_PX)
+    grown = process.memory_info().rss - start
+    per_px = max(_STEPS * (grown - fixed) / _PROBE_PX**2, _count_least_bytes(session.manifest))
     if isinstance(session, WholeSession):
         cells = session.probe_cells(_CELLS_PX)
-        # All that has grown since the first run, though much of it is the maps' and counted with the pixels.
-        grown = process.memory_info().rss - held[1]
+        # Masks are made in what the maps before them leave free: all that has grown is theirs but for the pixels' part.
+        grown = process.memory_info().rss - start - int(per_px * _CELLS_PX**2)
         seen = max(grown / cells, 4.0 * session.detecting.mask_side**2) if cells >= _FEWEST_CELLS else _CELL_BYTES
         per_cell = _GAPS * seen
-    return NetCosts(per_px=max(per_px, float(inputs)), fixed=float(max(held[1] - held[0], 0)), per_cell=per_cell)
+    return NetCosts(per_px=per_px, fixed=fixed, per_cell=per_cell)
 
 
-def compute_detection_costs(
-    net: NetCosts,
-    *,
-    detecting: Detecting,
-    channels: int,
-    dtype: str,
-    batch: int = 1,
-    whole_bytes: int = 0,
-    overlay_shape: tuple[int, int] | None = None,
-) -> Costs:
-    """What finding the cells of one image costs, beside its label image and the masks of its cells.
+def _count_least_bytes(manifest: Manifest) -> float:
+    """For each pixel, of what goes into a net and, from a net of maps, comes out of it."""
+    if manifest.kind == "instance":
+        return float(len(manifest.channels) * (np.dtype(manifest.input_dtype).itemsize + 4))
+    return 4.0 * (len(manifest.classes) + 1)
 
-    Args:
-        net: from `measure_net`.
-        detecting: of the manifest.
-        channels: of the image.
-        dtype: of the image.
-        batch: windows that are worked on at once.
-        whole_bytes: size of an image that can only be decoded whole, else 0.
-        overlay_shape: (H, W) of an image whose overlay is drawn, or None.
-    """
-    costs = compute_costs(
-        net.per_px, channels=channels, dtype=dtype, whole_bytes=whole_bytes, overlay_shape=overlay_shape
-    )
-    masks = 4 * detecting.mask_side**2 * detecting.max_cells
-    return replace(
-        costs,
-        per_window_px=costs.per_window_px - _SPLIT_BYTES,
-        # Masks as they come out, and twice again while they are picked; one band is measured at a time.
-        fixed=costs.fixed + batch * (net.fixed + 3 * masks) + BAND_PX * _SPLIT_BYTES,
-        windows=batch,
-        per_cell=net.per_cell,
-        most_cells=detecting.max_cells,
-    )
+
+def _trim_heap() -> None:
+    """Give back what opening the graphs has left free, in which a small run would find room and seem to take none."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # elsewhere it is less exact
+        libc.malloc_trim(0)
 
 
 def compute_costs(
-    net_bytes: float,
+    net: NetCosts,
     *,
     channels: int,
     dtype: str,
+    detecting: Detecting | None = None,
     batch: int = 1,
     whole_bytes: int = 0,
     overlay_shape: tuple[int, int] | None = None,
 ) -> Costs:
-    """What predicting one image from maps costs.
+    """What predicting one image costs; of cells that the net finds itself, beside the masks that are kept of them.
 
     Args:
-        net_bytes: per pixel, from `measure_net`.
+        net: from `measure_net`.
         channels: of the image.
         dtype: of the image.
+        detecting: of the manifest.
         batch: windows that are worked on at once.
         whole_bytes: size of an image that can only be decoded whole, else 0.
         overlay_shape: (H, W) of an image whose overlay is drawn, or None.
     """
-    picture = 0
+    fixed = batch * net.fixed + whole_bytes
     if overlay_shape is not None:
         step = -(-max(overlay_shape) // LARGEST_OVERVIEW_PX)
         # Sums, means and stretched planes per channel; the picture, a float plane of it, and what is made of them.
-        picture = overlay_shape[0] * overlay_shape[1] // step**2 * (12 * channels + 28)
+        fixed += overlay_shape[0] * overlay_shape[1] // step**2 * (12 * channels + 28)
+    splitting, most_cells = _SPLIT_BYTES, 0
+    if detecting is not None:
+        most_cells = detecting.max_cells
+        # Masks as they come out, and twice again while they are picked; one band is measured at a time.
+        fixed += 3 * batch * 4 * detecting.mask_side**2 * most_cells + BAND_PX * _SPLIT_BYTES
+        splitting = 0
     image_bytes = channels * np.dtype(dtype).itemsize
     return Costs(
-        per_window_px=net_bytes + _SPLIT_BYTES + image_bytes + 4 * channels,
+        per_window_px=net.per_px + splitting + image_bytes + 4 * channels,
         per_band_px=2 * image_bytes + _ROW_BYTES,
-        fixed=whole_bytes + picture,
+        fixed=fixed,
         windows=batch,
+        per_cell=net.per_cell,
+        most_cells=most_cells,
     )
 
 

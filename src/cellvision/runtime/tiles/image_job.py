@@ -30,6 +30,7 @@ class ImageJob:
         batch: at most so many tiles of one size go through the graph at once, >= 1.
         pixel_size_um: of the image, or None.
         progress: told after each tile, or None.
+        notes: what to know of this way to work on it, a sentence each.
     """
 
     read_rows: ReadRows
@@ -40,6 +41,7 @@ class ImageJob:
     batch: int = 1
     pixel_size_um: float | None = None
     progress: Progress | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[Span]:

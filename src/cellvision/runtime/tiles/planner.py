@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from cellvision.errors import ConfigError, ShapeError, explain
-from cellvision.runtime.graphs.detection_session import DetectionSession
 from cellvision.runtime.graphs.inputs import check_pixel_size, match_input
 from cellvision.runtime.session import Session
-from cellvision.runtime.tiles.budget import NetCosts, compute_costs, compute_detection_costs
+from cellvision.runtime.tiles.budget import NetCosts, compute_costs
 from cellvision.runtime.tiles.image_job import ImageJob, Progress, ReadRows
 from cellvision.runtime.tiles.tiling import SMALLEST_TILE_PX, Costs, choose_tile_px, round_up
 
@@ -36,6 +38,7 @@ class JobPlanner:
         self._net = net
         self._memory_mib = memory_mib
         self._batch = batch
+        self._said: set[str] = set()
         self._overlap_px = round_up(overlap_px or manifest.overlap_px, manifest.stride)
         self._largest_px = round_up(tile_px or manifest.tile_px, manifest.stride)
         self._smallest_px = self._largest_px if tile_px else round_up(SMALLEST_TILE_PX, manifest.stride)
@@ -82,22 +85,33 @@ class JobPlanner:
             channel_names=channel_names,
             intensity_scale=intensity_scale,
         )
-        size = shape[1:]
-        costs = self._compute_costs(shape[0], dtype, whole_bytes, size if overlay else None)
-        return ImageJob(
+        job = ImageJob(
             read_rows=read_rows,
-            shape=size,
+            shape=shape[1:],
             match=match,
-            tile_px=self._choose_tile_px(size, costs),
+            tile_px=self._largest_px,
             overlap_px=self._overlap_px,
             batch=self._batch,
             pixel_size_um=pixel_size_um,
             progress=progress,
         )
+        return self._shrink_tiles(job, self._compute_costs(shape, dtype, whole_bytes, overlay))
 
-    def _choose_tile_px(self, size: tuple[int, int], costs: Costs) -> int:
-        return choose_tile_px(
-            size,
+    def _compute_costs(self, shape: tuple[int, int, int], dtype: str, whole_bytes: int, overlay: bool) -> Costs:
+        return compute_costs(
+            self._net,
+            channels=shape[0],
+            dtype=dtype,
+            detecting=self._session.manifest.detecting,
+            batch=self._batch,
+            whole_bytes=whole_bytes,
+            overlay_shape=shape[1:] if overlay else None,
+        )
+
+    def _shrink_tiles(self, job: ImageJob, costs: Costs) -> ImageJob:
+        """The job with tiles that fit the memory, and a note where that makes them more; the same note once only."""
+        tile_px = choose_tile_px(
+            job.shape,
             largest_px=self._largest_px,
             smallest_px=self._smallest_px,
             stride=self._session.manifest.stride,
@@ -105,28 +119,18 @@ class JobPlanner:
             costs=costs,
             memory_mib=self._memory_mib,
         )
-
-    def _compute_costs(
-        self, channels: int, dtype: str, whole_bytes: int, overlay_shape: tuple[int, int] | None
-    ) -> Costs:
-        if isinstance(self._session, DetectionSession):
-            return compute_detection_costs(
-                self._net,
-                detecting=self._session.detecting,
-                channels=channels,
-                dtype=dtype,
-                batch=self._batch,
-                whole_bytes=whole_bytes,
-                overlay_shape=overlay_shape,
-            )
-        return compute_costs(
-            self._net.per_px,
-            channels=channels,
-            dtype=dtype,
-            batch=self._batch,
-            whole_bytes=whole_bytes,
-            overlay_shape=overlay_shape,
+        smaller = replace(job, tile_px=tile_px)
+        if smaller.tiles == job.tiles:
+            return smaller
+        enough = costs.compute_total(job.shape, tile_px=job.tile_px, overlap_px=job.overlap_px) / 2**20
+        note = (
+            f"{smaller.tiles} tiles of {tile_px} px keep within memory_mib={self._memory_mib}; "
+            f"memory_mib={math.ceil(enough)} allows {job.tiles} of {job.tile_px} px, which is faster"
         )
+        if note in self._said:
+            return smaller
+        self._said.add(note)
+        return replace(smaller, notes=(note,))
 
 
 def to_planes(image: np.ndarray) -> np.ndarray:

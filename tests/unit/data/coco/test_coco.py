@@ -119,6 +119,8 @@ def test_images_without_cells_and_pattern(write):
     assert len(data.sample(0).cell_classes) == 0
     with pytest.raises(DataError, match=r"has no image named like 'x\*'; need at least one"):
         write(record, pattern="x*")
+    with pytest.raises(DataError, match=r'data\.pattern="\*"; \[7\] in it stands for one character of these'):
+        write(record, pattern="x[7]")
 
 
 def test_stems_that_repeat_take_their_folders(write, tmp_path):
@@ -248,11 +250,21 @@ def test_each_fault_is_named(write, path, value, words):
     assert "; need " in str(caught.value)
 
 
-def test_all_faults_are_listed_up_to_twenty(write):
+def test_all_faults_are_counted_and_the_first_listed(write):
     record = coco()
     record["annotations"] += [{**record["annotations"][0], "id": 100 + i, "image_id": 50 + i} for i in range(30)]
     record["annotations"][0]["category_id"] = 77
-    with pytest.raises(DataError, match=r"31 faults: annotation 1 has the unknown category 77; .*; and 11 more; need"):
+    with pytest.raises(DataError, match=r"31 faults: annotation 1 has the unknown category 77; .*; and 26 more; need"):
+        write(record)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(("images", 0, "height"), -2), (("images", 0), 5), (("categories", 0), {"id": 5})], ids=str
+)
+def test_the_cells_of_a_faulty_entry_are_no_faults_of_their_own(write, path, value):
+    record = coco()
+    change(path, value)(record)
+    with pytest.raises(DataError, match=r"cells\.json: 1 fault: (image|category) "):
         write(record)
 
 

@@ -474,6 +474,39 @@ def test_truncated_files_are_data_errors(tmp_path, kind, part):
     fails(path)
 
 
+@pytest.mark.parametrize(
+    ("of_file", "of_page"),
+    [
+        ({"ome": True}, {}),
+        ({"ome": True, "bigtiff": True}, {}),
+        ({"ome": True, "byteorder": ">"}, {}),
+        ({"imagej": True}, {}),
+        ({}, {}),
+        ({}, {"truncate": True}),
+    ],
+    ids=["ome", "big", "big endian", "imagej", "shaped", "one directory"],
+)
+def test_a_stack_cut_short_is_never_one_of_fewer_channels(path, of_file, of_page):
+    stack = np.random.default_rng(0).integers(0, 2**16, (3, 32, 32)).astype(np.uint16)
+    with tifffile.TiffWriter(path, **of_file) as writer:
+        writer.write(stack, **CYX, **of_page)
+    whole = path.read_bytes()
+    np.testing.assert_array_equal(read_image(path)[0], stack)
+    refused = 0
+    for length in range(len(whole) - 1, 200, -97):
+        path.write_bytes(whole[:length])
+        try:
+            image, info = read_image(path)
+        except DataError as error:
+            refused += str(path) in str(error)
+        else:
+            # The last byte of some files is a filler.
+            assert length == len(whole) - 1
+            np.testing.assert_array_equal(image, stack)
+            assert info.shape == stack.shape
+    assert refused > 50
+
+
 @pytest.mark.filterwarnings("ignore")
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
@@ -642,6 +675,10 @@ def test_list_images(tmp_path):
     assert [p.name for p in list_images(tmp_path, "*.png")] == ["a.png"]
     with pytest.raises(DataError, match=r"has 4 images, none named like 'x\*'; need at least one of \.tif"):
         list_images(tmp_path, "x*")
+    with pytest.raises(
+        DataError, match=r'pattern="\*"; \[1\] in it stands for one character of these, and \[\[\] for a '
+    ):
+        list_images(tmp_path, "well[1]*")
     with pytest.raises(DataError, match="is no folder"):
         list_images(tmp_path / "gone")
 

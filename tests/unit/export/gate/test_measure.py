@@ -10,7 +10,7 @@ import torch
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from cellvision.bundle import Channel, Graph, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
+from cellvision.bundle import Channel, Splitting, load_manifest, write_manifest
 from cellvision.data.batching import collate, to_field
 from cellvision.errors import BundleError, ConfigError, ExportError
 from cellvision.export.gate.decision import judge_forms, mark_bundle
@@ -24,31 +24,17 @@ from cellvision.metrics.cost.timing import summarise
 from cellvision.models.build import build_model
 from cellvision.training.checkpoint import NetRecord
 from cellvision.training.scoring import Scores, predict_field
+from stain_net import write_bundle
 
 RUNS = 5
 
 
-def write_form(folder, model, *, precision="fp32", **facts):
+def write_form(folder, model, *, precision="fp32"):
     """A bundle of a TinyNet graph."""
-    folder.mkdir(parents=True)
-    (folder / "graph.onnx").write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-    digest = compute_sha256(folder / "graph.onnx")
-    entries = {
-        "model": "tiny",
-        "kind": "viability",
-        "graphs": (Graph(role="whole", file="graph.onnx", sha256=digest, precision=precision),),
-        "input_dtype": "float32",
-        "image_dtypes": ("uint16",),
-        "channels": (Channel(name="calcein", role="live"), Channel(name="PI", role="dead")),
-        "pixel_size_um": None,
-        "classes": ("background", "live", "dead"),
-        "outputs": ("probabilities", "distance"),
-        "stride": 4,
-        "splitting": Splitting(min_area_px=5),
-        "tile_px": 64,
-        "overlap_px": 16,
-    }
-    write_manifest(Manifest(**(entries | facts)), folder)
+    facts = {"input_dtype": "float32", "pixel_size_um": None, "stride": 4, "overlap_px": 16}
+    write_bundle(folder, model, **facts, splitting=Splitting(min_area_px=5))
+    manifest = load_manifest(folder)
+    write_manifest(replace(manifest, graphs=(replace(manifest.graphs[0], precision=precision),)), folder)
     return folder
 
 
@@ -68,7 +54,7 @@ def forms(graphs, fields, tmp_path_factory):
     quantize(graphs["float32"], folder / "int8.onnx", fields)
     return {
         "fp32": write_form(folder / "fp32", good),
-        "int8": write_form(folder / "int8", (folder / "int8.onnx").read_bytes(), precision="int8"),
+        "int8": write_form(folder / "int8", onnx.load(folder / "int8.onnx"), precision="int8"),
         "spoiled": write_form(folder / "spoiled", spoil(good)),
         "slow": write_form(folder / "slow", slow_down(good)),
     }
@@ -172,7 +158,7 @@ def test_the_right_graph_agrees_and_the_spoiled_one_does_not(measured):
 
 def test_speed_size_and_memory_are_those_of_the_files(measured, forms):
     for name, folder in forms.items():
-        assert measured[name].size_bytes == (folder / "graph.onnx").stat().st_size
+        assert measured[name].size_bytes == (folder / "model.onnx").stat().st_size
         (row,) = measured[name].latency
         assert (row["threads"], row["shape"], row["runs"]) == (1, [1, 2, 150, 131], RUNS)
     assert measured["fp32"].ratio == 1.0
@@ -221,7 +207,7 @@ def test_a_bundle_is_marked_with_what_was_measured(measured, forms, tmp_path):
     )
     verdict.raise_if_refused()  # it was wanted all the same
     assert verdict.kept == "slow"
-    folder = write_form(tmp_path / "slow", (forms["slow"] / "graph.onnx").read_bytes())
+    folder = write_form(tmp_path / "slow", onnx.load(forms["slow"] / "model.onnx"))
     gate = mark_bundle(folder, verdict, "slow").gate
     assert load_manifest(folder).gate == json.loads(json.dumps(gate))
     assert (gate["form"], gate["passed"], gate["allow_worse"], gate["kept"]) == ("slow", False, True, "slow")
@@ -245,14 +231,14 @@ def broken_graph(model):
 def test_a_form_that_fails_is_a_finding_and_the_first_form_is_an_error(net, graphs, forms, fields, tmp_path):
     broken = write_form(tmp_path / "broken", broken_graph(onnx.load(graphs["float32"])))
     found = measure_forms(net, {"fp32": forms["fp32"], "broken": broken}, fields[:1], threads=(1,), runs=1)
-    assert found[2].failure.startswith("graph.onnx: output 'distance' holds NaN")
+    assert found[2].failure.startswith("model.onnx: output 'distance' holds NaN")
     assert found[2].accuracy == {}
     manifest = load_manifest(broken)
     verdict = judge_forms(found, manifest, tolerance_points=100.0, allow_worse=False)
     assert verdict.kept == "fp32"
-    assert "broken could not be measured (graph.onnx: output 'distance' holds NaN" in verdict.sentence
+    assert "broken could not be measured (model.onnx: output 'distance' holds NaN" in verdict.sentence
     json.dumps(verdict.to_record(), allow_nan=False)
-    with pytest.raises(ExportError, match=r"first: graph\.onnx: output 'distance' holds NaN"):
+    with pytest.raises(ExportError, match=r"first: model\.onnx: output 'distance' holds NaN"):
         measure_forms(net, {"first": broken}, fields[:1], runs=1)
     with pytest.raises(BundleError, match="manifest"):
         measure_forms(net, {"first": tmp_path}, fields[:1], runs=1)

@@ -12,7 +12,7 @@ from cellvision.bundle import load_manifest
 from cellvision.export.gate.decision import judge_forms
 from cellvision.export.gate.found import open_bundle, open_net
 from cellvision.export.gate.measure import NET, measure_forms
-from cellvision.models.base import NetSpec
+from cellvision.models.base import NetSpec, SegNet
 from cellvision.types import Sample
 from dot_net import build_whole, draw_dots, write_dot_bundle
 
@@ -22,6 +22,8 @@ RADII = [7, 6, 8, 7, 9, 6, 7]
 
 class DotNet(nn.Module):
     """The dot net's graph in the place of a net in PyTorch."""
+
+    part, detecting = SegNet.part, None
 
     def __init__(self, bundle):
         super().__init__()
@@ -108,6 +110,9 @@ def test_one_graph_and_two_are_as_right_as_the_net(measured):
     assert reference.accuracy["instance/ap_dsb_50"] == pytest.approx(14 / 16)  # two cells cannot be found
     assert 0.7 < reference.accuracy["mask/ap"] < 0.95
     assert "max_difference" not in whole.agreement  # nothing is said of pixels
+    assert whole.agreement["scores_max_difference"] == whole.agreement["boxes_mean_difference"] == 0
+    assert 0 <= parted.agreement["masks_mean_difference"] <= parted.agreement["masks_max_difference"] < 1e-5
+    assert parted.agreement["scores_max_difference"] < 1e-5
     assert parted.size_bytes != whole.size_bytes
 
 

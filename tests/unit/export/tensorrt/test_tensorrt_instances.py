@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cellvision.bundle import Detecting
+from cellvision.export.half import to_half
 from cellvision.export.onnx import export_part, split_net
 from cellvision.export.quantize.static import quantize_int8
 from cellvision.export.tensorrt.builder import build_engine
@@ -34,7 +35,15 @@ def net():
 @pytest.fixture(scope="module")
 def parts(net, tmp_path_factory):
     """Path of each part's float graph; exports take seconds, so tests share them."""
-    folder = tmp_path_factory.mktemp("parts")
+    return write_parts(net, tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def half_parts(net, tmp_path_factory):
+    return write_parts(to_half(net), tmp_path_factory.mktemp("half"))
+
+
+def write_parts(net, folder):
     split = split_net(net, detecting=Detecting(max_cells=20), parted=True)
     return {part.role: export_part(part, folder / f"{part.role}.onnx") for part in split}
 
@@ -65,10 +74,10 @@ def make_feed(net, role):
     }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("role", ["trunk", "masks"])
-def test_both_parts_build(net, parts, role, precision, tmp_path):
-    path = parts[role]
+def test_both_parts_build(net, parts, half_parts, role, precision, tmp_path):
+    path = (half_parts if precision == "fp16" else parts)[role]
     if precision == "int8":
         path = tmp_path / "int8.onnx"
         quantize_int8(parts[role], path, feeds=[make_feed(net, role)], form="tensorrt")

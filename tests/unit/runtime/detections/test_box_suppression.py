@@ -74,7 +74,7 @@ def test_boxes_of_one_group_never_suppress_each_other():
 
 def test_thousands_take_no_square_of_memory_or_time():
     boxes = draw_boxes(7, 20000, spread=9000)
-    started = time.perf_counter()
+    started = time.process_time()
     kept = suppress_boxes(boxes, np.ones(20000, int), iou=0.5)
     assert len(kept) > 15000
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60

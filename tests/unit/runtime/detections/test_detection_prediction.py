@@ -234,3 +234,23 @@ def test_a_failure_half_way_leaves_nothing(bundle, picture, tmp_path):
 def test_too_little_memory_is_refused_before_the_work(bundle):
     with pytest.raises(ConfigError, match=r"an image of 900x900 px takes .* need at most memory_mib=10"):
         Predictor(bundle, memory_mib=10)(np.zeros((3, 900, 900), np.uint16))
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_tiles_with_as_many_cells_as_there_are_places_are_noted(tmp_path, parted):
+    few = Detecting(nms_iou=0.6, max_cells=4)
+    predictor = Predictor(write_dot_bundle(tmp_path / "b", parted=parted, detecting=few), tile_px=64, overlap_px=16)
+    centres = [(12, 12), (12, 40), (40, 12), (40, 40), (66, 60)]
+    note = (
+        "1 of 1 tiles of 64 px hold 4 cells, as many as the bundle finds in one; if there are more, a smaller tile_px "
+        "finds them, or a bundle of export.py with max_cells=8"
+    )
+    image = draw_dots((80, 80), centres, 8)
+    assert predictor(image).notes == (note,)
+    assert len(predictor(image)) == 4
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack")
+    assert predictor.predict_to_folder(tmp_path / "a.tif", tmp_path / "out").notes == (note,)
+    assert predictor(draw_dots((80, 80), centres[:3], 8)).notes == ()
+    # The worst of those with a place is no cell, so no worse one can be.
+    unsure = draw_dots((80, 80), centres, 8, scores=[1, 0.9, 0.8, 0.02, 0.01])
+    assert predictor(unsure).notes == ()

@@ -70,7 +70,15 @@ def test_each_kind_has_its_colour_where_it_lies(field):
 def test_counts_are_in_the_legend(field, written):
     picture = draw_error_sheet([field], channels=GREY, crops=0)
     assert written["legends"] == [
-        ["well A1", "found 1, without outline", "split 1", "merged 1", "false 1", "missed 1", "inexact 1"],
+        [
+            "well A1",
+            "1 of 6 cells found (no outline)",
+            "split 1 (one cell as several)",
+            "merged 1 (several cells as one)",
+            "false 1 (no cell there)",
+            "missed 1 (nothing found)",
+            "inexact 1 (IoU below 0.5)",
+        ],
     ]
     assert not written["captions"]
     assert picture[SIZE:].max() == 255
@@ -114,14 +122,9 @@ def test_a_field_without_errors_is_only_a_field(field, written):
     )
     picture = draw_error_sheet([right], channels=GREY)
     assert not written["captions"]
-    assert written["legends"][0][1:] == [
-        "found 6, without outline",
-        "split 0",
-        "merged 0",
-        "false 0",
-        "missed 0",
-        "inexact 0",
-    ]
+    first, *kinds = written["legends"][0][1:]
+    assert first == "6 of 6 cells found (no outline)"
+    assert [text.partition(" (")[0] for text in kinds] == ["split 0", "merged 0", "false 0", "missed 0", "inexact 0"]
     assert not any(is_colour(picture[:SIZE], colour).any() for colour in KIND_COLOURS.values())
 
 
@@ -149,8 +152,7 @@ def test_unknown_truth_is_no_error(field, written):
         ignore=ignore,
     )  # fmt: skip
     draw_error_sheet([known], channels=GREY)
-    assert "false 0" in written["legends"][0]
-    assert "missed 0" in written["legends"][0]
+    assert {"false 0 (no cell there)", "missed 0 (nothing found)"} <= set(written["legends"][0])
 
 
 def test_huge_fields_are_shrunk(written):

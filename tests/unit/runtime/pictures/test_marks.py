@@ -258,3 +258,26 @@ def test_a_caption_is_above_and_no_wider_than_its_picture():
     assert captioned.shape[1] == 120
     thirds = np.array_split(above, 3)
     assert [part.max() > 200 for part in thirds] == [True, True, False]
+
+
+def test_captions_of_wide_pictures_are_larger():
+    heights = []
+    for width in (400, 2800):
+        picture = np.zeros((10, width, 3), np.uint8)
+        above = add_caption(picture, ("truth",))[:-10].max(axis=(1, 2))
+        heights.append(np.ptp(np.flatnonzero(above > 100)))
+    assert heights[1] > 2.5 * heights[0]
+
+
+def test_cells_that_do_not_count_are_grey(cells):
+    ignored = np.zeros(cells.shape, np.int32)
+    ignored[10:30, 100:140] = 7
+    image = np.zeros((1, *cells.shape), np.uint8)
+    plain = draw_overlay(image, cells, channels=CHANNELS)
+    picture = draw_overlay(image, cells, channels=CHANNELS, ignored=ignored)
+    height = cells.shape[0]
+    grey = is_colour(picture, (150, 150, 150))
+    assert grey[10, 100:140].all()
+    assert not grey[11:29, 101:139].any()
+    assert grey[height:].any(), "named in the legend"
+    np.testing.assert_array_equal(picture[:height, :100], plain[:height, :100])

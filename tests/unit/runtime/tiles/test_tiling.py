@@ -56,18 +56,26 @@ def choose(memory_mib, smallest_px=64):
 
 def test_tile_shrinks_until_it_fits():
     assert choose(1000) == 512
-    assert choose(200) == 256
-    assert choose(50) == 128
-    assert COSTS.compute_total((5000, 5000), tile_px=256, overlap_px=32) <= 200 * 2**20
+    for memory_mib in (200, 50):
+        tile_px = choose(memory_mib)
+        assert tile_px % 16 == 0
+        totals = [COSTS.compute_total((5000, 5000), tile_px=px, overlap_px=32) for px in (tile_px, tile_px + 16)]
+        assert totals[0] <= memory_mib * 2**20 < totals[1]
 
 
 def test_too_little_memory_is_refused_with_the_amount_needed():
     with pytest.raises(
-        ConfigError, match="takes 22 MiB in tiles of 64 px; need at most memory_mib=4; try: memory_mib=22"
+        ConfigError, match="takes 22 MiB in tiles of 64 px; need at most memory_mib=4; try: memory_mib=22,"
     ):
         choose(4)
     with pytest.raises(ConfigError, match="in tiles of 512 px"):
         choose(200, smallest_px=512)
+
+
+def test_a_bundle_of_small_tiles_keeps_them():
+    assert choose(1000, smallest_px=1024) == 512
+    with pytest.raises(ConfigError, match="in tiles of 512 px"):
+        choose(200, smallest_px=1024)
 
 
 def stitch(windows, shape, *, tile_px, overlap_px, min_area_px=1):

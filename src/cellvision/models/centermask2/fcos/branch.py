@@ -87,8 +87,7 @@ class Fcos(nn.Module):
 
 def _check_sizes(given: Sequence[float], strides: Mapping[int, int]) -> None:
     """Raise ConfigError unless there is one size fewer than levels; the example doubles, as the published ones do."""
-    first = given[0] if given else 8 * min(strides.values())
-    example = [first * 2**i for i in range(len(strides) - 1)]
+    example = [8 * min(strides.values()) * 2**i for i in range(len(strides) - 1)]
     _check_count("model.assigning.sizes_of_interest", given, "levels - 1", example=example)
 
 

@@ -26,11 +26,9 @@ class MaskTargets(Protocol):
         Returns:
             (R, side, side) bool on the device of the boxes.
         """
-        ...
 
     def inside_share(self, boxes: Tensor, index: Tensor) -> Tensor:
         """(R,) float32 in 0..1: the part of the cell's area that lies in its box; arguments as in ``crop``."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,55 @@
+"""What a user can get wrong about an export is said before anything is read, and the help says what there is."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from cellvision import app
+from cellvision.errors import ConfigError
+from cellvision.export.gate.judged import Request
+
+ROOT = Path(__file__).parents[3]
+WRONG = [
+    ("samples=0", "samples=0; need a whole number from 1 up; try: samples=4"),
+    ("samples=many", "samples=many; need a whole number from 1 up"),
+    ("samples=true", "samples=True; need a whole number from 1 up"),
+    ("calibration.fields=-3", "calibration.fields=-3; need a whole number from 1 up"),
+    ("overwrite=maybe", "overwrite=maybe; need true or false; try: overwrite=false"),
+]
+WRONG_REQUESTS = [
+    ({"precision": "int4"}, "unknown precision 'int4'; need one of: fp16, fp32, int8; try: 'int8'"),
+    ({"calibration": "mean"}, "unknown calibration.method 'mean'; need one of: entropy, minmax, percentile"),
+    ({"rounds": -1}, "calibration.rounds=-1; need a whole number from 0 up; try: calibration.rounds=4"),
+    ({"tolerance_points": float("nan")}, "tolerance_points=nan; need points of accuracy"),
+    ({"allow_worse": "yes"}, "allow_worse=yes; need true or false"),
+]
+
+
+@pytest.mark.parametrize(("setting", "message"), WRONG)
+def test_settings_are_checked_before_anything_is_read(setting, message):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("export", overrides=["ckpt=no_file", "bundle=no_folder", setting])
+    with pytest.raises(ConfigError, match=message):
+        app.export(cfg)
+
+
+@pytest.mark.parametrize(("facts", "message"), WRONG_REQUESTS)
+def test_requests_are_checked(facts, message):
+    with pytest.raises(ConfigError, match=message):
+        Request(**({"precision": "int8"} | facts))
+
+
+def test_help_tells_the_meaning_of_every_setting():
+    command = [sys.executable, "export.py", "--help"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+    for file, left_out in (("export.yaml", {"defaults", "hydra"}), ("trt/int8.yaml", {"_target_"})):
+        for key in OmegaConf.load(ROOT / "conf" / file).keys() - left_out:
+            assert re.search(rf"^{key}: .*# \w", printed, re.MULTILINE), key
+    assert "fp32 | fp16" in printed
+    assert "synthetic_livedead" in printed
+    assert "hydra" not in printed
