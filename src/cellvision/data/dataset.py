@@ -14,7 +14,7 @@ from cellvision.errors import ConfigError, DataError, check_choice, explain
 from cellvision.types import Sample
 
 ROLES = ("nuclear", "live", "dead", "")
-MAX_LISTED = 5
+MAX_LISTED = 10
 BACKGROUND = "background"
 UNCERTAIN = "uncertain"
 """What files call cells whose class is not known: it is no class, and such cells are of class IGNORE."""
@@ -56,7 +56,7 @@ class CellDataset(Protocol):
 
 
 def list_faults(faults: Sequence[str]) -> str:
-    """One text for many faults: the first 5, and how many more there are.
+    """One text for many faults: the first 10, and how many more there are.
 
     Example:
         >>> list_faults(["a.png is missing", "b.png is missing"])

@@ -19,7 +19,7 @@ def find_groups(names: Sequence[str], pattern: str | None, *, what: str = "file 
 
     Raises:
         ConfigError: the pattern is no regular expression, or has no parentheses.
-        DataError: names that the pattern does not match; all of them are counted, and the first 5 listed.
+        DataError: names that the pattern does not match; all of them are counted, and the first 10 listed.
 
     Example:
         >>> find_groups(["A172_Phase_A7_1_00d00h00m_1.tif"], "^(.*?_Phase_[A-Z]+[0-9]+)_")

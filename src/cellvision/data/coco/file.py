@@ -82,7 +82,7 @@ def load_coco(
 
     Raises:
         ConfigError: ``repeated_images`` or ``faulty_cells`` is none of its choices.
-        DataError: no such file, no JSON, or faults inside, all counted, and the first 5 listed.
+        DataError: no such file, no JSON, or faults inside, all counted, and the first 10 listed.
     """
     check_choice("repeated_images", repeated_images, REPEATED_IMAGES)
     check_choice("faulty_cells", faulty_cells, FAULTY_CELLS)

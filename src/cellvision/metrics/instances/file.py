@@ -37,7 +37,7 @@ def load_predictions(
         categories: class 1..K-1 by category id.
 
     Raises:
-        DataError: no such file, no JSON list, or faults inside, which are all counted, and the first 5 listed.
+        DataError: no such file, no JSON list, or faults inside, which are all counted, and the first 10 listed.
     """
     entries = _load_list(path)
     faults: list[str] = []
