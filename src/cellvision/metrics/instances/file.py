@@ -16,7 +16,7 @@ from cellvision.metrics.instances.mask_runs import find_rle_fault
 
 MAX_JSON_BYTES = 2**31
 _KEYS = ("image_id", "category_id", "segmentation", "score")
-_MOST_LISTED = 5
+_MOST_LISTED = 10
 _LONGEST_VALUE = 60
 LARGEST_PX = 2**31
 """Of a coordinate: far beyond any image, and an area of it is still a number."""
