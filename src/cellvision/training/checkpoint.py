@@ -17,6 +17,7 @@ from cellvision.bundle import Channel, Splitting
 from cellvision.errors import CellvisionError, ConfigError, DataError, explain
 from cellvision.models.base import SegNet
 from cellvision.models.build import build_model
+from cellvision.models.structure.restore import restore_structure
 
 RECORD_KEY = "cellvision"
 NET_PREFIX = "net."
@@ -183,6 +184,7 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
     try:
         record = NetRecord.from_plain(checkpoint[RECORD_KEY])
         net = build_model(**record.net)
+        restore_structure(net, record.recipe)
         state = checkpoint["state_dict"]
         weights = {k.removeprefix(NET_PREFIX): v for k, v in state.items() if k.startswith(NET_PREFIX)}
         net.load_state_dict(weights)

@@ -65,7 +65,7 @@ class TimmBackbone(nn.Module):
     def _run(self, encoder: nn.Module, images: Tensor) -> dict[int, Tensor]:
         """The maps of ``encoder``, which is this one or a copy of it; some transformers give theirs as (B, H, W, C)."""
         maps = encoder(images)
-        if self.encoder.output_fmt == "NHWC":
+        if getattr(self.encoder, "output_fmt", "NCHW") == "NHWC":
             maps = [found.permute(0, 3, 1, 2) for found in maps]
         return dict(zip(self.levels, maps, strict=True))
 
