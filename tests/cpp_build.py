@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 DEPENDENCIES = ROOT / "build" / "cpp-deps"
@@ -47,6 +48,12 @@ def _build() -> tuple[Path, str]:
     folder = FOLDERS[PRESET]
     if missing := [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]:
         return folder, f"no {' and no '.join(missing)} on this machine"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # tests of several processes need it, one builds it
+        return _make(folder)
+
+
+def _make(folder: Path) -> tuple[Path, str]:
     fetched = _call(ROOT / "cpp" / "fetch_dependencies.sh", DEPENDENCIES)
     if fetched.returncode:
         return folder, fetched.stderr.strip().splitlines()[-1]

@@ -12,12 +12,13 @@ from onnx import TensorProto
 from skimage.segmentation import watershed
 
 from cellvision.bundle import Splitting
+from cellvision.errors import ConfigError
 from cellvision.runtime.detections.found import Detections
 from cellvision.runtime.detections.masks import paint_detections
 from cellvision.runtime.detections.nms import suppress_boxes
 from cellvision.runtime.maps.splitting import split_cells
 from cellvision.runtime.predictor import Predictor
-from cellvision.runtime.tiles.tiling import plan_spans
+from cellvision.runtime.tiles.tiling import Costs, choose_tile_px, plan_spans
 from cellvision.runtime.viability import compute_viability
 from dot_net import build_whole, draw_dots, write_dot_bundle
 from stain_net import build_graph, draw_cells, write_bundle
@@ -51,6 +52,7 @@ def write_vectors(folder: Path) -> int:
     """Write all cases into an existing folder; their number."""
     cases = CaseFolder(folder)
     _add_spans(cases)
+    _add_tiles(cases)
     _add_floods(cases)
     _add_splits(cases)
     _add_paintings(cases)
@@ -70,6 +72,21 @@ def _add_spans(cases: CaseFolder) -> None:
             spans = plan_spans(length, tile_px=tile_px, overlap_px=overlap_px)
             found = [(s.start, s.stop, s.window_start, s.window_stop) for s in spans]
             cases.add("spans", length=length, tile_px=tile_px, overlap_px=overlap_px, spans=found)
+
+
+def _add_tiles(cases: CaseFolder) -> None:
+    """Tile sizes by memory; 0 where even the smallest takes too much."""
+    for height, width in ((520, 704), (10_000, 9000), (40, 3000)):
+        for most_cells, per_cell in ((0, 0.0), (1000, 1.5e6), (100, 1.5e6)):
+            for memory_mib in (20, 90, 400, 1024):
+                costs = Costs(per_window_px=700.0, per_band_px=0.0, fixed=1e7, per_cell=per_cell, most_cells=most_cells)
+                limits = {"largest_px": 512, "smallest_px": 64, "stride": 32, "overlap_px": 96}
+                try:
+                    tile_px = choose_tile_px((height, width), costs=costs, memory_mib=memory_mib, **limits)
+                except ConfigError:
+                    tile_px = 0
+                facts = {"per_window_px": 700.0, "fixed": 1e7, "per_cell": per_cell, "most_cells": most_cells, **limits}
+                cases.add("tile", height=height, width=width, memory_mib=memory_mib, tile_px=tile_px, **facts)
 
 
 def _draw_maps(rng: np.random.Generator, shape: tuple[int, int], levels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ const char* const usage =
     "  --memory-mib N           most working memory (default 1024)\n"
     "  --tile-px N              tile size (default: the bundle's, or what fits)\n"
     "  --overlap-px N           margin around tiles (default: the bundle's)\n"
+    "  --arena KIND             the net's memory after a run: keep (default), shrink, none\n"
     "  --channels A,B           names of the images' channels in order, e.g. hoechst,pi\n"
     "  --intensity-scale F      factor to the training counts, e.g. 257 from 8 to 16 bits\n"
     "  --pixel-size-um F        edge of a pixel, instead of the files' own\n"
@@ -92,6 +93,7 @@ std::map<std::string, Setter> list_setters(Arguments& found) {
         {"--memory-mib", [&](Text option, Text value) { found.options.memory_mib = to_count(option, value); }},
         {"--tile-px", [&](Text option, Text value) { found.options.tile_px = to_count(option, value); }},
         {"--overlap-px", [&](Text option, Text value) { found.options.overlap_px = to_count(option, value); }},
+        {"--arena", [&](Text, Text value) { found.options.arena = value; }},
         {"--channels", [&](Text, Text value) { found.channel_names = split_names(value); }},
         {"--intensity-scale", [&](Text option, Text value) { found.intensity_scale = to_positive(option, value); }},
         {"--pixel-size-um", [&](Text option, Text value) { found.pixel_size_um = to_positive(option, value); }},

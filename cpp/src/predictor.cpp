@@ -5,18 +5,18 @@
 #include <mutex>
 #include <utility>
 
-#include "budget.hpp"
+#include "cells/measure.hpp"
 #include "cellvision/error.hpp"
-#include "detected_cells.hpp"
-#include "detections.hpp"
-#include "inputs.hpp"
-#include "map_net.hpp"
-#include "measure.hpp"
-#include "ort_library.hpp"
-#include "session.hpp"
-#include "split.hpp"
-#include "stitching.hpp"
-#include "tiling.hpp"
+#include "detections/detected_cells.hpp"
+#include "detections/detection_net.hpp"
+#include "graphs/inputs.hpp"
+#include "graphs/ort_library.hpp"
+#include "graphs/session.hpp"
+#include "maps/map_net.hpp"
+#include "maps/split.hpp"
+#include "maps/stitching.hpp"
+#include "tiles/budget.hpp"
+#include "tiles/tiling.hpp"
 
 namespace cellvision {
 namespace {
@@ -161,7 +161,7 @@ private:
                                 .smallest_px = options_.tile_px ? largest : round_up(smallest_tile_px, stride),
                                 .stride = stride,
                                 .overlap_px = overlap_px_};
-        // Measuring takes two runs: most images are so small that the net need not be known.
+        // Measuring takes a few runs: most images are so small that the net need not be known.
         const Costs assumed = compute_costs(assume_net(manifest_), manifest_);
         if (assumed.compute_total(height, width, largest, overlap_px_) <= options_.memory_mib * 1024.0 * 1024.0) {
             return largest;
@@ -172,13 +172,8 @@ private:
     NetCosts find_net_costs() {
         const std::lock_guard lock(measuring_);
         if (!net_costs_) {
-            net_costs_ = measure_net(manifest_, [this](int edge) {
-                const auto input = make_noise(manifest_, edge);
-                if (maps_) {
-                    static_cast<void>(maps_->run(input, edge, edge));
-                } else {
-                    detections_->probe(input, edge);
-                }
+            net_costs_ = measure_net(manifest_, [this](const std::vector<std::byte>& image, int edge) {
+                return maps_ ? maps_->probe(image, edge) : detections_->probe(image, edge);
             });
         }
         return *net_costs_;

@@ -4,18 +4,18 @@
 #include <iostream>
 #include <map>
 
+#include "bundle/sha256.hpp"
 #include "case_file.hpp"
 #include "cellvision/error.hpp"
 #include "cellvision/manifest.hpp"
 #include "cellvision/viability.hpp"
-#include "external_data.hpp"
-#include "masks.hpp"
-#include "nms.hpp"
+#include "detections/masks.hpp"
+#include "detections/nms.hpp"
+#include "graphs/external_data.hpp"
+#include "maps/split.hpp"
+#include "maps/watershed.hpp"
 #include "predict_case.hpp"
-#include "sha256.hpp"
-#include "split.hpp"
-#include "tiling.hpp"
-#include "watershed.hpp"
+#include "tiles/tiling.hpp"
 
 namespace {
 
@@ -38,6 +38,24 @@ void check_spans(const Case& one) {
         found.push_back({span.start, span.stop, span.window_start, span.window_stop});
     }
     expect_equal(found, one["spans"].get<std::vector<std::vector<int>>>(), "spans");
+}
+
+void check_tile(const Case& one) {
+    const Costs costs{.per_window_px = one["per_window_px"],
+                      .fixed = one["fixed"],
+                      .per_cell = one["per_cell"],
+                      .most_cells = one["most_cells"]};
+    const TileLimits limits{.largest_px = one["largest_px"],
+                            .smallest_px = one["smallest_px"],
+                            .stride = one["stride"],
+                            .overlap_px = one["overlap_px"]};
+    int found = 0;
+    try {
+        found = choose_tile_px(one["height"], one["width"], limits, costs, one["memory_mib"]);
+    } catch (const Error&) {
+        found = 0;
+    }
+    expect_equal(found, one["tile_px"].get<int>(), "tile sizes");
 }
 
 void check_flood(const Case& one) {
@@ -143,10 +161,10 @@ int main(int count, char** arguments) {
         return 2;
     }
     const std::map<std::string, std::function<void(const Case&)>> checks = {
-        {"spans", check_spans},       {"flood", check_flood},         {"split", check_split},
-        {"paint", check_paint},       {"suppress", check_suppress},   {"viability", check_viability},
-        {"sha256", check_sha256},     {"external", check_external},   {"refused", check_refused},
-        {"predict", check_predict},     {"unfit", check_unfit}};
+        {"spans", check_spans},       {"tile", check_tile},         {"flood", check_flood},
+        {"split", check_split},       {"paint", check_paint},       {"suppress", check_suppress},
+        {"sha256", check_sha256},     {"external", check_external}, {"refused", check_refused},
+        {"viability", check_viability}, {"predict", check_predict}, {"unfit", check_unfit}};
     int failed = 0;
     const auto all = cases::load(arguments[1]);
     for (const Case& one : all) {

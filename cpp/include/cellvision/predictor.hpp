@@ -21,7 +21,8 @@ struct Options {
     std::optional<int> overlap_px;  ///< margin around each tile; better at least as wide as a cell
     int memory_mib = 1024;          ///< most memory for predicting one image, beside image, labels and cells
     /// What becomes of the working memory of a run: "keep" holds it for the next, which is fastest; "shrink" gives it
-    /// back after each; "none" asks the system for every piece, which is slowest and needs least.
+    /// back after each; so does "none" on the processor, where no more is held than was in use at once, while on others
+    /// it asks for every piece anew.
     std::string arena = "keep";
     std::filesystem::path ort_library;  ///< ONNX Runtime; empty: $CELLVISION_ORT_LIBRARY, else the system's
 };

@@ -60,7 +60,7 @@ struct Picture {
 };
 
 /// The channels as one colour composite, each cell outlined in the colour of its class; larger images than 3000 px are
-/// shrunk by a whole number. The picture of Python's overlay without the line of counts below.
+/// shrunk by a whole number. The picture of Python's overlay, with the same counts below in plainer letters.
 ///
 /// @param image raw counts, channels in the manifest's order.
 [[nodiscard]] Picture draw_overlay(const Image& image, const Cells& cells, const std::vector<Channel>& channels);

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <vector>
+
+#include "cellvision/manifest.hpp"
+#include "tiles/tiling.hpp"
+
+namespace cellvision {
+
+/// Working memory of a bundle's graphs, in bytes.
+struct NetCosts {
+    double per_px = 0.0;    ///< for each px of a window
+    double fixed = 0.0;     ///< for each window whatever its size: candidates, and masks that are made at once
+    double per_cell = 0.0;  ///< for each cell of a window; 0 where masks are made for a fixed number at once
+};
+
+/// What graphs are taken to need until it is measured.
+[[nodiscard]] NetCosts assume_net(const Manifest& manifest);
+
+/// Runs the graphs on an image, (C, edge, edge) of the manifest's input_dtype; the number of cells found, 0 for maps.
+using Probe = std::function<int(const std::vector<std::byte>& image, int edge)>;
+
+/// What the graphs need: the most that their tensors took at once, on noise and, for cells, on drawn ones.
+[[nodiscard]] NetCosts measure_net(const Manifest& manifest, const Probe& probe);
+
+/// What predicting an image costs beside its label image.
+[[nodiscard]] Costs compute_costs(const NetCosts& net, const Manifest& manifest);
+
+}  // namespace cellvision
