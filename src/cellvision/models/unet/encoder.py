@@ -25,18 +25,19 @@ class Encoder(nn.Module):
         """Level i has ``widths[i]`` channels at stride 2**i; ``norm`` and ``attention`` as in UNet."""
         super().__init__()
         self.has_skip = (True,) * len(widths)
-        self.pool = nn.MaxPool2d(2)
         self.levels = nn.ModuleList(
             nn.Sequential(ConvBlock(source, width, norm=norm), build_block_attention(attention, width))
             for source, width in zip((in_channels, *widths[:-1]), widths, strict=True)
         )
+        # One for each level, as each passes on values of another scale once the net is quantised.
+        self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in widths[1:])
 
     def forward(self, images: Tensor) -> list[Tensor | None]:
         """Maps (B, widths[i], H / 2**i, W / 2**i), finest first, of (B, C, H, W)."""
         maps: list[Tensor | None] = []
         found = images
         for level, block in enumerate(self.levels):
-            found = block(self.pool(found) if level else found)
+            found = block(self.pools[level - 1](found) if level else found)
             maps.append(found)
         return maps
 

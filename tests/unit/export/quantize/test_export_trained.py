@@ -19,7 +19,7 @@ from cellvision.models.structure.fake_quant import find_fake_quants, set_fake_qu
 def rounding_net():
     torch.manual_seed(0)
     net = build_model(
-        name="unet", kind="semantic", in_channels=1, classes=("background", "cell"), widths=(8, 16), attention="gate"
+        name="unet", kind="semantic", in_channels=1, classes=("background", "cell"), widths=(8, 16, 16), attention="gate"
     )
     images = torch.rand(4, 1, 32, 32) * 255
     for _ in range(20):  # batch statistics
@@ -53,7 +53,7 @@ def test_the_graph_gives_what_the_net_gives(rounding_net, tmp_path, form):
         expected = ready(images)["probabilities"].numpy()
     found = run(path, images)
     assert np.abs(found - expected).max() < 0.05  # a value between two steps may be rounded the other way
-    assert np.abs(found - expected).mean() < 0.002
+    assert np.abs(found - expected).mean() < 0.005
     graph = onnx.load(path).graph
     steps = {node.op_type for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
     assert steps == {"QuantizeLinear", "DequantizeLinear"}
@@ -68,8 +68,8 @@ def test_onnx_runtime_computes_every_rounded_layer_on_integers(rounding_net, tmp
     counted = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     layers = [module for module in rounding_net.modules() if hasattr(module, "rounded")]
     assert counted["QLinearConv"] == len(layers) > 4
-    assert counted["QLinearConcat"] == counted["QLinearAdd"] == counted["QLinearMul"] == 1
-    assert counted["MaxPool"] + counted["NhwcMaxPool"] == 1
+    assert counted["QLinearConcat"] == counted["QLinearAdd"] == counted["QLinearMul"] == 2
+    assert counted["MaxPool"] + counted["NhwcMaxPool"] == 2
 
 
 def test_folding_changes_nothing_and_leaves_the_net_alone(rounding_net):
