@@ -80,7 +80,7 @@ def test_a_run_told_to_end_says_how_to_go_on(tmp_path, number, status):
         printed, _ = process.communicate(timeout=120)
     assert process.returncode == status, printed
     (told,) = [line for line in printed.splitlines() if line.startswith("stopped by ")]
-    assert told.startswith(f"stopped by {number.name}; to go on after the last finished epoch: ")
+    assert told.startswith(f"stopped by {number.name}; to go on after the last saved epoch: ")
     assert told.endswith(f"run_dir={tmp_path} resume=auto")
     assert "Traceback" not in printed
 

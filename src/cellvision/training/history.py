@@ -115,6 +115,8 @@ def draw_curves(rows: list[dict[str, float]], path: Path, *, best: int | None = 
             axes.axvline(best, color="0.6", linestyle="--", linewidth=1, zorder=0, label=f"best net, epoch {best}")
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(rows) == 1:
+            axes.set_xlim(rows[0]["epoch"] - 1, rows[0]["epoch"] + 1)
         if axes.lines:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8)
     figure.savefig(path, dpi=110)

@@ -37,9 +37,11 @@ class Stopped(BaseException):
         """
         if folder is None:
             return str(self)
-        if not any(folder.glob("checkpoints/*.ckpt")):
-            return f"{self}; no epoch was finished: there is nothing to go on from"
-        return f"{self}; to go on after the last finished epoch: the same command with run_dir={folder} resume=auto"
+        from cellvision.training.checkpoint import LAST, PREVIOUS  # brings torch
+
+        if not any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS)):
+            return f"{self}; no epoch was saved yet: there is nothing to go on from"
+        return f"{self}; to go on after the last saved epoch: the same command with run_dir={folder} resume=auto"
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def test_other_threads_leave_signals_alone():
 def test_the_way_to_go_on_is_told_where_there_is_one(tmp_path):
     stop = Stopped(signal.SIGTERM)
     assert stop.advise(None) == "stopped by SIGTERM"
-    assert stop.advise(tmp_path).endswith("no epoch was finished: there is nothing to go on from")
+    assert stop.advise(tmp_path).endswith("no epoch was saved yet: there is nothing to go on from")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert stop.advise(tmp_path).endswith(f"the same command with run_dir={tmp_path} resume=auto")

@@ -51,7 +51,7 @@ def test_losses_are_there_for_every_image():
 def test_numbers_must_fit_levels_and_classes():
     key = r"model\.assigning\.sizes_of_interest"
     with pytest.raises(
-        ConfigError, match=rf"{key} has 2 numbers; need 1, the number of levels - 1; try: {key}=\[48\]$"
+        ConfigError, match=rf"{key} has 2 numbers; need 1, the number of levels - 1; try: {key}=\[64\]$"
     ):
         build(sizes=(48, 128))
     with pytest.raises(ConfigError, match=rf"{key} has 0 numbers; need 1, .*; try: {key}=\[64\]$"):
