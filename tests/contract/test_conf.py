@@ -25,7 +25,7 @@ CONF = ROOT / "conf"
 CHOICES = sorted(
     (file.parent.name, file.stem)
     for file in CONF.glob("*/*.yaml")
-    if file.parent.name != "trt" and not file.stem.startswith("_")
+    if file.parent.name not in ("trt", "last") and not file.stem.startswith("_")
 )
 
 
@@ -42,6 +42,14 @@ def test_every_choice_composes_and_resolves(group, choice):
     app.check_settings(cfg)
     settings = app.resolve(cfg)
     assert group == "experiment" or settings[group]
+
+
+def test_a_debug_run_of_an_experiment_is_one_epoch_unless_asked_otherwise():
+    for experiment in ("nuclei_instances", "centermask2_1x"):
+        trainer = compose(f"experiment={experiment}", "data=coco", "trainer=debug").trainer
+        assert (trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches) == (1, -1, 2)
+    assert compose("experiment=nuclei_instances").trainer.max_epochs == 16
+    assert compose("experiment=nuclei_instances", "trainer=debug", "trainer.max_epochs=3").trainer.max_epochs == 3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

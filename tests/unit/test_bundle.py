@@ -272,3 +272,9 @@ def test_an_instance_manifest_that_cannot_be(change, message):
 @pytest.mark.parametrize("kind", [Manifest, Graph, Detecting, Splitting])
 def test_every_key_is_documented(kind):
     assert not [f.name for f in fields(kind) if f.name not in kind.__doc__]
+
+
+def test_scores_that_are_no_number_are_written_as_null(bundle):
+    manifest = replace(load_manifest(bundle), accuracy={"val/a": float("nan"), "b": [1.0, float("inf")]})
+    written = json.loads(write_manifest(manifest, bundle).read_text(), parse_constant=pytest.fail)
+    assert written["accuracy"] == {"val/a": None, "b": [1.0, None]}

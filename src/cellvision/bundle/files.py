@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,20 @@ def compute_sha256(path: Path) -> str:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> Path:
-    """Write ``manifest.json`` into an existing folder and return its path."""
+    """Write ``manifest.json`` into an existing folder and return its path; scores that are no number become null."""
     path = folder / MANIFEST_NAME
-    record = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    record = _without_nan({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)})
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN and no infinity, and readers in other languages refuse them."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_manifest(folder: Path) -> Manifest:

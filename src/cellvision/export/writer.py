@@ -153,7 +153,7 @@ def export_bundle(
         recipe=tuple(recipe),
         accuracy=accuracy,
     )
-    with make_folder(folder) as made:
+    with make_folder(folder, overwrite=overwrite) as made:
         _make(net, draft, made, options=options, samples=samples, tolerance=tolerance, tell=tell)
     return load_manifest(folder)
 
@@ -165,13 +165,18 @@ def _check_tolerance(tolerance: float) -> None:
 
 
 @contextmanager
-def make_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of ``folder`` at the end; after an error all is as before."""
+def make_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``folder`` at the end; after an error all is as before.
+
+    Raises:
+        ConfigError: something was put into ``folder`` meanwhile that may not be replaced.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workplace:
         made = Path(workplace) / "bundle"
         made.mkdir()
         yield made
+        check_folder(folder, overwrite=overwrite)  # again: much time has gone by
         _put_in_place(made, folder, Path(workplace))
 
 

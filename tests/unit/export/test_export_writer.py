@@ -11,7 +11,7 @@ from cellvision.errors import BundleError, ConfigError, ExportError
 from cellvision.export import writer
 from cellvision.export.gate.latency import describe_machine, measure_latency
 from cellvision.export.graph_options import GraphOptions
-from cellvision.export.writer import export_bundle, export_checkpoint
+from cellvision.export.writer import export_bundle, export_checkpoint, make_folder
 from cellvision.models.build import build_model
 from cellvision.runtime.maps.splitting import split_cells
 from cellvision.runtime.predictor import Predictor
@@ -264,3 +264,18 @@ def test_latency_is_of_both_sides_at_equal_threads(net, facts, tmp_path):
     assert latency["threads"] == torch.get_num_threads()
     assert latency["machine"] == describe_machine()
     assert all(describe_machine().values())
+
+
+def test_what_was_put_there_meanwhile_stays(tmp_path):
+    folder = tmp_path / "bundle"
+
+    def work():
+        with make_folder(folder, overwrite=True) as made:
+            (made / "manifest.json").write_text("{}")
+            folder.mkdir()
+            (folder / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(ConfigError, match="exists and is not a bundle only"):
+        work()
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [folder]

@@ -105,7 +105,7 @@ def export_judged(
         got = f"{len(samples)} held-out fields without a cell"
         raise ExportError(explain(got=got, need="true cells to judge a form by", hint="samples=20"))
     net, facts = load_facts(checkpoint)
-    with make_folder(Path(folder).resolve()) as made, tempfile.TemporaryDirectory() as workplace:
+    with make_folder(Path(folder).resolve(), overwrite=overwrite) as made, tempfile.TemporaryDirectory() as workplace:
         forms = {"fp32": Path(workplace) / "fp32", request.name: Path(workplace) / "form"}
         export_bundle(net, forms["fp32"], samples=samples, **facts, options=options, tolerance=tolerance, tell=tell)
         _write_form(net, forms["fp32"], forms[request.name], request, samples=samples, tell=tell)

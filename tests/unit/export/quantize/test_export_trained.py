@@ -19,7 +19,12 @@ from cellvision.models.structure.fake_quant import find_fake_quants, set_fake_qu
 def rounding_net():
     torch.manual_seed(0)
     net = build_model(
-        name="unet", kind="semantic", in_channels=1, classes=("background", "cell"), widths=(8, 16, 16), attention="gate"
+        name="unet",
+        kind="semantic",
+        in_channels=1,
+        classes=("background", "cell"),
+        widths=(8, 16, 16),
+        attention="gate",
     )
     images = torch.rand(4, 1, 32, 32) * 255
     for _ in range(20):  # batch statistics
