@@ -59,8 +59,8 @@ def test_the_graph_gives_what_the_net_gives(rounding_net, tmp_path, form):
         expected = ready(images)["probabilities"].numpy()
     found = run(path, images)
     # A value between two steps may be rounded the other way, and the next layers follow it.
-    assert np.quantile(np.abs(found - expected), 0.99) < 0.05
-    assert np.abs(found - expected).mean() < 0.005
+    assert np.quantile(np.abs(found - expected), 0.99) < 0.1
+    assert np.abs(found - expected).mean() < 0.02
     graph = onnx.load(path).graph
     steps = {node.op_type for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
     assert steps == {"QuantizeLinear", "DequantizeLinear"}
