@@ -29,11 +29,11 @@ def check_groups(plain: dict[str, Any], groups: Sequence[str]) -> None:
 
     Args:
         plain: all settings, resolved.
-        groups: keys of ``plain``; one can be None.
+        groups: keys of ``plain``; one can be None, or missing.
     """
     for group in groups:
-        check_targets(plain[group], group)
-        check_arguments(plain[group], group)
+        check_targets(plain.get(group), group)
+        check_arguments(plain.get(group), group)
 
 
 def build(cfg: Any, key: str, **arguments: Any) -> Any:

@@ -10,15 +10,17 @@ from typing import Any
 from cellvision.errors import ConfigError, explain, unknown_name
 
 ALLOWED_MODULES = (
-    "cellvision.bundle", "cellvision.data", "cellvision.export.tensorrt.options",
-    "cellvision.models.build", "cellvision.training.callbacks",
+    "cellvision.bundle", "cellvision.compression", "cellvision.data", "cellvision.export.tensorrt.options",
+    "cellvision.models.build", "cellvision.training.averaging", "cellvision.training.callbacks",
     "cellvision.training.history", "cellvision.training.optim", "cellvision.training.pictures",
     "lightning.pytorch.callbacks", "lightning.pytorch.loggers",
 )  # fmt: skip
 """Where a ``_target_`` may come from: settings beside a checkpoint must not run other code. Classes and ``build_``
 functions only, and Lightning's Trainer."""
 
-FIXED = ("model", "optim", "mixing", "splitting", "seed", "live_threshold", "monitor", "monitor_mode")
+FIXED = (
+    "model", "optim", "mixing", "splitting", "seed", "live_threshold", "monitor", "monitor_mode", "compress", "start",
+)  # fmt: skip
 FIXED_DATA = (
     "augment", "normalization", "percentiles", "count_range", "batch_size", "draws_per_epoch", "balanced",
     "fractions", "group_by_aspect", "overlap",
@@ -70,7 +72,7 @@ def _is_allowed(target: str) -> bool:
 
 def collect_fixed(plain: dict[str, Any]) -> dict[str, Any]:
     """Those of all settings that a resumed run must have in common with its beginning."""
-    kept = {key: plain[key] for key in FIXED}
+    kept = {key: plain[key] for key in FIXED if key in plain}
     kept["data"] = {key: plain["data"].get(key) for key in FIXED_DATA}
     kept["trainer"] = {key: plain["trainer"].get(key) for key in FIXED_TRAINER}
     return kept

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ class CellDataModule(LightningDataModule):
         text = "\n".join(f"{split}:{view.fingerprint()}:{','.join(view.names)}" for split, view in self.views.items())
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self, *, workers: int | None = None) -> DataLoader[Batch]:
         """Shuffled, augmented crops; the order and every random number follow from (seed, epoch) alone."""
         crops = self._build_crops()
         weights = None if self._weights is None else self._weights.tolist()
@@ -152,11 +153,18 @@ class CellDataModule(LightningDataModule):
             aspects=self._aspects,
             batch_size=self.batch_size,
         )
-        return self._build_loader(crops, batch_size=self.batch_size, sampler=sampler)
+        return self._build_loader(crops, workers=workers, batch_size=self.batch_size, sampler=sampler)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def collect_batches(self, count: int, *, epoch: int) -> list[Batch]:
+        """The first ``count`` training batches of an epoch, of this process, or as many as there are."""
+        loader = self.train_dataloader(workers=0)
+        assert isinstance(loader.sampler, EpochSampler)
+        loader.sampler.set_epoch(epoch)
+        return list(islice(loader, count))
+
+    def val_dataloader(self, *, workers: int | None = None) -> DataLoader[Batch]:
         """Whole validation fields, one by one."""
-        return self._build_field_loader(self.views["val"])
+        return self._build_field_loader(self.views["val"], workers=workers)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Whole test fields, one by one; the validation fields where there is no test split."""
@@ -183,15 +191,16 @@ class CellDataModule(LightningDataModule):
         crop, _ = self._build_crops()[0, 0, 0]
         return max(fields, round(pixels / (crop.height * crop.width)))
 
-    def _build_field_loader(self, view: SubsetView) -> DataLoader[Batch]:
+    def _build_field_loader(self, view: SubsetView, *, workers: int | None = None) -> DataLoader[Batch]:
         fields = Fields(view, channels=self.channel_positions)
-        return self._build_loader(fields, batch_size=1, sampler=FieldSampler(len(view)))
+        return self._build_loader(fields, workers=workers, batch_size=1, sampler=FieldSampler(len(view)))
 
-    def _build_loader(self, dataset: Any, **options: Any) -> DataLoader[Batch]:
+    def _build_loader(self, dataset: Any, *, workers: int | None, **options: Any) -> DataLoader[Batch]:
+        processes = self.workers if workers is None else workers
         return DataLoader(
             dataset,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            num_workers=processes,
+            persistent_workers=processes > 0,
             collate_fn=partial(collate, with_distance=self.with_distance),
             **options,
         )

@@ -178,3 +178,14 @@ def fix_draws(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield
+
+
+@contextmanager
+def keep_modes(net: nn.Module) -> Iterator[None]:
+    """Leave every module in the mode it was in: a frozen part of a net in training may be in evaluation."""
+    modes = {module: module.training for module in net.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

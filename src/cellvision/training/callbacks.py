@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -102,6 +104,7 @@ class LastValidation(Callback):
 class BestCheckpoint(Checkpoint):
     """The net with the best validation score so far, in ``best.ckpt``.
 
+    A run of several phases has one for each, named after it, and in the end that of the last one also as ``best.ckpt``.
     Only the score is remembered, never a path, so that a run folder can be moved between two parts of a run.
 
     Args:
@@ -112,18 +115,38 @@ class BestCheckpoint(Checkpoint):
 
     def __init__(self, *, folder: str | Path, monitor: str, mode: str = "max") -> None:
         check_choice("monitor_mode", mode, ("max", "min"))
-        self.path = Path(folder) / BEST
+        self.folder = Path(folder)
         self.monitor, self.mode = monitor, mode
         self.score: float | None = None
+        self.phase: str | None = None
         self._validated = False
 
+    @property
+    def path(self) -> Path:
+        """Where the best net of this phase is."""
+        return self.folder / (BEST if self.phase is None else f"{self.phase}.ckpt")
+
+    def begin_phase(self, name: str) -> None:
+        """Look for the best net of this phase from now on; nothing happens where it has begun already."""
+        if name != self.phase:
+            self.phase, self.score = name, None
+
+    def publish(self) -> None:
+        """Keep the best net of the last phase as that of the run, too."""
+        best = self.folder / BEST
+        if self.phase is not None and self.score is not None:
+            draft = best.with_name(f".{BEST}.{os.getpid()}.tmp")
+            shutil.copyfile(self.path, draft)
+            draft.replace(best)
+            self.phase = None
+
     def state_dict(self) -> dict[str, Any]:
-        """The best score."""
-        return {"score": self.score}
+        """The best score, and of which phase."""
+        return {"score": self.score, "phase": self.phase}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best score up again; see ``on_fit_start``."""
-        self.score = state_dict["score"]
+        self.score, self.phase = state_dict["score"], state_dict.get("phase")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget a score whose net is not here: a run resumed in another folder begins to look for its best net."""
@@ -147,8 +170,12 @@ class BestCheckpoint(Checkpoint):
             return
         found = float(scores[self.monitor])
         if self.score is None or (found > self.score if self.mode == "max" else found < self.score):
-            self.score = found
-            trainer.save_checkpoint(self.path)
+            self.save(trainer, found)
+
+    def save(self, trainer: Trainer, score: float) -> None:
+        """Keep the net as it is as the best."""
+        self.score = score
+        trainer.save_checkpoint(self.path)
 
 
 class EarlyStop(EarlyStopping):

@@ -118,6 +118,13 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+def check_drift(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ConfigError, with all that changed, where a run cannot go on from a record with what it has now."""
+    if drift := find_drift(before, now):
+        need = "the settings the run began with"
+        raise ConfigError(explain(got="; ".join(drift), need=need, hint="a new run_dir"))
+
+
 def find_drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What changed between two records of ``NetRecord.to_plain``, in words: net, settings, training data."""
     changes = [

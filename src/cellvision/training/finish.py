@@ -192,6 +192,9 @@ def _find_pictures(trainer: Trainer) -> Pictures | None:
 def _find_best(trainer: Trainer, monitor: str) -> Best:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, BestCheckpoint) and callback.score is not None:
+            if trainer.is_global_zero:
+                callback.publish()
+            trainer.strategy.barrier()
             return Best(checkpoint=callback.path, score=callback.score)
     score = trainer.callback_metrics.get(monitor)
     return Best(checkpoint=None, score=None if score is None else float(score))

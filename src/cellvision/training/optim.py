@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from cellvision.errors import ConfigError, check_choice, explain
+from cellvision.training.phases import Phase
 
 OPTIMIZERS = ("adamw", "sgd")
 Mode = Literal["min", "max"]
@@ -107,17 +109,43 @@ class Optim:
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
         return torch.optim.AdamW(groups, lr=self.lr)
 
+    def refit(self, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+        """Let an optimizer of ``build_optimizer`` train the parameters that the module has by now, and no others.
+
+        What it remembers of parameters that stay is kept; learning rates and schedules are untouched.
+        """
+        groups = _split_decay(module.parameters(), self.weight_decay)
+        for old, new in zip(optimizer.param_groups, groups, strict=True):
+            old["params"] = new["params"]
+        stays = {parameter for group in groups for parameter in group["params"]}
+        for parameter in [known for known in optimizer.state if known not in stays]:
+            del optimizer.state[parameter]
+
     def build_schedules(
-        self, optimizer: torch.optim.Optimizer, *, total_steps: int, monitor: str, mode: Mode
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        monitor: str,
+        mode: Mode,
+        phases: Sequence[Phase] = (),
     ) -> list[dict[str, Any]]:
-        """Lightning's scheduler records for ``total_steps`` optimizer steps.
+        """Lightning's scheduler records for ``total_steps`` optimizer steps, in each of the phases from its beginning.
 
         ``plateau`` watches ``monitor`` and is stepped by the task itself, see ``SegmentationTask``.
+
+        Raises:
+            ConfigError: plateau in a run of several phases.
         """
-        warm_steps = round(self.warmup * total_steps)
+        if phases and self.schedule == "plateau":
+            got, need = "optim.schedule=plateau in a run of several phases", "a schedule that knows its length"
+            raise ConfigError(explain(got=got, need=need, hint="optim.schedule=cosine"))
         if self.schedule != "plateau":
-            shape = LambdaLR(optimizer, lambda step: compute_lr_factor(self, step, warm_steps, total_steps))
+            factor = PhasedFactor(self, phases or [Phase(name="", epochs=1)], total_steps)
+            # A lambda, because of other callables LambdaLR would put the attributes into checkpoints.
+            shape = LambdaLR(optimizer, lambda step: factor(step))
             return [{"scheduler": shape, "interval": "step"}]
+        warm_steps = round(self.warmup * total_steps)
         plateau = ReduceLROnPlateau(optimizer, mode=mode, factor=self.factor, patience=self.patience)
         records: list[dict[str, Any]] = [
             {"scheduler": plateau, "interval": "epoch", "monitor": monitor, "strict": False}
@@ -126,6 +154,34 @@ class Optim:
             rise = LinearLR(optimizer, start_factor=0.01, total_iters=warm_steps)
             records.insert(0, {"scheduler": rise, "interval": "step"})
         return records
+
+
+class PhasedFactor:
+    """Learning rate at a step as a share of the peak: in each phase the whole schedule, times the phase's share.
+
+    Args:
+        optim: the schedule.
+        phases: in order.
+        total_steps: optimizer steps of all of them together.
+
+    Example:
+        >>> phases = [Phase(name="train", epochs=2), Phase(name="prune", epochs=2, lr=0.1)]
+        >>> factor = PhasedFactor(Optim(schedule="cosine", warmup=0.0), phases, total_steps=4)
+        >>> [round(factor(step), 3) for step in range(4)]
+        [1.0, 0.5, 0.1, 0.05]
+    """
+
+    def __init__(self, optim: Optim, phases: Sequence[Phase], total_steps: int) -> None:
+        self.optim, self.phases = optim, phases
+        epochs = list(accumulate((phase.epochs for phase in phases), initial=0))
+        self.begins = [round(total_steps * done / epochs[-1]) for done in epochs]
+
+    def __call__(self, step: int) -> float:
+        """The share at an optimizer step, from 0 up."""
+        at = min(bisect_right(self.begins, step) - 1, len(self.phases) - 1)
+        first, length = self.begins[at], self.begins[at + 1] - self.begins[at]
+        warm_steps = round(self.optim.warmup * length)
+        return self.phases[at].lr * compute_lr_factor(self.optim, step - first, warm_steps, length)
 
 
 def compute_lr_factor(optim: Optim, step: int, warm_steps: int, total_steps: int) -> float:

@@ -37,15 +37,17 @@ PACKAGES = (
 class RunRecord(Callback):
     """Writes ``run.json`` when training begins, after a resumed run was found to fit; see ``write_run_record``."""
 
-    def __init__(self, folder: Path, *, settings: dict[str, Any], data: CellDataModule) -> None:
-        self.folder, self.settings, self.data = folder, settings, data
+    def __init__(
+        self, folder: Path, *, settings: dict[str, Any], data: CellDataModule, link: str | None = "latest"
+    ) -> None:
+        self.folder, self.settings, self.data, self.link = folder, settings, data, link
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, and say what is trained on what."""
         assert isinstance(pl_module, SegmentationTask)
         if not trainer.is_global_zero:
             return
-        mark_latest(self.folder)
+        mark_latest(self.folder, self.link)
         write_run_record(self.folder, settings=self.settings, data=self.data, net=pl_module.net)
         print(f"run       {self.folder}")
         for line in describe_run(self.data, pl_module.net, monitor=pl_module.monitor):
@@ -130,10 +132,12 @@ def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: 
     return path
 
 
-def mark_latest(folder: Path) -> None:
-    """Make the run folder, and point the link ``latest`` beside it to it where the file system has links."""
+def mark_latest(folder: Path, link: str | None = "latest") -> None:
+    """Make the run folder, and point the link of this name beside it to it where the file system has links."""
     folder.mkdir(parents=True, exist_ok=True)
-    latest = folder.parent / "latest"
+    if link is None:
+        return
+    latest = folder.parent / link
     with suppress(OSError):
         if latest.is_symlink() or not latest.exists():
             latest.unlink(missing_ok=True)

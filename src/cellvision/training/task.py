@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,19 +14,21 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cellvision.bundle import Splitting
 from cellvision.data.datamodule import CellDataModule
-from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.errors import ConfigError, explain
 from cellvision.metrics.instances.coco_ap import PrCurve
 from cellvision.models.base import SegNet
-from cellvision.training.checkpoint import RECORD_KEY, NetRecord, find_drift
+from cellvision.models.structure.restore import restore_structure
+from cellvision.training.checkpoint import RECORD_KEY, NetRecord, check_drift
 from cellvision.training.field_report import FieldRow
 from cellvision.training.optim import Mode, Optim
+from cellvision.training.phases import Phase
 from cellvision.training.scoring import FieldPrediction, Scores, count_field, predict_field
+from cellvision.training.skipped_steps import SkippedSteps
 from cellvision.types import Batch
 
 if TYPE_CHECKING:
     from cellvision.data.augment import Mixing
 
-MAX_SKIPPED_STEPS = 10
 ExtraLoss = Callable[[SegNet, Batch], Tensor]
 
 
@@ -45,6 +48,11 @@ class SegmentationTask(LightningModule):
         monitor_mode: "max" or "min".
         seed: of the run.
         settings: plain data that a resumed run must not change; kept in every checkpoint.
+        record: of the checkpoint that ``net`` comes from, with which it goes on; None for a net that begins.
+        phases: of the run, each with its own schedule; none for a run of one.
+
+    Attributes:
+        helpers: modules that are trained and saved with the net but never exported.
 
     Raises:
         ConfigError: live_threshold is not between 0 and 1, or images are to be blended for a net that finds cells.
@@ -63,29 +71,31 @@ class SegmentationTask(LightningModule):
         monitor_mode: Mode = "max",
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
+        record: NetRecord | None = None,
+        phases: Sequence[Phase] = (),
     ) -> None:
         super().__init__()
         if not 0.0 < live_threshold < 1.0:
             need = "a number between 0 and 1"
             raise ConfigError(explain(got=f"live_threshold={live_threshold}", need=need, hint="live_threshold=0.5"))
         if mixing is not None and mixing.mixup_probability > 0 and net.spec.kind == "instance":
-            need = "cells that can be told apart"
             got = f"mixing.mixup_probability={mixing.mixup_probability} for {net.spec.name}"
-            raise ConfigError(explain(got=got, need=need, hint="mixing.mixup_probability=0, with CutMix"))
+            raise ConfigError(explain(got=got, need="cells that can be told apart", hint="mixing.mixup_probability=0"))
         self.net, self.optim, self.splitting, self.mixing = net, optim, splitting, mixing
         self.live_threshold, self.monitor, self.monitor_mode, self.seed = live_threshold, monitor, monitor_mode, seed
         self.scores = nn.ModuleDict(
             {stage: Scores(net.spec, mask_threshold=splitting.foreground_threshold) for stage in ("val", "test")}
         )
         self.settings = dict(settings or {})
-        self.record: NetRecord | None = None
+        self.record = None if record is None else replace(record, settings=self.settings)
+        self.phases, self.helpers = tuple(phases), nn.ModuleDict()
         self.exact_scores: dict[str, float] = {}
         self.confusions: dict[str, np.ndarray] = {}
         self.curves: dict[str, PrCurve] = {}
         self.field_rows: list[FieldRow] = []
         self._extra_losses: dict[str, ExtraLoss] = {}
-        self._skipped_steps, self._loss_was_finite = 0, True
-        self._validated, self._is_resumed = False, False
+        self._skipped = SkippedSteps()
+        self._validated, self._is_resumed, self.ends_now = False, False, False
 
     @property
     def lr(self) -> float:
@@ -132,7 +142,7 @@ class SegmentationTask(LightningModule):
         optimizer = self.optim.build_optimizer(self)
         steps = int(self.trainer.estimated_stepping_batches)
         schedules = self.optim.build_schedules(
-            optimizer, total_steps=steps, monitor=self.monitor, mode=self.monitor_mode
+            optimizer, total_steps=steps, monitor=self.monitor, mode=self.monitor_mode, phases=self.phases
         )
         return [optimizer], schedules
 
@@ -168,9 +178,12 @@ class SegmentationTask(LightningModule):
             iter(fetcher)
         self._is_resumed = False
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout and mixing by what step this is, not by what happened before."""
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        """Seed dropout and mixing by what step this is, not by what happened before; end the epoch if asked to."""
+        if self.ends_now:
+            return -1
         torch.manual_seed(self._step_seed(batch_idx))
+        return None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The summed losses of a batch, or None to skip a step whose loss is not finite."""
@@ -180,10 +193,9 @@ class SegmentationTask(LightningModule):
         losses = self.net.losses(batch.images, batch.targets)
         losses |= {name: function(self.net, batch) for name, function in self._extra_losses.items()}
         total = torch.stack(list(losses.values())).sum()
-        self._loss_was_finite = self._is_finite(total)
-        if not self._loss_was_finite:
-            values = ", ".join(f"{name}={value.item():.3g}" for name, value in losses.items())
-            self._count_skipped(f"loss: {values}; {', '.join(batch.names)}")
+        fine = self._is_finite(total)
+        values = "" if fine else ", ".join(f"{name}={value.item():.3g}" for name, value in losses.items())
+        if not self._skipped.note_loss(fine, f"loss: {values}; {', '.join(batch.names)}"):
             return None
         size = len(batch.names)
         self.log("train/loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
@@ -195,11 +207,10 @@ class SegmentationTask(LightningModule):
         """Drop the gradients of a step that are not finite: clipping would spread one of them to every weight."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        if self._is_finite(norm):
-            self._skipped_steps = 0 if self._loss_was_finite else self._skipped_steps
-            return
-        optimizer.zero_grad(set_to_none=True)
-        self._count_skipped(f"gradient, epoch {self.current_epoch}")
+        fine = self._is_finite(norm)
+        if not fine:
+            optimizer.zero_grad(set_to_none=True)
+        self._skipped.note_gradient(fine, f"gradient, epoch {self.current_epoch}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[FieldPrediction]]:
         """Score a batch of the validation split; the fields are in "fields"."""
@@ -236,13 +247,13 @@ class SegmentationTask(LightningModule):
         checkpoint[RECORD_KEY] = plain
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to continue a run with another net or other data."""
+        """Refuse to continue a run with another net or other data; give the net the structure it had by then."""
         if self.record is None or RECORD_KEY not in checkpoint:
             return
-        drift = find_drift(checkpoint[RECORD_KEY], self.record.to_plain())
-        if drift:
-            need = "the settings the run began with"
-            raise ConfigError(explain(got="; ".join(drift), need=need, hint="a new run_dir"))
+        check_drift(checkpoint[RECORD_KEY], self.record.to_plain())
+        recipe = tuple(checkpoint[RECORD_KEY]["recipe"])
+        restore_structure(self.net, recipe[len(self.record.recipe) :])
+        self.record = replace(self.record, recipe=recipe)
 
     def _step_seed(self, batch_idx: int) -> int:
         parts = [self.seed, self.current_epoch, batch_idx, self.global_rank]
@@ -251,17 +262,6 @@ class SegmentationTask(LightningModule):
     def _is_finite(self, total: Tensor) -> bool:
         fine = bool(torch.isfinite(total.detach()))
         return bool(self.trainer.strategy.reduce_boolean_decision(fine, all=True))
-
-    def _count_skipped(self, what: str) -> None:
-        self._skipped_steps += 1
-        if self._skipped_steps >= MAX_SKIPPED_STEPS:
-            raise CellvisionError(
-                explain(
-                    got=f"{MAX_SKIPPED_STEPS} steps in a row without a finite loss or gradient ({what})",
-                    need="finite numbers",
-                    hint="a lower optim.lr, trainer.precision=32-true, or check those images",
-                )
-            )
 
     def _score(self, batch: Batch, stage: str) -> list[FieldPrediction]:
         logits = self.net.logits(batch.images)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cellvision.compression.prune.runs import REGIONS, keep_modes, run_layers
-from cellvision.models.base import SegNet
+from cellvision.compression.prune.runs import REGIONS, run_layers
+from cellvision.models.base import SegNet, keep_modes
 
 _ATEN = torch.ops.aten
 

@@ -22,9 +22,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from cellvision.compression.prune.runs import keep_modes, run_layers
+from cellvision.compression.prune.runs import run_layers
 from cellvision.errors import ConfigError, explain
-from cellvision.models.base import SegNet
+from cellvision.models.base import SegNet, keep_modes
 
 _JOINS = {"add", "__add__", "__radd__", "mul", "__mul__", "__rmul__", "sub", "__sub__", "div", "__truediv__"}
 _REDUCTIONS = {"mean", "amax", "amin", "sum"}

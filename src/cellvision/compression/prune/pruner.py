@@ -16,9 +16,9 @@ from cellvision.compression.prune.cost import Cost, count_positions, weigh
 from cellvision.compression.prune.cut import Cut, build_cut, count_numbers
 from cellvision.compression.prune.options import PruneOptions
 from cellvision.compression.prune.parts import Part, list_parts
-from cellvision.compression.prune.runs import keep_modes, run_layers
+from cellvision.compression.prune.runs import run_layers
 from cellvision.errors import ConfigError, explain
-from cellvision.models.base import SegNet
+from cellvision.models.base import SegNet, keep_modes
 
 _HALVINGS = 20
 """A ratio is found to a millionth, finer than any channel of any net."""

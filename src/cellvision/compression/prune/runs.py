@@ -5,12 +5,10 @@ A net whose ``logits`` do not pass through every layer registers its own way wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import singledispatch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cellvision.errors import ConfigError, explain
 from cellvision.models.base import SegNet
@@ -21,17 +19,6 @@ REGIONS = 50
 """Cells whose masks are drawn, where a net draws each on its own; as many as published nets keep of an image."""
 
 _SIDE_PX = 32.0
-
-
-@contextmanager
-def keep_modes(net: nn.Module) -> Iterator[None]:
-    """Leave every module in the mode it was in: a frozen part of a net in training may be in evaluation."""
-    modes = {module: module.training for module in net.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @singledispatch

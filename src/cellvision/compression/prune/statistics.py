@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from cellvision.compression.prune.runs import keep_modes
-from cellvision.models.base import SegNet
+from cellvision.models.base import SegNet, keep_modes
 
 
 class _Logits(nn.Module):

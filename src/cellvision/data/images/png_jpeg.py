@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
+import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -19,6 +21,10 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type; a palette expands to red, green, blue
 _PALETTE = 3
 _EXIF_ORIENTATION = 0x0112
+_EOI, _SOS = 0xD9, 0xDA
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in data: neither a stuffed 0xFF nor a restart
+_FILLER = b"\x92\x49\x24" * 20  # in the usual tables, numbers that are not 0
+_MORE_DATA = _FILLER + b"".join(bytes([0xFF, 0xD0 + at]) + _FILLER for at in range(8))  # whichever restart is next
 
 
 class PngSource:
@@ -106,8 +112,8 @@ class JpegSource:
     def read_counts(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
         """See PixelSource."""
         if self._pixels is None:
-            with decoding(self.path), self.path.open("rb") as stream:
-                pixels = np.array(JpegImageFile(stream))
+            with decoding(self.path):
+                pixels = _decode_jpeg(self.path.read_bytes())
             self._pixels = np.moveaxis(pixels.reshape(*pixels.shape[:2], -1), -1, 0)
         return self._pixels[:, top:bottom, left:right]
 
@@ -119,6 +125,39 @@ class JpegSource:
     def close(self) -> None:
         """Let the decoded pixels go."""
         self._pixels = None
+
+
+def _decode_jpeg(file: bytes) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8.
+
+    Of a file whose data ends early, but before an end marker, decoders make up the rest and say nothing (libjpeg warns,
+    which Pillow and imagecodecs keep to themselves). More data in front of that marker tells it: whoever has all
+    pixels already does not read it, others make other pixels of it.
+
+    Raises:
+        OSError: the data ends early.
+    """
+    end = _find_jpeg_end(file)
+    with_more = zlib.crc32(np.array(JpegImageFile(io.BytesIO(file[:end] + _MORE_DATA + file[end:]))).data)
+    pixels = np.array(JpegImageFile(io.BytesIO(file)))
+    if zlib.crc32(pixels.data) != with_more:
+        raise OSError("the data ends before the image is complete")
+    return pixels
+
+
+def _find_jpeg_end(file: bytes) -> int:
+    """Where the end marker of the image itself lies, not that of a preview in the header or of a picture behind it."""
+    at = 2
+    while at + 4 <= len(file):
+        marker, size = file[at + 1], int.from_bytes(file[at + 2 : at + 4])
+        if file[at] != 0xFF or marker == _EOI:
+            break
+        at += 1 if marker == 0xFF else 2 + size
+        if marker == _SOS:
+            at = next((found.start() for found in _JPEG_MARKER.finditer(file, at)), len(file))
+    if file[at : at + 2] != bytes([0xFF, _EOI]):
+        raise OSError("there is no end marker")
+    return at
 
 
 def _check_upright(path: Path, header: PngImageFile | JpegImageFile) -> None:

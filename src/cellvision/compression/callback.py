@@ -1,0 +1,114 @@
+"""The one callback that leads a net through the steps of its compression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cellvision.compression.recipe import check_order, plan_phases
+from cellvision.compression.run import Measure, Run
+from cellvision.compression.step import Step
+from cellvision.errors import ConfigError, explain
+from cellvision.training.callbacks import BestCheckpoint, EarlyStop
+from cellvision.training.phases import BASE, find_phase
+from cellvision.training.task import SegmentationTask
+
+
+class Compression(Callback):
+    """Takes a net through training and the steps, each in a phase of its own.
+
+    In each phase the best net is looked for anew and kept under the phase's name. The task has to have the same
+    ``phases``, and the trainer as many epochs.
+
+    Args:
+        steps: in order.
+        folder: of the run.
+        base_epochs: of training before the first step; 0 where the net comes from a checkpoint.
+        start: that checkpoint; None where the net is trained in this run.
+        measure_ms: see `Run`.
+
+    Raises:
+        ConfigError: steps in an order that cannot work.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        *,
+        folder: Path,
+        base_epochs: int = 0,
+        start: Path | None = None,
+        measure_ms: Measure | None = None,
+    ) -> None:
+        check_order(steps)
+        self.steps, self.folder, self.start, self.measure_ms = tuple(steps), folder, start, measure_ms
+        self.phases = plan_phases(steps, base_epochs=base_epochs)
+        self._run: Run | None = None
+        self._active: Step | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Of all phases together."""
+        return sum(phase.epochs for phase in self.phases)
+
+    @property
+    def run(self) -> Run:
+        """Of the fit that is going on."""
+        assert self._run is not None
+        return self._run
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the steps look at the net and the data, before anything is restored or trained."""
+        if stage != "fit":
+            return
+        assert isinstance(pl_module, SegmentationTask)
+        check_order(self.steps, () if pl_module.record is None else pl_module.record.recipe)
+        if any(isinstance(callback, EarlyStop) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            got, need = "callbacks.early_stopping in a run with compression", "a run that reaches its last step"
+            raise ConfigError(explain(got=got, need=need, hint="~callbacks.early_stopping"))
+        teacher = self.start or self.folder / "checkpoints" / f"{BASE}.ckpt"
+        self._run = Run(trainer, pl_module, folder=self.folder, teacher=teacher, measure_ms=self.measure_ms)
+        for step in self.steps:
+            step.attach(self._run)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a phase, and let its step do what is due."""
+        phase, epoch = find_phase(self.phases, trainer.current_epoch)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, BestCheckpoint):
+                callback.begin_phase(phase.name)
+        self._active = next((step for step in self.steps if step.name == phase.name), None)
+        if self._active is not None:
+            self._active.begin_epoch(self.run, epoch)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Let the step of this phase change the gradients."""
+        if self._active is not None:
+            self._active.before_update(self.run)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let the step of this phase change the weights."""
+        if self._active is not None:
+            self._active.after_update(self.run)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of everything."""
+        for step in self.steps:
+            step.end_run(self.run)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the steps need to go on."""
+        return {step.name: step.state for step in self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the steps go on."""
+        for step in self.steps:
+            step.load_state(state_dict[step.name])

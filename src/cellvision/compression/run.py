@@ -1,0 +1,174 @@
+"""What a step of compression can do with the run that it is part of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from cellvision.compression.distill.adapters import Adapter
+from cellvision.compression.prune.cut import Cut
+from cellvision.data.datamodule import CellDataModule
+from cellvision.errors import ConfigError, explain
+from cellvision.models.base import SegNet
+from cellvision.training.averaging import Ema
+from cellvision.training.callbacks import BestCheckpoint
+from cellvision.training.task import SegmentationTask
+from cellvision.training.validating import score_net
+from cellvision.types import Batch
+
+Measure = Callable[[SegNet, Tensor], float]
+T = TypeVar("T")
+
+
+class Run:
+    """A training run, as steps of compression see it.
+
+    Args:
+        trainer: before or while it fits.
+        task: what it fits.
+        folder: of the run, for what steps draw and tell.
+        teacher: checkpoint of the net before the first step; made in the course of the run where that is trained in it.
+        measure_ms: latency in ms of a net on an image (1, C, H, W), on this machine as it will be used.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        task: SegmentationTask,
+        *,
+        folder: Path,
+        teacher: Path,
+        measure_ms: Measure | None = None,
+    ) -> None:
+        self.trainer, self.task, self.folder, self.teacher = trainer, task, folder, teacher
+        self._measure_ms = measure_ms
+        self._earlier = 0 if task.record is None else len(task.record.recipe)
+
+    @property
+    def net(self) -> SegNet:
+        """Being compressed."""
+        return self.task.net
+
+    @property
+    def data(self) -> CellDataModule:
+        """What it is trained on."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        assert isinstance(data, CellDataModule)
+        return data
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this is the process that prints and writes files."""
+        return self.trainer.is_global_zero
+
+    def broadcast(self, value: T) -> T:
+        """The value of the lead process, in every process."""
+        return self.trainer.strategy.broadcast(value)
+
+    def say(self, line: str) -> None:
+        """Print a line, once."""
+        if self.is_lead:
+            print(line, flush=True)
+
+    def batches(self, count: int) -> list[Batch]:
+        """The first training batches of the epoch that begins, on the net's device; other ones in each process."""
+        found = self.data.collect_batches(count, epoch=self.trainer.current_epoch)
+        return [batch.to(self.task.device) for batch in found]
+
+    def sample_image(self) -> Tensor:
+        """(1, C, H, W) raw counts: a training crop of the first epoch, the same in every process."""
+        (batch,) = self.data.collect_batches(1, epoch=0)
+        return self.broadcast(batch.images[:1]).to(self.task.device)
+
+    def score(self, net: SegNet | None = None) -> float:
+        """The monitored score on the validation fields, of the net as it is or of another one in its place.
+
+        Raises:
+            ConfigError: it is no score of the net itself.
+        """
+        own = self.task.net
+        try:
+            self.task.net = own if net is None else net
+            scores = score_net(self.task, self.data.val_dataloader(workers=0))
+        finally:
+            self.task.net = own
+        if self.task.monitor not in scores:
+            got = f"monitor={self.task.monitor}, which is not measured between two epochs"
+            raise ConfigError(explain(got=got, need=f"one of {', '.join(sorted(scores))}", hint="monitor=null"))
+        return scores[self.task.monitor]
+
+    def measure_ms(self, net: SegNet, image: Tensor) -> float:
+        """Latency in ms of a net on an image (1, C, H, W) of raw counts on this machine, as it will be used.
+
+        Raises:
+            ConfigError: this run cannot measure.
+        """
+        if self._measure_ms is None:
+            got, need = "a latency to be met", "a run that can measure"
+            raise ConfigError(explain(got=got, need=need, hint="compress.py, or Compression(measure_ms=...)"))
+        return self._measure_ms(net, image)
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Let the checkpoints tell what a step of this run has done so far: plain data, with its name as "step"."""
+        known = self.task.record
+        assert known is not None
+        earlier, own = known.recipe[: self._earlier], known.recipe[self._earlier :]
+        kept = tuple(each for each in own if each["step"] != record["step"])
+        self.task.record = replace(known, recipe=(*earlier, *kept, dict(record)))
+
+    def changed(
+        self, *, cut: Cut | None = None, replaced: Mapping[nn.Parameter, tuple[str, nn.Parameter]] | None = None
+    ) -> None:
+        """Let everything that holds on to the net's parameters follow, after its structure was changed.
+
+        Optimizers go on with what they remember of what stays, averages are cut alike, processes exchange the gradients
+        of the new parameters, and no score from before is the best any more.
+
+        Args:
+            cut: what was taken from the net; None where nothing was.
+            replaced: of ``Cut.apply``.
+        """
+        for optimizer in self.trainer.optimizers:
+            if cut is not None:
+                cut.carry_optimizer(optimizer, replaced or {})
+            self.task.optim.refit(optimizer, self.task)
+        for helper in self.task.helpers.values():
+            if cut is not None and isinstance(helper, Adapter):
+                helper.follow(cut.kept)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, Ema):
+                callback.refit(self.task, None if cut is None else _take_named(cut))
+            elif isinstance(callback, BestCheckpoint):
+                callback.score = None
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):  # else gradients of new parameters would not be exchanged, silently
+            strategy.model = self.task
+            strategy.configure_ddp()
+
+    def share_buffers(self) -> None:
+        """Give every process the lead's buffers: statistics that each took from its own batches."""
+        if self.trainer.world_size > 1:
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def stop(self, why: str, *, score: float) -> None:
+        """End training with the net as it is, which is kept as the best of this phase."""
+        self.say(why)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, BestCheckpoint):
+                callback.save(self.trainer, score)
+        self.task.ends_now = self.trainer.should_stop = True
+
+
+def _take_named(cut: Cut) -> Callable[[str, Tensor], Tensor]:
+    """What stays of a tensor of the task, by its name there."""
+    return lambda name, value: cut.take(name.removeprefix("net."), value)

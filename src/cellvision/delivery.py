@@ -1,0 +1,182 @@
+"""What a finished run hands over: a bundle, what it predicts, and the report of a compression."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from cellvision.building import Start, build_task, build_trainer
+from cellvision.composition import resolve
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from cellvision.compression.callback import Compression
+    from cellvision.data.datamodule import CellDataModule
+    from cellvision.training.task import SegmentationTask
+
+PARITY_FIELDS = 4
+
+
+def deliver(
+    cfg: DictConfig,
+    data: CellDataModule,
+    task: SegmentationTask,
+    folder: Path,
+    *,
+    best: Path | None,
+    compression: Compression | None,
+) -> None:
+    """Make the bundle of a run, predict held-out fields with it, and report on a compression.
+
+    Args:
+        cfg: with "predict", and with "report" where there is a compression.
+        data: that it was trained on.
+        task: after its fit.
+        folder: of the run.
+        best: checkpoint of its best net; None where none was kept.
+        compression: of the run, or None.
+
+    Raises:
+        CellvisionError: there is no bundle, or the compressed net lost too much; the files are there all the same.
+    """
+    from cellvision.export.writer import export_checkpoint
+
+    bundle = folder / "bundle"
+    if best is None:
+        print("bundle    none: no validated checkpoint")
+        return
+    if not task.net.spec.exportable:
+        print(f"bundle    none: a {task.net.spec.name} net cannot be exported")
+        return
+    if compression is not None:
+        _report(cfg, data, task, folder, compression=compression)
+        return
+    manifest = export_checkpoint(best, bundle, samples=data.collect_held_out(PARITY_FIELDS), overwrite=True)
+    print(f"bundle    {bundle}  (largest difference from PyTorch {manifest.parity['max_difference']:.1e})")
+    if cfg.predict >= 1:
+        predict_held_out(data, bundle, folder, count=cfg.predict)
+
+
+def _report(
+    cfg: DictConfig, data: CellDataModule, task: SegmentationTask, folder: Path, *, compression: Compression
+) -> None:
+    from cellvision.export.compressed.report import report_compression
+    from cellvision.export.compressed.rows import list_rows
+    from cellvision.export.progress import PhaseLines
+    from cellvision.export.quantize.calibration import collect_training_fields
+
+    base = compression.start or folder / "checkpoints" / "base.ckpt"
+    scratch = train_scratch(cfg, data, task, folder, compression=compression) if cfg.report.scratch else None
+    rows = list_rows(folder, base=base, scratch=scratch, static=tuple(cfg.report.ptq))
+    with PhaseLines() as tell:
+        tell("reading fields")
+        report = report_compression(
+            rows,
+            folder / "report",
+            samples=data.collect_held_out(cfg.report.samples),
+            fields=collect_training_fields(data, cfg.report.calibration_fields) if cfg.report.ptq else (),
+            tolerance_points=cfg.report.tolerance_points,
+            tell=tell,
+        )
+    last = [row.name for row in rows if row.role == "step"][-1]
+    shutil.rmtree(folder / "bundle", ignore_errors=True)  # of the same run, before it was resumed
+    shutil.copytree(folder / "report" / last, folder / "bundle")
+    print(f"bundle    {folder / 'bundle'}  ({last})")
+    print(f"report    {folder / 'report'}: compression.html, compression.png, pareto.png, compression.json")
+    if cfg.predict >= 1:
+        predict_held_out(data, folder / "bundle", folder, count=cfg.predict)
+    report.raise_if_lost()
+
+
+def train_scratch(
+    cfg: DictConfig, data: CellDataModule, task: SegmentationTask, folder: Path, *, compression: Compression
+) -> Path:
+    """Train a small fresh net that is as fast as the compressed one before rounding, for as long as that was trained.
+
+    That is the honest baseline: whether compression was worth more than a smaller net.
+
+    Args:
+        cfg: of the run.
+        data: of the run.
+        task: after its fit.
+        folder: of the run; the net's own is ``scratch`` in it.
+        compression: of the run.
+
+    Returns:
+        The best checkpoint, with its threshold fitted as that of the compressed net; an earlier one of the same run is
+        taken as it is.
+
+    Raises:
+        ConfigError: no width makes it as fast.
+    """
+    from cellvision.export.compressed.scratch import shrink_to_latency, start_fresh
+    from cellvision.export.progress import PhaseLines
+    from cellvision.training.checkpoint import choose_resume
+    from cellvision.training.finish import finish_run
+    from cellvision.training.record import RunRecord
+
+    own = folder / "scratch"
+    best, known = own / "checkpoints" / "best.ckpt", task.record
+    assert known is not None
+    if (own / "results.json").is_file():
+        return best
+    with PhaseLines() as tell:
+        tell("looking for a small net that is as fast")
+        image = data.collect_batches(1, epoch=0)[0].images[:1]
+        found = shrink_to_latency(known.net, known.recipe, image, tell=tell)
+    alone = copy.deepcopy(cfg)
+    OmegaConf.update(alone, "compress", None, force_add=True)
+    alone.run_dir = str(own)
+    alone.trainer.max_epochs = compression.epochs + _count_base_epochs(compression.start, task.trainer)
+    width = f"{1 - found.ratio:.0%} of the channels, {found.times:.2f} times as long as the compressed net"
+    print(f"scratch   a fresh net with {width}; {alone.trainer.max_epochs} epochs")
+    net = start_fresh(found.config, found.record, seed=cfg.seed)
+    assert data.stats is not None
+    net.set_statistics(data.stats)
+    start = Start(checkpoint=own, net=net.train(), record=replace(known, recipe=(found.record,), accuracy={}))
+    fresh = build_task(alone, data, start=start)
+    record = RunRecord(own, settings=resolve(alone), data=data, link=None)
+    trainer = build_trainer(alone, own, record=record)
+    trainer.fit(fresh, datamodule=data, ckpt_path=choose_resume("auto", own / "checkpoints"))
+    finish_run(trainer, fresh, data, folder=own, fit_score=net.spec.kind == "instance")
+    return best
+
+
+def _count_base_epochs(checkpoint: Path | None, trainer: Trainer) -> int:
+    """How many epochs of this run have as many steps as a checkpoint's net was trained for; 0 without one."""
+    from cellvision.training.checkpoint import load_plain_checkpoint
+
+    if checkpoint is None:
+        return 0
+    steps = math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
+    return math.ceil(int(load_plain_checkpoint(checkpoint)["global_step"]) / steps)
+
+
+def predict_held_out(data: CellDataModule, bundle: Path, folder: Path, *, count: int) -> None:
+    """Predict some held-out fields with a bundle, as anybody would, and say how it is done again.
+
+    Raises:
+        CellvisionError: a field that cannot be predicted.
+    """
+    from cellvision.commands.predict import collect_images, predict_images
+    from cellvision.data.image_writer import write_image
+    from cellvision.runtime.predictor import Predictor
+
+    images, out = folder / "held_out", folder / "predicted"
+    for earlier in (images, out):  # of the same run, before it was resumed
+        shutil.rmtree(earlier, ignore_errors=True)
+    images.mkdir()
+    for sample in data.collect_held_out(count):
+        write_image(images / f"{sample.name}.tif", sample, data.channels)
+    failed = predict_images(Predictor(bundle), collect_images([images], out_dir=out), out)
+    if failed:
+        raise next(iter(failed.values()))
+    print(f"again     cellvision predict --bundle {bundle} {images} --out DIR")
+    print(f"pictures  {out}/*_overlay.png")
