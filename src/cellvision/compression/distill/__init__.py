@@ -1,0 +1,1 @@
+"""A net taught by another one, while it is trained, pruned and quantised."""
