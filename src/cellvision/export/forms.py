@@ -13,6 +13,7 @@ from cellvision.bundle import Graph, Manifest, compute_sha256, load_manifest, wr
 from cellvision.export.half import to_half
 from cellvision.export.onnx import export_part, split_net
 from cellvision.export.quantize.calibration import Feed, build_feeds
+from cellvision.export.quantize.finishing import export_integers
 from cellvision.export.quantize.sensitivity import draw_sensitivities, quantize_within
 from cellvision.export.quantize.static import Quantizer
 from cellvision.models.base import SegNet
@@ -104,6 +105,31 @@ def write_int8(source: Path, folder: Path, quantizing: Quantizing, *, form: str 
         how["graphs"][graph.role] = search.to_record()
         if search.sensitivities:
             draw_sensitivities(search.sensitivities, folder / f"sensitivity_{graph.role}.png")
+    return _describe(manifest, folder, precision="int8", how=how)
+
+
+def write_trained(net: SegNet, source: Path, folder: Path, *, form: str = "onnxruntime") -> Manifest:
+    """Fill ``folder`` with the bundle ``source`` of a net that learned to round, with the integers of its training.
+
+    Args:
+        net: that rounds; ``source`` is the bundle of the same weights without rounding.
+        source: bundle in fp32.
+        folder: empty.
+        form: "onnxruntime" or "tensorrt"; see `to_integers`.
+
+    Raises:
+        ExportError: a graph cannot be made.
+    """
+    manifest = load_manifest(source)
+    files = {graph.role: folder / graph.file for graph in manifest.graphs}
+    how = export_integers(
+        net,
+        files,
+        form=form,
+        input_dtype=manifest.input_dtype,
+        detecting=manifest.detecting,
+        parted=manifest.is_parted,
+    )
     return _describe(manifest, folder, precision="int8", how=how)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +21,19 @@ from cellvision.bundle import (
 )
 from cellvision.errors import ConfigError, explain, is_finite_number
 from cellvision.export.checks import GRAPH_NAME, check_fit, check_folder, select_dtypes
+from cellvision.export.folder import make_folder
 from cellvision.export.gate.latency import measure_latency
 from cellvision.export.graph_options import GraphOptions
 from cellvision.export.onnx import export_part, split_net
-from cellvision.export.parity.comparison import TOLERANCE, compare_with_net, cut, to_dtype
+from cellvision.export.parity.comparison import TOLERANCE, check_rounded, compare_with_net, cut, to_dtype
 from cellvision.export.progress import Tell, say_nothing
+from cellvision.export.quantize.finishing import export_integers
+from cellvision.export.quantize.trained import to_float
 from cellvision.export.reach import compute_reach
 from cellvision.models.base import SegNet
+from cellvision.models.structure.fake_quant import is_rounding
 from cellvision.runtime.session import open_session
-from cellvision.training.checkpoint import load_net
+from cellvision.training.checkpoint import RECORD_KEY, load_net, load_plain_checkpoint
 from cellvision.training.record import collect_versions, describe_git
 from cellvision.types import Sample
 
@@ -45,6 +47,7 @@ def export_checkpoint(
     folder: Path,
     *,
     samples: Sequence[Sample],
+    precision: str | None = None,
     options: GraphOptions | None = None,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
@@ -52,11 +55,16 @@ def export_checkpoint(
 ) -> Manifest:
     """The manifest of a new bundle in ``folder``, made of a checkpoint and its own record; see ``export_bundle``.
 
+    ``precision`` "fp32" leaves out the rounding that a net has learned; None exports the net as it is.
+
     Raises:
         DataError: the checkpoint cannot be used.
         ConfigError, BundleError, ExportError: as for ``export_bundle``.
     """
     net, facts = load_facts(checkpoint)
+    if precision == "fp32" and is_rounding(net):
+        net = to_float(net)
+        facts["provenance"]["form"] = {"precision": "fp32", "rounding": "learned, and left out"}
     how: dict[str, Any] = {"options": options, "tolerance": tolerance, "overwrite": overwrite, "tell": tell}
     return export_bundle(net, folder, samples=samples, **facts, **how)
 
@@ -87,6 +95,16 @@ def load_facts(checkpoint: Path) -> tuple[SegNet, dict[str, Any]]:
     }
 
 
+def choose_precision(checkpoint: Path) -> str:
+    """The precision in which a checkpoint's net is meant to run: "int8" where it rounds, else "fp32".
+
+    Raises:
+        DataError: the checkpoint cannot be used.
+    """
+    record = load_plain_checkpoint(checkpoint).get(RECORD_KEY, {})
+    return "int8" if any(step["step"] == "quantize" for step in record.get("recipe", ())) else "fp32"
+
+
 def export_bundle(
     net: SegNet,
     folder: Path,
@@ -108,6 +126,9 @@ def export_bundle(
     tell: Tell = say_nothing,
 ) -> Manifest:
     """The manifest of a new bundle in ``folder``, after the graph was compared with the net on ``samples``.
+
+    Of a net that rounds it has the integers of its training, for ONNX Runtime; see ``check_rounded`` for how far these
+    may differ from the net.
 
     The bundle is made beside ``folder`` and renamed at the end: there is a whole bundle or none.
 
@@ -140,7 +161,7 @@ def export_bundle(
     check_folder(folder, overwrite=overwrite)
     check_fit(net, samples, channels=channels, splitting=splitting, live_threshold=live_threshold)
     draft = _draft(
-        net,
+        to_float(net),  # a change too small for a step would seem to reach nowhere
         options,
         splitting=splitting,
         provenance=provenance,
@@ -158,26 +179,18 @@ def export_bundle(
     return load_manifest(folder)
 
 
-def _check_tolerance(tolerance: float) -> None:
+def check_options(checkpoint: Path, options: GraphOptions) -> None:
+    """Raise ConfigError or ExportError for options of a graph that do not suit the net; DataError without a net."""
+    net, record = load_net(checkpoint)
+    detecting = options.choose_detecting(net, record.splitting)
+    split_net(to_float(net), input_dtype=options.input_dtype, detecting=detecting, parted=options.parted)
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise ConfigError unless the tolerance is a number from 0 up."""
     if not is_finite_number(tolerance) or tolerance < 0:
         got = f"tolerance={tolerance}"
         raise ConfigError(explain(got=got, need="a difference from 0 up", hint=f"tolerance={TOLERANCE:g}"))
-
-
-@contextmanager
-def make_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of ``folder`` at the end; after an error all is as before.
-
-    Raises:
-        ConfigError: something was put into ``folder`` meanwhile that may not be replaced.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workplace:
-        made = Path(workplace) / "bundle"
-        made.mkdir()
-        yield made
-        check_folder(folder, overwrite=overwrite)  # again: much time has gone by
-        _put_in_place(made, folder, Path(workplace))
 
 
 def _draft(
@@ -221,24 +234,33 @@ def _make(
     tell: Tell,
 ) -> None:
     """Fill the folder ``made`` with a bundle whose graphs agree with the net."""
-    _check_tolerance(tolerance)
-    parts = split_net(net, input_dtype=draft.input_dtype, detecting=draft.detecting, parted=options.parted)
-    files = []
-    for part in parts:
-        tell(f"making the {'graph' if part.role == 'whole' else f'{part.role} graph'}")
-        files.append(export_part(part, made / (GRAPH_NAME if part.role == "whole" else f"{part.role}.onnx")))
+    check_tolerance(tolerance)
+    rounds = is_rounding(net)
+    tell("making the graph in 8 bits" if rounds else "making the graph")
+    how: dict[str, Any] = {"input_dtype": draft.input_dtype, "detecting": draft.detecting, "parted": options.parted}
+    files = {role: made / f"{role}.onnx" for role in ("trunk", "masks")} if options.parted else {}
+    files = files or {"whole": made / GRAPH_NAME}
+    provenance = dict(draft.provenance)
+    if rounds:
+        provenance["form"] = export_integers(net, files, **how)
+    else:
+        for part in split_net(net, **how):
+            export_part(part, files[part.role])
+    precision = "int8" if rounds else "fp32"
     graphs = tuple(
-        Graph(role=part.role, file=path.name, sha256=compute_sha256(path))
-        for part, path in zip(parts, files, strict=True)
+        Graph(role=role, file=path.name, sha256=compute_sha256(path), precision=precision)
+        for role, path in files.items()
     )
-    manifest = replace(draft, graphs=graphs)
+    manifest = replace(draft, graphs=graphs, provenance=provenance)
     write_manifest(manifest, made)
     images = [sample.image for sample in samples]
-    report = compare_with_net(net, made, images, tolerance=tolerance, tell=tell)
+    report = compare_with_net(net, made, images, tolerance=tolerance, must_agree=not rounds, tell=tell)
+    if rounds:
+        check_rounded(report)
     tell("timing the graph and PyTorch")
     image = to_dtype(cut(images[0], LATENCY_PX, LATENCY_PX), manifest.input_dtype)
     run = open_session(made, threads=torch.get_num_threads()).run_batch
-    latency = measure_latency(net, run, image, detecting=manifest.detecting)
+    latency = measure_latency(to_float(net), run, image, detecting=manifest.detecting)
     write_manifest(replace(manifest, parity=report.to_record(), latency=latency), made)
 
 
@@ -254,15 +276,3 @@ def _plan_tiles(net: SegNet, long_cell_px: int) -> dict[str, Any]:
         # Beyond the overlap, or where a layer sees the whole image, results at tile seams are only approximate.
         "tiling": {"exact": reach_px is not None, "reach_px": reach_px, "long_cell_px": long_cell_px},
     }
-
-
-def _put_in_place(made: Path, folder: Path, workplace: Path) -> None:
-    replaced = workplace / "replaced"
-    if folder.exists():
-        folder.rename(replaced)
-    try:
-        made.rename(folder)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(folder)
-        raise

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from cellvision.compression.qat.plan import plan_rounding, watch
+from cellvision.compression.qat.plan import plan_rounding
+from cellvision.compression.qat.watch import watch
 from cellvision.errors import ConfigError
 from cellvision.models.unet.blocks import Add, Cat
 
@@ -83,10 +84,11 @@ class Reused(nn.Module):
         return images
 
 
-def test_one_pooling_for_two_scales_is_refused():
+def test_one_pooling_for_two_scales_passes_none_on():
     net = Reused().eval()
-    with pytest.raises(ConfigError, match="pool is used on maps of two scales"):
-        plan_rounding(net, lambda: net(torch.rand(1, 4, 8, 8)))
+    found = plan_rounding(net, lambda: net(torch.rand(1, 4, 8, 8)))
+    assert not found.shared
+    assert list(found.inputs) == list(found.layers) == ["layers.0", "layers.1", "layers.2"]
 
 
 @pytest.mark.parametrize(

@@ -48,5 +48,5 @@ def test_an_error_leaves_a_line_of_its_own():
 def test_nothing_said_writes_nothing():
     out = Terminal()
     with PhaseLines(out):
-        pass
+        assert out.getvalue() == ""
     assert out.getvalue() == ""

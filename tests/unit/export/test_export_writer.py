@@ -8,10 +8,12 @@ import torch
 
 from cellvision.bundle import Channel, Splitting, compute_sha256, load_manifest
 from cellvision.errors import BundleError, ConfigError, ExportError
+from cellvision.export import folder as folders
 from cellvision.export import writer
+from cellvision.export.folder import make_folder
 from cellvision.export.gate.latency import describe_machine, measure_latency
 from cellvision.export.graph_options import GraphOptions
-from cellvision.export.writer import export_bundle, export_checkpoint, make_folder
+from cellvision.export.writer import export_bundle, export_checkpoint
 from cellvision.models.build import build_model
 from cellvision.runtime.maps.splitting import split_cells
 from cellvision.runtime.predictor import Predictor
@@ -184,7 +186,7 @@ def test_rename_that_fails_puts_the_old_bundle_back(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "old").touch()
     with pytest.raises(OSError):
-        writer._put_in_place(tmp_path / "workplace" / "missing", tmp_path / "bundle", tmp_path / "workplace")
+        folders._put_in_place(tmp_path / "workplace" / "missing", tmp_path / "bundle", tmp_path / "workplace")
     assert (tmp_path / "bundle" / "old").exists()
 
 

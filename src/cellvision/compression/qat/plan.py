@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from cellvision.compression.qat.watch import Call, watch
 from cellvision.errors import ConfigError, explain
-from cellvision.models.structure.fake_quant import ROUNDED, QuantPlan
+from cellvision.models.structure.fake_quant import QuantPlan
 
 NARROW = 3
 """Input channels up to which a first layer stays float: as integers it is slower, and counts keep their precision."""
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
-JOINS = ("Add", "Mul", "Multiply", "Cat", "Concatenate")
-BETWEEN = (nn.BatchNorm2d, nn.Sigmoid, nn.AvgPool2d, nn.AdaptiveAvgPool2d, *RECTIFIERS)
-PASSING = (nn.MaxPool2d, nn.Upsample)
+JOINS = ("Add", "Mean", "Mul", "Multiply", "Cat", "Concatenate")
+BETWEEN = (nn.Sigmoid, nn.Hardsigmoid, nn.AvgPool2d, nn.AdaptiveAvgPool2d, *RECTIFIERS)
+PASSING = (nn.MaxPool2d, nn.Upsample, nn.Flatten)
 """Give some of the values that come in: rounded once, they need no scale of their own."""
-
-NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
-"""Not there at all once a net is exported."""
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of a module that has no modules of its own.
-
-    Attributes:
-        name, module: what was called.
-        sources: for each tensor that came in, the call that made it, or None where no module did.
-        users: calls that take what it gave.
-        takes_negative, gives_negative: whether any value that came in first, or that it gave, is below 0.
-    """
-
-    name: str
-    module: nn.Module
-    sources: list[Call | None]
-    takes_negative: bool
-    gives_negative: bool
-    users: list[Call] = field(default_factory=list)
 
 
 def plan_rounding(
@@ -52,11 +29,12 @@ def plan_rounding(
     """The plan by which all layers between the first and the last ones of ``net`` round.
 
     The last layer of every path stays float, as does a first one of up to 3 channels. Between two rounded layers
-    everything is rounded that ONNX Runtime computes on integers.
+    everything is rounded that ONNX Runtime computes on integers, if it is a module; what a function makes is rounded
+    where a layer takes it.
 
     Args:
         net: float, in evaluation mode.
-        run: puts an image through the net, without gradients.
+        run: puts an image through every layer of the net, without gradients.
         keep_float: names of layers that stay float, or patterns with ``*``.
         learned: see QuantPlan.
 
@@ -66,97 +44,56 @@ def plan_rounding(
     calls = watch(net, run)
     layers = _choose_layers(calls, keep_float)
     leading = _find_linked([call for call in calls if call.name in layers], backwards=True)
-    behind = _find_linked([call for call in calls if type(call.module) in ROUNDED], backwards=False)
+    behind = _find_linked([call for call in calls if call.is_layer], backwards=False)
     for call in calls:  # what becomes one with a rounded layer ends in integers too
         if call in leading and _is_fused(call):
             leading.add(call.users[0])
-    outputs: dict[str, bool] = {}
-    origins: dict[str, str] = {}
-    rounded: set[Call] = set()
+    ends = [call for call in calls if call in leading and not _is_fused(call)]
+    ends = [call for call in ends if call.is_layer or _is_passing(call) or (call in behind and _is_between(call))]
+    places = _place(ends)
     for call in calls:
-        if call not in leading or _is_fused(call):
-            continue
-        if isinstance(call.module, PASSING):
-            if _pass_on(call, rounded, origins):
-                rounded.add(call)
-        elif type(call.module) in ROUNDED or (call in behind and _is_between(call)):
-            outputs[call.name] = outputs.get(call.name, False) or call.gives_negative
-            rounded.add(call)
-    shared = {name: origin for name, origin in origins.items() if origin}
-    inputs: dict[str, bool] = {}
-    for call in calls:
-        if call.name in layers and call.sources[0] not in rounded:
-            inputs[call.name] = inputs.get(call.name, False) or call.takes_negative
-    return QuantPlan(layers=sorted(layers), inputs=inputs, outputs=outputs, shared=shared, learned=learned)
+        if call.is_layer and call.name in layers and not any(source in places.rounded for source in call.sources[:1]):
+            _add(places.inputs, call.name, call.takes_negative)
+    return QuantPlan(
+        layers=sorted(layers), inputs=places.inputs, outputs=places.outputs, shared=places.shared, learned=learned
+    )
 
 
-def _pass_on(call: Call, rounded: set[Call], origins: dict[str, str]) -> bool:
-    """Whether what a call passes on is rounded; notes where, "" for nowhere."""
-    source = call.sources[0] if call.sources else None
-    origin = origins.get(source.name, source.name) if source in rounded and source is not None else ""
-    if origins.setdefault(call.name, origin) != origin:
-        got = f"{call.name} is used on maps of two scales"
-        raise ConfigError(explain(got=got, need="one module for each", hint="modules of their own"))
-    return bool(origin)
+@dataclass(eq=False)
+class _Places:
+    """The parts of a plan while it is made, and the calls whose result is rounded."""
+
+    inputs: dict[str, bool] = field(default_factory=dict)
+    outputs: dict[str, bool] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+    rounded: set[Call] = field(default_factory=set)
 
 
-def watch(net: nn.Module, run: Callable[[], Any]) -> list[Call]:
-    """Every call of a module without modules of its own while ``run`` runs, in order."""
-    calls: list[Call] = []
-    made: dict[int, Call] = {}  # by the identity of what was made; ``kept`` keeps identities from being used again
-    kept: list[Tensor] = []
-    lows: list[bool] = []
-
-    def begin(module: nn.Module, given: tuple[Any, ...]) -> None:
-        tensors = _find_tensors(given)
-        lows.append(bool(tensors) and bool((tensors[0] < 0).any()))  # before, as the call may work in place
-
-    def end(module: nn.Module, given: tuple[Any, ...], found: Any) -> None:
-        sources = [made.get(id(tensor)) for tensor in _find_tensors(given)]
-        takes_negative = lows.pop()
-        if not isinstance(found, Tensor):
-            return
-        kept.append(found)
-        if isinstance(module, NOTHING):
-            if sources and sources[0] is not None:
-                made[id(found)] = sources[0]
-            return
-        low = bool((found < 0).any())
-        call = Call(names[module], module, sources, takes_negative=takes_negative, gives_negative=low)
-        for source in filter(None, sources):
-            source.users.append(call)
-        made[id(found)] = call
-        calls.append(call)
-
-    names = {module: name for name, module in net.named_modules() if next(module.children(), None) is None}
-    with _hooked(list(names), begin, end), torch.no_grad():
-        run()
-    return calls
+def _place(ends: Sequence[Call], without: Collection[str] = ()) -> _Places:
+    """Where the results of calls are rounded; modules ``without`` a single scale to pass on are left out."""
+    places = _Places()
+    for call in ends:
+        if not _is_passing(call):
+            _add(places.inputs if call.within else places.outputs, call.within or call.name, call.gives_negative)
+            places.rounded.add(call)
+        elif call.name not in without:
+            source = call.sources[0]
+            origin = places.shared.get(source.name, source.within or source.name) if source in places.rounded else ""
+            if places.shared.setdefault(call.name, origin) != origin:  # used on maps of two scales
+                return _place(ends, {*without, call.name})
+            if origin:
+                places.rounded.add(call)
+    places.shared = {name: origin for name, origin in places.shared.items() if origin}
+    return places
 
 
-@contextmanager
-def _hooked(modules: Sequence[nn.Module], begin: Callable[..., Any], end: Callable[..., Any]) -> Iterator[None]:
-    handles = [handle for module in modules for handle in _hook(module, begin, end)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook(module: nn.Module, begin: Callable[..., Any], end: Callable[..., Any]) -> tuple[Any, Any]:
-    return module.register_forward_pre_hook(begin), module.register_forward_hook(end)
-
-
-def _find_tensors(given: Any) -> list[Tensor]:
-    if isinstance(given, Tensor):
-        return [given]
-    return [tensor for item in given for tensor in _find_tensors(item)] if isinstance(given, list | tuple) else []
+def _add(signs: dict[str, bool], name: str, negative: bool) -> None:
+    signs[name] = signs.get(name, False) or negative
 
 
 def _choose_layers(calls: Sequence[Call], keep_float: Sequence[str]) -> set[str]:
     """Names of the layers to round: weighted, and with a weighted layer behind them."""
-    weighted = [call for call in calls if type(call.module) in ROUNDED]
+    weighted = [call for call in calls if call.is_layer]
     before = _find_linked(weighted, backwards=True, with_start=False)
     behind = _find_linked(weighted, backwards=False, with_start=False)
     chosen = {call.name for call in weighted if call in before and (call in behind or not _is_narrow(call.module))}
@@ -192,8 +129,14 @@ def _find_linked(starts: Sequence[Call], *, backwards: bool, with_start: bool = 
     return found
 
 
+def _is_passing(call: Call) -> bool:
+    is_plain = not isinstance(call.module, nn.Upsample) or call.module.mode == "nearest"
+    return not call.function and isinstance(call.module, PASSING) and is_plain
+
+
 def _is_between(call: Call) -> bool:
-    return isinstance(call.module, BETWEEN) or type(call.module).__name__ in JOINS
+    is_module = not call.function and (isinstance(call.module, BETWEEN) or type(call.module).__name__ in JOINS)
+    return call.is_norm or is_module
 
 
 def _is_fused(call: Call) -> bool:
@@ -201,7 +144,7 @@ def _is_fused(call: Call) -> bool:
     if len(call.users) != 1:
         return False
     (user,) = call.users
-    if isinstance(user.module, nn.BatchNorm2d):
-        return type(call.module) in ROUNDED
-    is_layer = type(call.module) in ROUNDED or isinstance(call.module, nn.BatchNorm2d)
-    return isinstance(user.module, RECTIFIERS) and (is_layer or type(call.module).__name__ == "Add")
+    if user.is_norm:
+        return call.is_layer
+    is_sum = type(call.module).__name__ == "Add" and not call.function
+    return not user.function and isinstance(user.module, RECTIFIERS) and (call.is_layer or call.is_norm or is_sum)

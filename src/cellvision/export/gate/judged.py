@@ -8,24 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from cellvision.bundle import PRECISIONS, load_manifest, write_manifest
 from cellvision.errors import ExportError, check_choice, explain
 from cellvision.export.checks import check_count, check_folder, check_switch
-from cellvision.export.forms import Measure, Quantizing, write_half, write_int8
+from cellvision.export.folder import make_folder
+from cellvision.export.forms import Quantizing, write_half, write_int8, write_trained
 from cellvision.export.gate.decision import Verdict, check_tolerance, judge_forms, mark_bundle
-from cellvision.export.gate.found import open_bundle
+from cellvision.export.gate.loss import open_loss
 from cellvision.export.gate.measure import measure_forms
 from cellvision.export.graph_options import GraphOptions
 from cellvision.export.parity.comparison import compare_with_net
 from cellvision.export.progress import Tell, say_nothing
 from cellvision.export.quantize.calibration import METHODS
+from cellvision.export.quantize.trained import to_float
 from cellvision.export.tensorrt.engines import check_engine_form, write_engines
 from cellvision.export.tensorrt.options import TensorrtOptions
-from cellvision.export.writer import export_bundle, load_facts, make_folder
-from cellvision.metrics.accuracy import Accuracy, choose_headlines
+from cellvision.export.writer import export_bundle, load_facts
 from cellvision.models.base import SegNet
+from cellvision.models.structure.fake_quant import is_rounding
 from cellvision.types import Sample
 
 
@@ -34,9 +34,11 @@ class Request:
     """The form that is asked for, and how good it must be.
 
     Attributes:
-        precision: one of PRECISIONS; "fp32" for engines.
+        precision: one of PRECISIONS; "fp32" for engines. Of a net that rounds, "int8" has the integers of its training
+            and needs no fields; in other precisions it does not round.
         engines: build engines of it; None for ONNX.
-        images: (C, H, W) raw counts of training fields, from which 8 bit ranges are found.
+        fields: of the training split, with true cells: from their images 8 bit ranges are found, and layers that have
+            to stay in float by how right they come out. Held-out ones would make the judgement flatter the form.
         calibration: "minmax", "entropy" or "percentile".
         rounds: of the search for layers that stay in float, from 0 up.
         tolerance_points: accuracy that the form may lose against PyTorch, in points.
@@ -50,7 +52,7 @@ class Request:
 
     precision: str
     engines: TensorrtOptions | None = None
-    images: Sequence[np.ndarray] = ()
+    fields: Sequence[Sample] = ()
     calibration: str = "minmax"
     rounds: int = 4
     tolerance_points: float = 1.0
@@ -105,12 +107,14 @@ def export_judged(
         got = f"{len(samples)} held-out fields without a cell"
         raise ExportError(explain(got=got, need="true cells to judge a form by", hint="samples=20"))
     net, facts = load_facts(checkpoint)
+    plain = to_float(net)
+    of_form = net if request.precision == "int8" else plain
     with make_folder(Path(folder).resolve(), overwrite=overwrite) as made, tempfile.TemporaryDirectory() as workplace:
         forms = {"fp32": Path(workplace) / "fp32", request.name: Path(workplace) / "form"}
-        export_bundle(net, forms["fp32"], samples=samples, **facts, options=options, tolerance=tolerance, tell=tell)
-        _write_form(net, forms["fp32"], forms[request.name], request, samples=samples, tell=tell)
+        export_bundle(plain, forms["fp32"], samples=samples, **facts, options=options, tolerance=tolerance, tell=tell)
+        _write_form(of_form, forms["fp32"], forms[request.name], request, samples=samples, tell=tell)
         found = measure_forms(
-            net,
+            of_form,
             forms,
             samples,
             checkpoint=checkpoint,
@@ -138,11 +142,14 @@ def _write_form(
     if request.precision == "fp16":
         tell("making the graph in fp16")
         write_half(net, fp32, graphs)
+    elif is_rounding(net):
+        tell("making the graph in 8 bits")
+        write_trained(net, fp32, graphs, form="onnxruntime" if request.engines is None else "tensorrt")
     elif request.precision == "int8":
         quantizing = Quantizing(
-            images=request.images,
+            images=[field.image for field in request.fields],
             method=request.calibration,
-            measure=_measure_against(fp32, samples, tell),
+            measure=open_loss(fp32, request.fields, tell=tell) if request.fields else None,
             tolerance_points=request.tolerance_points,
             rounds=request.rounds,
             tell=tell,
@@ -156,27 +163,3 @@ def _write_form(
     if request.engines is not None:
         folder.mkdir()
         write_engines(net, graphs, folder, request.engines, tell=tell)
-
-
-def _measure_against(fp32: Path, samples: Sequence[Sample], tell: Tell) -> Measure:
-    """What measures the points that a bundle loses against the one in fp32, in the score that suffers most."""
-    manifest = load_manifest(fp32)
-    largest_px = max(max(sample.label_image.shape) for sample in samples)
-
-    def score(folder: Path) -> dict[str, float]:
-        accuracy = Accuracy(manifest.classes, mask_threshold=manifest.splitting.foreground_threshold)
-        predict = open_bundle(folder, largest_px=largest_px)
-        for done, sample in enumerate(samples, start=1):
-            accuracy.add(sample, predict(sample))
-            tell(f"accuracy of {'fp32' if folder == fp32 else 'int8'}: {done} of {len(samples)} fields")
-        return accuracy.compute()
-
-    before = score(fp32)
-
-    def measure(folder: Path) -> float:
-        after = score(folder)
-        names = [headline for headline in choose_headlines(manifest.kind, manifest.classes) if headline.score in before]
-        lost = [headline.lose(before[headline.score], after.get(headline.score, np.nan)) for headline in names]
-        return max(lost, default=float("nan"))
-
-    return measure

@@ -13,7 +13,7 @@ import torch
 from cellvision.bundle import Detecting, Manifest, load_manifest
 from cellvision.errors import BundleError, CellvisionError, ExportError, explain
 from cellvision.export.gate.found import Agreement, open_bundle, open_net
-from cellvision.export.gate.latency import compare_speed, find_ratio, open_net_run
+from cellvision.export.gate.latency import compare_speed, find_ratio, find_sure_ratio, open_net_run
 from cellvision.export.gate.memory import measure_net_memory
 from cellvision.export.parity.comparison import cut, to_dtype
 from cellvision.metrics.accuracy import Accuracy, Found
@@ -39,9 +39,10 @@ class Measurement:
         accuracy: scores on the true cells, see `Accuracy.compute`: 0..1, and viability error in points.
         cells: number of cells found.
         agreement: with what the net in PyTorch found, see `Agreement.compute`; empty for the net itself.
-        latency: one row per number of threads and batch: "threads", "shape" [B, C, H, W] and the fields of `Latency`,
-            of which "ratio" is to the first form.
+        latency: one row per number of threads and batch: "threads", "shape" [B, C, H, W], the fields of `Latency`,
+            of which "ratio" is to the first form, and "least_ratio".
         ratio: geometric mean of those ratios: so many times as long as the first form.
+        least_ratio: the same of what each ratio is at least, with 95 % confidence; see `find_least_ratio`.
         size_bytes: of all graphs; None for the net.
         memory: of a process that opens it and runs one image; None where unknown.
         failure: why nothing could be measured, or "".
@@ -54,6 +55,7 @@ class Measurement:
     agreement: Mapping[str, float]
     latency: Sequence[Mapping[str, Any]] = ()
     ratio: float = float("nan")
+    least_ratio: float = float("nan")
     size_bytes: int | None = None
     memory: PeakMemory | None = None
     failure: str = ""
@@ -61,7 +63,7 @@ class Measurement:
     def to_record(self) -> dict[str, Any]:
         """Plain data for a manifest: what was not measured is None or absent."""
         record = asdict(self) | {"latency": [dict(row) for row in self.latency]}
-        record["ratio"] = self.ratio if np.isfinite(self.ratio) else None
+        record |= {key: record[key] if np.isfinite(record[key]) else None for key in ("ratio", "least_ratio")}
         return {key: value for key, value in record.items() if key not in ("name", "failure") or value}
 
 
@@ -119,7 +121,7 @@ def measure_forms(
         Measurement(
             **trial.describe(name),
             latency=[_flatten(row, name) for row in rows if name in row["ways"]],
-            ratio=find_ratio(rows, name) if name not in trial.failures else float("nan"),
+            **_compare(rows, name, failed=name in trial.failures),
             size_bytes=_sum_sizes(forms[name], manifests[name]) if name in forms else None,
             memory=memory.get(name),
         )
@@ -244,8 +246,13 @@ def _limit(shape: tuple[int, ...]) -> tuple[int, int]:
     return min(shape[0], LARGEST_TIMED_PX), min(shape[1], LARGEST_TIMED_PX)
 
 
+def _compare(rows: Sequence[Mapping[str, Any]], name: str, *, failed: bool) -> dict[str, Any]:
+    return {} if failed else {"ratio": find_ratio(rows, name), "least_ratio": find_sure_ratio(rows, name)}
+
+
 def _flatten(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {"threads": row["threads"], "shape": row["shape"], **asdict(row["ways"][name])}
+    facts = asdict(row["ways"][name]) | {"least_ratio": row["least_ratios"][name]}
+    return {"threads": row["threads"], "shape": row["shape"], **facts}
 
 
 def _sum_sizes(folder: Path, manifest: Manifest) -> int:

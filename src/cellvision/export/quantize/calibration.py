@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from cellvision.errors import ConfigError, ExportError, check_choice, explain
 from cellvision.export.onnx import INPUT_NAME
 from cellvision.export.parity.comparison import to_dtype
+from cellvision.types import Sample
 
 if TYPE_CHECKING:
     from cellvision.data.datamodule import CellDataModule
@@ -72,14 +74,15 @@ def build_feeds(images: Sequence[np.ndarray], *, dtype: str, tile_px: int = 512,
     return tiles
 
 
-def collect_training_images(data: CellDataModule, count: int) -> list[np.ndarray]:
-    """(C, H, W) raw counts of up to ``count`` training fields, spread over all, with the net's channels only.
+def collect_training_fields(data: CellDataModule, count: int) -> list[Sample]:
+    """Up to ``count`` training fields, spread over all, with the net's channels only.
 
-    Training fields, not held-out ones: accuracy is measured on those, and ranges fitted to them would flatter it.
+    Training fields, not held-out ones: accuracy is measured on those, and what is fitted to them would flatter it.
     """
     view = data.views["train"]
     chosen = np.unique(np.linspace(0, len(view) - 1, min(count, len(view))).round().astype(int))
-    return [view.sample(int(i)).image[data.channel_positions] for i in chosen]
+    samples = [view.sample(int(i)) for i in chosen]
+    return [replace(sample, image=sample.image[data.channel_positions]) for sample in samples]
 
 
 def measure_ranges(

@@ -38,7 +38,7 @@ def prepare_graph(graph: Path) -> onnx.ModelProto:
             explain(got=f"{graph} is quantised already", need="a float graph", hint="pass the fp32 file of the bundle")
         )
     _name_nodes(model)
-    _pool_means(model)
+    pool_means(model)
     drop_foreign_domains(model)
     return model
 
@@ -71,7 +71,7 @@ def quiet() -> Iterator[None]:
         root.setLevel(before)
 
 
-def _pool_means(model: onnx.ModelProto) -> None:
+def pool_means(model: onnx.ModelProto) -> None:
     """GlobalAveragePool for each mean over height and width: the same, but ONNX Runtime has it on integers."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:

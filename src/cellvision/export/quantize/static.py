@@ -16,6 +16,7 @@ from cellvision.export.quantize.faster import join_pixels, multiply_heads, repea
 from cellvision.export.quantize.fold import fold_weights
 from cellvision.export.quantize.nodes import WEIGHTED, choose_heads, choose_nodes
 from cellvision.export.quantize.preparing import drop_foreign_domains, prepare_graph, quiet
+from cellvision.export.quantize.transposed import part_pixels
 
 FORMS = ("onnxruntime", "tensorrt")
 
@@ -104,6 +105,7 @@ class Quantizer:
         if self.form == "onnxruntime":
             heads = choose_heads(self.model, form=self.form, keep_float=keep_float)
             chosen += multiply_heads(quantized, heads)
+            part_pixels(quantized)
             join_pixels(quantized)
             repeat_pixels(quantized)
         _finish(quantized, self.model)

@@ -13,25 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from cellvision.compression.qat.plan import watch
+from cellvision.compression.prune.runs import run_layers
+from cellvision.compression.qat.watch import watch
 from cellvision.models.base import SegNet
-from cellvision.models.structure.fake_quant import (
-    LEVELS,
-    FakeQuant,
+from cellvision.models.structure.fake_quant import LEVELS, FakeQuant, remove_fake_quant
+from cellvision.models.structure.rounded_layers import (
     QuantConv2d,
+    QuantConvNorm,
     QuantConvTranspose2d,
     QuantLinear,
     RoundsWeight,
-    find_fake_quants,
     round_weight,
 )
 
 FORMS = ("onnxruntime", "tensorrt")
 
 
-def is_trained(net: nn.Module) -> bool:
-    """Whether a net rounds."""
-    return next(find_fake_quants(net), None) is not None
+def to_float(net: SegNet) -> SegNet:
+    """A copy of a net with the same weights that rounds nothing, on the CPU and in evaluation mode."""
+    copied = copy.deepcopy(net).cpu().eval().requires_grad_(False)
+    remove_fake_quant(copied)
+    return copied
 
 
 def to_integers(net: SegNet, *, form: str = "onnxruntime") -> SegNet:
@@ -79,6 +81,11 @@ class GridSigned(Grid):
     dtype = torch.int8
 
     @property
+    def levels(self) -> tuple[int, int]:
+        """Those of 8 bits with a sign, of which one that cannot be negative uses half."""
+        return LEVELS[True]
+
+    @property
     def step(self) -> Tensor:
         """() float32: what one integer stands for; 127 of them reach the bound."""
         return super().step if self.signed else super().step * (LEVELS[False][1] / LEVELS[True][1])
@@ -100,6 +107,9 @@ class _Integers(RoundsWeight):
 class _IntegerConv2d(_Integers, QuantConv2d): ...
 
 
+class _IntegerConvNorm(_Integers, QuantConvNorm): ...
+
+
 class _IntegerConvTranspose2d(_Integers, QuantConvTranspose2d):
     axis = QuantConvTranspose2d.axis
 
@@ -109,6 +119,7 @@ class _IntegerLinear(_Integers, QuantLinear): ...
 
 _INTEGER: dict[type, type] = {
     QuantConv2d: _IntegerConv2d,
+    QuantConvNorm: _IntegerConvNorm,
     QuantConvTranspose2d: _IntegerConvTranspose2d,
     QuantLinear: _IntegerLinear,
 }
@@ -133,12 +144,16 @@ def _emit(
 
 def _fold_norms(net: SegNet) -> None:
     """Put every batch normalisation that follows a rounded layer alone into it."""
-    image = torch.zeros(1, net.spec.in_channels, 2 * net.spec.stride, 2 * net.spec.stride)
-    for call in watch(net, lambda: net.logits(image)):
-        norm = call.users[0].module if len(call.users) == 1 else None
-        if not isinstance(call.module, RoundsWeight) or not isinstance(norm, nn.BatchNorm2d):
+    side = 2 * net.spec.stride
+    image = torch.zeros(1, net.spec.in_channels, side, side)
+    for call in watch(net, lambda: run_layers(net, image, regions=2)):
+        user = call.users[0] if len(call.users) == 1 else None
+        if not isinstance(call.module, RoundsWeight) or user is None or not user.is_norm:
             continue
         layer: Any = call.module
+        norm: Any = user.module
+        if isinstance(norm, nn.Identity | _Activation):  # a layer that is used twice
+            continue
         fuse: Any = fuse_conv_bn_weights
         layer.weight, layer.bias = fuse(
             layer.weight,
@@ -150,4 +165,15 @@ def _fold_norms(net: SegNet) -> None:
             norm.bias,
             transpose=isinstance(layer, nn.ConvTranspose2d),
         )
-        norm.__class__ = nn.Identity  # type: ignore[assignment]
+        norm.__class__ = _Activation if user.within else nn.Identity
+
+
+class _Activation(nn.Module):
+    """What is left of a normalisation that holds an activation."""
+
+    act: nn.Module
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The maps as the activation makes them."""
+        found: Tensor = self.act(maps)
+        return found

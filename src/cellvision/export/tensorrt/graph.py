@@ -63,7 +63,7 @@ def check_graph(model: onnx.ModelProto, path: Path) -> None:
         if node.op_type in _HINTS:
             raise ExportError(_refuse(path, node, "operators that an engine can have", _HINTS[node.op_type]))
         if node.op_type == "TopK" and (k := constants.get(node.input[1])) is not None and k.max() > LARGEST_K:
-            hint = f"a net with at most {LARGEST_K} candidates of a level"
+            hint = f"a smaller max_cells, or a net with at most {LARGEST_K} candidates of a level"
             raise ExportError(_refuse(path, node, f"K of at most {LARGEST_K}, not {k.max()}", hint))
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and (why := _find_fault(node, constants)):
             raise ExportError(_refuse(path, node, why, _QUANTISED))

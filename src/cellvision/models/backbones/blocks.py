@@ -1,6 +1,7 @@
 """The pieces that bottom-ups are made of.
 
-Joins are modules, as in the U-Net: quantisation later puts a scale on what modules give out.
+Joins are modules, as in the U-Net: quantisation later puts a scale on what modules give out. For the same reason a
+module without weights is used in one place only, where scales differ from those of others.
 """
 
 from __future__ import annotations
@@ -39,6 +40,14 @@ class Add(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Element by element."""
         return first + second
+
+
+class Mean(nn.Module):
+    """The mean of two maps."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Element by element."""
+        return (first + second) / 2
 
 
 class Multiply(nn.Module):

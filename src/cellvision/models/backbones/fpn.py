@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellvision.errors import ConfigError, ShapeError, check_choice, explain
-from cellvision.models.backbones.blocks import Add, BottomUp
+from cellvision.models.backbones.blocks import Add, BottomUp, Mean
 
 FUSIONS = ("sum", "avg")
 
@@ -60,9 +59,9 @@ class FPN(nn.Module):
         for level in self.inner:
             self.add_module(f"fpn_lateral{level}", _build_conv(bottom_up.widths[level], out_channels, 1))
             self.add_module(f"fpn_output{level}", _build_conv(out_channels, out_channels, 3))
-        self.up = nn.Upsample(scale_factor=2, mode="nearest")
-        self.add = Add()
-        self.is_mean = fuse == "avg"
+        # One for each level, as each has another scale once the net is quantised.
+        self.ups = nn.ModuleList(nn.Upsample(scale_factor=2, mode="nearest") for _ in self.inner[1:])
+        self.joins = nn.ModuleList(Mean() if fuse == "avg" else Add() for _ in self.inner[1:])
         deepest = self.inner[-1]
         self.top_block = TopBlock(out_channels, names=[f"p{deepest + step + 1}" for step in range(top_levels)])
         self.levels = (*self.inner, *range(deepest + 1, deepest + 1 + top_levels))
@@ -81,11 +80,10 @@ class FPN(nn.Module):
         found = self.bottom_up(images)
         pyramid: dict[int, Tensor] = {}
         coarser: Tensor | None = None
-        for level in reversed(self.inner):
+        for index, level in reversed(list(enumerate(self.inner))):
             merged = self.get_submodule(f"fpn_lateral{level}")(found[level])
             if coarser is not None:
-                merged = self.add(merged, self.up(coarser))
-                merged = merged / 2 if self.is_mean else merged
+                merged = self.joins[index](merged, self.ups[index](coarser))
             coarser = merged
             pyramid[level] = self.get_submodule(f"fpn_output{level}")(merged)
         pyramid = dict(reversed(pyramid.items()))
@@ -113,12 +111,13 @@ class TopBlock(nn.Module):
         self.names = tuple(names)
         for name in self.names:
             self.add_module(name, _build_conv(channels, channels, 3, stride=2))
+        self.relus = nn.ModuleList(nn.ReLU() for _ in self.names[1:])
 
     def forward(self, maps: Tensor) -> list[Tensor]:
         """A map for each name; the first is given as it is, and the second made from its positive part."""
         found: list[Tensor] = []
-        for name in self.names:
-            source = F.relu(found[-1]) if found else maps
+        for index, name in enumerate(self.names):
+            source = self.relus[index - 1](found[-1]) if found else maps
             found.append(self.get_submodule(name)(source))
         return found
 

@@ -108,7 +108,7 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, channels, H / stride, W / stride) of (B, in_channels, H, W)."""
-        return self.norm(super().forward(input))
+        return self.norm(self._conv_forward(input, self.weight, self.bias))
 
 
 class Stem(nn.Module):
@@ -134,12 +134,12 @@ class BasicBlock(nn.Module):
         self.shortcut = _build_shortcut(in_channels, channels, norm, stride)
         self.conv1 = ConvNorm(in_channels, channels, 3, norm=norm, stride=stride)
         self.conv2 = ConvNorm(channels, channels, 3, norm=norm)
-        self.relu, self.add = nn.ReLU(inplace=True), Add()
+        self.relu1, self.add, self.relu2 = nn.ReLU(inplace=True), Add(), nn.ReLU(inplace=True)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, channels, H / stride, W / stride) of (B, in_channels, H, W)."""
-        found = self.conv2(self.relu(self.conv1(maps)))
-        return self.relu(self.add(found, self.shortcut(maps)))
+        found = self.conv2(self.relu1(self.conv1(maps)))
+        return self.relu2(self.add(found, self.shortcut(maps)))
 
 
 class Bottleneck(nn.Module):
@@ -163,12 +163,13 @@ class Bottleneck(nn.Module):
         self.conv1 = ConvNorm(in_channels, width, 1, norm=norm, stride=first)
         self.conv2 = ConvNorm(width, width, 3, norm=norm, stride=second, groups=groups)
         self.conv3 = ConvNorm(width, channels, 1, norm=norm)
-        self.relu, self.add = nn.ReLU(inplace=True), Add()
+        self.relu1, self.relu2, self.relu3 = (nn.ReLU(inplace=True) for _ in range(3))
+        self.add = Add()
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, channels, H / stride, W / stride) of (B, in_channels, H, W)."""
-        found = self.relu(self.conv2(self.relu(self.conv1(maps))))
-        return self.relu(self.add(self.conv3(found), self.shortcut(maps)))
+        found = self.relu2(self.conv2(self.relu1(self.conv1(maps))))
+        return self.relu3(self.add(self.conv3(found), self.shortcut(maps)))
 
 
 def _build_shortcut(in_channels: int, channels: int, norm: str, stride: int) -> nn.Module:

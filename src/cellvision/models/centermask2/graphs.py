@@ -6,6 +6,7 @@ those behind its last cell are not valid.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from cellvision.bundle import DETECTION_OUTPUTS, Detecting
 from cellvision.errors import ExportError, explain
 from cellvision.models.base import FREE_IMAGE_AXES, GraphPart
 from cellvision.models.centermask2.fcos.decode import Proposals, rank
+from cellvision.models.centermask2.options import FcosDecoding
 from cellvision.models.centermask2.roi.grid_pool import GridPool
 from cellvision.ops.nms import keep_best
 
@@ -34,11 +36,25 @@ def split_net(net: CenterMask2, image: Tensor, *, detecting: Detecting, parted: 
     if net.settings.decoding.soft_nms_sigma is not None:
         got = f"model.decoding.soft_nms_sigma={net.settings.decoding.soft_nms_sigma}"
         raise ExportError(explain(got=got, need="null for a graph", hint="model.decoding.soft_nms_sigma=null"))
-    places = net.settings.decoding.pre_nms * len(net.detector.backbone.levels)
+    places = make_room(net.settings.decoding, detecting.max_cells).pre_nms * len(net.detector.backbone.levels)
     if detecting.max_cells > places:
         got = f"max_cells={detecting.max_cells} of {places} candidates"
         raise ExportError(explain(got=got, need=f"at most {places}", hint="a larger model.decoding.pre_nms"))
     return _split_in_two(net, image, detecting) if parted else (_keep_whole(net, image, detecting),)
+
+
+def make_room(decoding: FcosDecoding, max_cells: int) -> FcosDecoding:
+    """The same for more cells in an image than ``post_nms``: as many candidates for each of them.
+
+    Each cell has two or three candidates in a level. With those for 1,000 cells, a window of 1,500 would lose the cells
+    whose candidates are the worst, however many places there are for what is left after suppression.
+
+    Example:
+        >>> make_room(FcosDecoding(pre_nms=2000, post_nms=1000), 3000).pre_nms
+        6000
+    """
+    more = max(max_cells, decoding.post_nms)
+    return replace(decoding, pre_nms=-(-decoding.pre_nms * more // decoding.post_nms), post_nms=more)
 
 
 def _keep_whole(net: CenterMask2, image: Tensor, detecting: Detecting) -> GraphPart:
@@ -126,13 +142,14 @@ class TrunkGraph(nn.Module):
         super().__init__()
         self.net = net
         self.detecting = detecting
+        self.decoding = make_room(net.detector.proposal_generator.decoding, detecting.max_cells)
 
     def find(self, image: Tensor) -> tuple[dict[int, Tensor], Proposals]:
         """The pyramid, and (B, P, ...) candidates with classes 0..K-1 and score -1 where there is none."""
         pyramid = self.net.encode_images(image)
-        generator = self.net.detector.proposal_generator
-        outputs, strides = self.net.detector.predict(pyramid), list(generator.strides.values())
-        found = rank(outputs, strides=strides, options=generator.decoding, fill_up=True)
+        outputs = self.net.detector.predict(pyramid)
+        strides = list(self.net.detector.proposal_generator.strides.values())
+        found = rank(outputs, strides=strides, options=self.decoding, fill_up=True)
         kept = {**vars(found), "scores": found.scores.where(found.scores >= self.detecting.min_score, -1)}
         return pyramid, Proposals(**kept)
 

@@ -19,16 +19,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from cellvision.errors import ConfigError, explain
+from cellvision.models.structure.rounded_layers import ROUNDED, SMALLEST_STEP
 
-WEIGHT_LEVELS = 127
 LEVELS = {False: (0, 255), True: (-128, 127)}
 """Integers of an activation by whether it can be negative."""
 
-SMALLEST_STEP = 1e-8
 DECAY = 0.99  # of the running range, per batch
 
 
@@ -87,15 +86,20 @@ class FakeQuant(nn.Module):
             self._observe(maps.detach())
         if not self.rounding:
             return maps
-        low, high = LEVELS[self.signed]
+        low, high = self.levels
         values = maps.float()
         if not self.learned:
             zero = torch.zeros((), dtype=torch.int32, device=maps.device)
             return torch.fake_quantize_per_tensor_affine(values, self.step, zero, low, high).to(maps.dtype)
-        slope = 1 / math.sqrt(values[0].numel() * high)  # of the step's gradient, as in Esser et al.
+        slope = 1 / math.sqrt(math.prod(values.shape[1:]) * high)  # of the step's gradient, as in Esser et al.
         step = (self.step * slope) + (self.step * (1 - slope)).detach()
         steps = (values / step).clamp(low, high)
         return ((steps + (steps.round() - steps).detach()) * step).to(maps.dtype)
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The smallest and the largest integer."""
+        return LEVELS[self.signed]
 
     @property
     def step(self) -> Tensor:
@@ -104,86 +108,17 @@ class FakeQuant(nn.Module):
 
     @torch.no_grad()
     def _observe(self, maps: Tensor) -> None:
-        largest = (maps.abs() if self.signed else maps).amax().float().clamp_min(0)
-        if not largest.isfinite():
-            return  # the task skips such a step
+        """Follow the range of this batch, over all processes: every one has the same ranges at any time."""
+        values = maps.abs() if self.signed else maps
+        largest = values.amax().float().clamp_min(0) if maps.numel() else torch.zeros((), device=maps.device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        if largest == 0 or not largest.isfinite():
+            return  # no cell in any box, or a step that the task skips
         if self.bound == 0:
             self.bound.copy_(largest)
         elif not self.learned:
             self.bound.lerp_(largest, 1 - DECAY)
-
-
-def round_weight(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """A weight on its 8 bit grid, and the (channels,) float32 steps of the grid along ``axis``.
-
-    Example:
-        >>> rounded, steps = round_weight(torch.tensor([[1.27, 0.014]]), axis=0)
-        >>> [round(value, 2) for value in rounded[0].tolist()], round(steps.item(), 2)
-        ([1.27, 0.01], 0.01)
-    """
-    values = weight.float()
-    others = [other for other in range(values.ndim) if other != axis]
-    steps = (values.detach().abs().amax(others) / WEIGHT_LEVELS).clamp_min(SMALLEST_STEP)
-    zeros = torch.zeros_like(steps, dtype=torch.int32)
-    rounded = torch.fake_quantize_per_channel_affine(values, steps, zeros, axis, -WEIGHT_LEVELS, WEIGHT_LEVELS)
-    return rounded.to(weight.dtype), steps
-
-
-class RoundsWeight:
-    """What layers with a rounded weight have in common.
-
-    Attributes:
-        axis: of the weight's output channels.
-    """
-
-    axis = 0
-    weight: Tensor
-
-    def rounded(self) -> Tensor:
-        """The weight that the layer multiplies with."""
-        return round_weight(self.weight, self.axis)[0]
-
-
-class QuantConv2d(RoundsWeight, nn.Conv2d):
-    """A convolution whose weight is rounded."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As nn.Conv2d."""
-        return self._conv_forward(input, self.rounded(), self.bias)
-
-
-class QuantConvTranspose2d(RoundsWeight, nn.ConvTranspose2d):
-    """A transposed convolution, in one group, whose weight is rounded."""
-
-    axis = 1
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """As nn.ConvTranspose2d."""
-        return F.conv_transpose2d(
-            input,
-            self.rounded(),
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,  # type: ignore[arg-type]
-            output_padding=self.output_padding,
-            dilation=self.dilation,
-        )
-
-
-class QuantLinear(RoundsWeight, nn.Linear):
-    """A linear layer whose weight is rounded."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As nn.Linear."""
-        return F.linear(input, self.rounded(), self.bias)
-
-
-ROUNDED: Mapping[type[nn.Module], type[nn.Module]] = {
-    nn.Conv2d: QuantConv2d,
-    nn.ConvTranspose2d: QuantConvTranspose2d,
-    nn.Linear: QuantLinear,
-}
-"""Layers by what takes their place; no sub-classes, whose forward may do something else."""
 
 
 def set_fake_quant(net: nn.Module, plan: QuantPlan) -> None:
@@ -214,6 +149,26 @@ def set_fake_quant(net: nn.Module, plan: QuantPlan) -> None:
             origin.get_submodule("output_quant" if source in plan.outputs else "input_quant"),
         )
         module.register_forward_hook(_round_shared)
+
+
+def remove_fake_quant(net: nn.Module) -> None:
+    """Let ``net`` compute in float what it has learned to round, in place; a net that does not round stays as it is."""
+    floats = {kind: before for before, kind in ROUNDED.items()}
+    for module in net.modules():
+        if type(module) in floats:
+            module.__class__ = floats[type(module)]
+        for name in ("input_quant", "output_quant"):
+            if isinstance(getattr(module, name, None), FakeQuant):
+                delattr(module, name)
+        module.__dict__.pop("shared_quant", None)
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (_round_input, _round_output, _round_shared)]:
+                del hooks[key]
+
+
+def is_rounding(net: nn.Module) -> bool:
+    """Whether a net rounds anything."""
+    return next(find_fake_quants(net), None) is not None
 
 
 def find_fake_quants(net: nn.Module) -> Iterator[FakeQuant]:

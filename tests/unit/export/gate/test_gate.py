@@ -2,12 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy.stats import binom
 
 from cellvision.errors import ExportError
 from cellvision.export.gate.decision import SLOWER, judge
-from cellvision.export.gate.measure import NET, Measurement
+from cellvision.export.gate.latency import DOUBT, find_least_ratio
+from cellvision.export.gate.measure import NET, RUNS, Measurement
 from cellvision.metrics.accuracy import choose_headlines
 from cellvision.metrics.cost.peak_memory import PeakMemory
 
@@ -26,6 +30,7 @@ def measure(name, ratio=NAN, *, size=None, peak=None, failure="", **scores):
         cells=10,
         agreement={},
         ratio=ratio,
+        least_ratio=ratio,
         size_bytes=size,
         memory=None if peak is None else PeakMemory(peak_mib=peak, growth_mib=peak),
         failure=failure,
@@ -73,6 +78,39 @@ def test_slower_than_fp32_is_refused(ratio, passes):
     assert verdict.passed is passes
     said = "" if passes else "has no time" if math.isnan(ratio) else f"takes {ratio:.2f} times as long as fp32"
     assert said in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("slower", "passes"), [(0.5, True), (1.0, True), (1.03, True), (1.25, False), (1.5, False), (3.0, False)]
+)
+def test_chance_does_not_decide_on_speed(slower, passes):
+    """Made-up times on a machine that others slow by up to 40 %, and interrupt in a tenth of the rounds."""
+    rng = np.random.default_rng(int(100 * slower))
+    medians, passed = [], []
+    for _ in range(300):
+        first = 10 * rng.uniform(1.0, 1.4, RUNS)
+        form = first * slower * np.exp(rng.normal(0, 0.08, RUNS)) * np.where(rng.random(RUNS) < 0.1, 3, 1)
+        medians.append(np.median(form / first))
+        found = measure("fp16", medians[-1], pixel_miou=0.90)
+        found = replace(found, least_ratio=find_least_ratio(form.tolist(), first.tolist()))
+        passed.append(judge(REFERENCE, [FP32, found], headlines=SEMANTIC).passed)
+    assert np.mean(np.equal(passed, passes)) > 0.98
+    if slower == 1.03:
+        assert 0.1 < np.mean(np.array(medians) >= SLOWER) < 0.9, "by its median, chance would decide"
+
+
+@pytest.mark.parametrize("rounds", [5, 8, 15, 40])
+def test_the_bound_is_that_of_the_sign_test(rounds):
+    rng = np.random.default_rng(rounds)
+    draws = rng.lognormal(0.0, 0.3, (4000, rounds))  # of median 1
+    bounds = [find_least_ratio(ratios.tolist(), [1.0] * rounds) for ratios in draws]
+    place = max(k for k in range(rounds) if binom.cdf(k, rounds, 0.5) <= DOUBT)
+    np.testing.assert_array_equal(bounds, np.sort(draws, axis=1)[:, place])
+    assert np.greater(bounds, 1.0).mean() < 1.2 * DOUBT
+
+
+def test_the_bound_of_few_rounds_is_the_smallest():
+    assert find_least_ratio([3.0, 2.0, 4.0], [1.0, 1.0, 1.0]) == 2.0
 
 
 def test_every_fault_is_said():

@@ -15,7 +15,7 @@ from cellvision.data.batching import collate, to_field
 from cellvision.errors import BundleError, ConfigError, ExportError
 from cellvision.export.gate.decision import judge_forms, mark_bundle
 from cellvision.export.gate.found import Agreement, open_bundle, open_net
-from cellvision.export.gate.latency import compare_speed, find_ratio
+from cellvision.export.gate.latency import compare_speed, find_ratio, find_sure_ratio
 from cellvision.export.gate.measure import NET, measure_forms
 from cellvision.export.gate.memory import measure_net_memory
 from cellvision.export.gate.table import print_verdict
@@ -161,7 +161,8 @@ def test_speed_size_and_memory_are_those_of_the_files(measured, forms):
         assert measured[name].size_bytes == (folder / "model.onnx").stat().st_size
         (row,) = measured[name].latency
         assert (row["threads"], row["shape"], row["runs"]) == (1, [1, 2, 150, 131], RUNS)
-    assert measured["fp32"].ratio == 1.0
+    assert measured["fp32"].ratio == measured["fp32"].least_ratio == 1.0
+    assert 2 < measured["slow"].least_ratio <= measured["slow"].ratio
     assert measured["slow"].ratio > 3
     assert measured[NET].ratio > 0
     assert measured[NET].size_bytes is None
@@ -185,12 +186,12 @@ def test_int8_is_measured_as_it_is(measured, forms):
 def test_gate_accepts_the_good_and_refuses_the_spoiled_and_the_slow(measured, forms):
     manifest = load_manifest(forms["fp32"])
     reference, good, spoiled, slow = (measured[name] for name in (NET, "fp32", "spoiled", "slow"))
-    twin = replace(good, name="twin", ratio=0.9)
+    twin = replace(good, name="twin", ratio=0.9, least_ratio=0.8)
     how = {"tolerance_points": 1.0, "allow_worse": False}
     verdict = judge_forms([reference, good, twin], manifest, **how)
     assert (verdict.passed, verdict.kept, verdict.sentence) == (True, "twin", "")
     verdict.raise_if_refused()
-    verdict = judge_forms([reference, good, replace(spoiled, ratio=0.5)], manifest, **how)
+    verdict = judge_forms([reference, good, replace(spoiled, ratio=0.5, least_ratio=0.5)], manifest, **how)
     assert (verdict.passed, verdict.kept) == (False, "fp32")
     with pytest.raises(ExportError, match=r"spoiled is [\d.]+ points worse in .*; fp32 is kept; need at most 1 point"):
         verdict.raise_if_refused()
@@ -304,10 +305,14 @@ def test_threads_of_pytorch_are_put_back():
 
 
 def test_mean_ratio_is_geometric():
-    rows = [{"ways": {"a": 0}}]
-    assert np.isnan(find_ratio(rows, "a"))
-    rows = [{"ways": summarise({"x": [1.0], "a": [ratio]}, shape=(1, 1, 8, 8))} for ratio in (0.5, 2.0)]
-    assert find_ratio(rows, "a") == 1.0
+    rows = [
+        {
+            "ways": summarise({"x": [1.0], "a": [ratio]}, shape=(1, 1, 8, 8)),
+            "least_ratios": {"x": 1.0, "a": ratio / 2},
+        }
+        for ratio in (0.5, 2.0)
+    ]
+    assert (find_ratio(rows, "a"), find_sure_ratio(rows, "a")) == (1.0, 0.5)
 
 
 def test_tolerance_is_a_number(measured, forms):

@@ -8,7 +8,15 @@ from torch import nn
 
 from cellvision.bundle import Channel, Graph, Manifest, Splitting, compute_sha256, load_manifest, write_manifest
 from cellvision.errors import BundleError, ExportError
-from cellvision.export.parity.comparison import FULL, ParityCase, ParityReport, compare_with_net, cut, to_dtype
+from cellvision.export.parity.comparison import (
+    FULL,
+    ParityCase,
+    ParityReport,
+    check_rounded,
+    compare_with_net,
+    cut,
+    to_dtype,
+)
 from cellvision.export.reach import compute_reach
 from cellvision.models.build import build_model
 
@@ -178,3 +186,29 @@ def test_net_that_hides_nan_is_refused(net):
 
     with pytest.raises(ExportError, match="answers NaN pixels with numbers"):
         compute_reach(Hiding(replace(net.spec, in_channels=1), nn.Identity()))
+
+
+@pytest.mark.parametrize(
+    ("mean", "pixels", "message"),
+    [(0.004, 0.0, None), (0.05, 0.0, "by 0.050 on average"), (0.004, 0.03, "by 0.030"), (float("nan"), 0.0, "by nan")],
+)
+def test_integers_may_differ_by_what_ties_explain_and_no_more(mean, pixels, message):
+    case = ParityCase(
+        height=8,
+        width=8,
+        batch=1,
+        image_dtype="float32",
+        max_difference={"probabilities": 0.3},
+        mean_difference={"probabilities": mean},
+        class_difference=0.04,  # of a net that is sure of nothing
+        cells_net=1,
+        cells_graph=1,
+        pixel_difference=pixels,
+        unmatched=0.0,
+    )
+    report = ParityReport(tolerance=1e-3, cases=(case,))
+    if message is None:
+        check_rounded(report)
+    else:
+        with pytest.raises(ExportError, match=message):
+            check_rounded(report)

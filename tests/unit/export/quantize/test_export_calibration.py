@@ -7,7 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from cellvision.errors import ConfigError, ExportError
-from cellvision.export.quantize.calibration import build_feeds, collect_training_images, measure_ranges, tap
+from cellvision.export.quantize.calibration import build_feeds, collect_training_fields, measure_ranges, tap
+from cellvision.types import Sample
 
 
 def build_graph():
@@ -70,13 +71,15 @@ class View:
         return 9
 
     def sample(self, index):
-        return SimpleNamespace(image=np.stack([np.full((4, 4), 10 * c + index, np.uint8) for c in range(3)]))
+        image = np.stack([np.full((4, 4), 10 * c + index, np.uint8) for c in range(3)])
+        labels = np.zeros((4, 4), np.int32)
+        return Sample(name="a", group="a", image=image, label_image=labels, cell_classes=np.zeros(0, np.int64))
 
 
 def test_takes_training_fields_with_the_nets_channels():
     data = SimpleNamespace(views={"train": View()}, channel_positions=[2, 0])
-    images = collect_training_images(data, 3)
-    assert [image[:, 0, 0].tolist() for image in images] == [[20, 0], [24, 4], [28, 8]]
+    fields = collect_training_fields(data, 3)
+    assert [field.image[:, 0, 0].tolist() for field in fields] == [[20, 0], [24, 4], [28, 8]]
 
 
 def test_taps_give_what_the_graph_computes_in_as_many_passes_as_memory_needs(model, images):

@@ -131,9 +131,12 @@ def test_results_are_close_and_of_any_size(quantized, image):
 def test_weights_are_integers_of_one_scale_per_channel(quantized):
     report, model = quantized
     constants, original = get_constants(model), get_constants(build_graph())
-    assert report.bytes <= 0.3 * report.float_bytes
+    assert report.bytes <= 0.31 * report.float_bytes
     assert max(value.nbytes for value in constants.values() if value.dtype == np.float32) < 1000
     for name, axis in (("stem_w", 0), ("deep_w", 0), ("fused_w", 0), ("up_w", 1), ("squeeze_w", 1)):
+        if name == "up_w" and report.form == "onnxruntime":  # a convolution there, see test_integer_forms.py
+            assert f"{name}_quantized" not in constants
+            continue
         values, scale = constants[f"{name}_quantized"], constants[f"{name}_scale"]
         assert values.dtype == np.int8
         assert scale.shape == (original[name].shape[axis],)
@@ -153,7 +156,7 @@ def test_forms_differ_as_their_runtimes_need(quantized):
     if report.form == "onnxruntime":
         assert {point.dtype.name for point in points} == {"uint8"}
         assert {int(constants[makers["stem_relu_DequantizeLinear_Output"].input[2]])} == {0}  # so that ReLU fuses
-        assert len(biases) == 3
+        assert len(biases) == 4
     else:
         assert {point.dtype.name for point in points} == {"int8"}
         assert not any(point.any() for point in points)
@@ -176,7 +179,8 @@ def test_onnxruntime_runs_its_form_in_integers(graph, feeds, tmp_path):
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(str(tmp_path / "int8.onnx"), options, providers=["CPUExecutionProvider"])
     ops = [one.op_type for one in onnx.load(tmp_path / "optimized.onnx").graph.node]
-    assert ops.count("QLinearConv") == 3
+    assert ops.count("QLinearConv") == 4  # the transposed one among them
+    assert "ConvTranspose" not in ops
     assert {"QLinearGlobalAveragePool", "QLinearMul", "QLinearAdd", "QLinearConcat", "QLinearSigmoid"} <= set(ops)
     assert ops.count("MatMulIntegerToFloat") == 2  # the heads
     assert not {"Conv", "FusedConv"} & set(ops)

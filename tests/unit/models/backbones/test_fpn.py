@@ -79,7 +79,8 @@ def test_levels_on_top_are_as_many_as_asked_for(top_levels):
     pyramid = FPN(bottom_up=Slices({2: 4, 3: 4}), levels=(3, 2), out_channels=4, top_levels=top_levels)
     assert pyramid.levels == (2, 3, 4, 5)[: 2 + top_levels]
     assert list(pyramid(torch.rand(1, 1, 16, 16))) == list(pyramid.levels)
-    assert [name for name, _ in pyramid.top_block.named_children()] == ["p4", "p5"][:top_levels]
+    weights = [name for name, _ in pyramid.top_block.named_parameters()]
+    assert weights == ["p4.weight", "p4.bias", "p5.weight", "p5.bias"][: 2 * top_levels]
 
 
 def test_mean_of_two_levels_is_half_their_sum():

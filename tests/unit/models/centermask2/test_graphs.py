@@ -98,6 +98,20 @@ def test_a_net_that_rates_no_masks(net):
     assert len(part.module(images)) == len(DETECTION_OUTPUTS)
 
 
+@pytest.mark.parametrize("parted", [False, True])
+def test_more_cells_have_more_candidates(net, parted):
+    """As many as a net has that was given that number from the beginning."""
+    wide = build(decoding={"post_nms": 300, "pre_nms": 600})
+    wide.load_state_dict(net.state_dict())
+    images = make_images(1, 160, 160)
+    detecting = Detecting(max_cells=300, min_score=0.0)
+    found, expected = (run(one.part(images, detecting=detecting, parted=parted)[0], images) for one in (net, wide))
+    assert found["scores"].shape == expected["scores"].shape
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, atol=1e-5, rtol=1e-4)
+    assert (expected["scores"] > 0).sum() > 250
+
+
 def test_a_net_with_its_own_detecting(net):
     assert net.detecting == Detecting(nms_iou=0.6, max_cells=30)
 
@@ -106,8 +120,9 @@ def test_what_cannot_be_a_graph(net):
     images = make_images(2, 40, 40)
     with pytest.raises(ExportError, match=r"model.decoding.soft_nms_sigma=0.5; need null for a graph; try: "):
         build(decoding={"soft_nms_sigma": 0.5}).part(images)
+    narrow = build(decoding={"post_nms": 181})
     with pytest.raises(ExportError, match=r"max_cells=181 of 180 candidates; need at most 180; try: "):
-        net.part(images, detecting=Detecting(max_cells=181))
+        narrow.part(images)
 
 
 def test_only_instance_nets_come_in_parts():

@@ -12,10 +12,10 @@ from cellvision.models.structure.fake_quant import (
     FakeQuant,
     QuantPlan,
     find_fake_quants,
-    round_weight,
     set_fake_quant,
     set_phase,
 )
+from cellvision.models.structure.rounded_layers import round_weight
 
 
 def build_net():

@@ -47,11 +47,12 @@ class MaskHead(nn.Module):
         """
         super().__init__()
         self.conv_count = conv_count
-        self.relu = nn.ReLU(inplace=True)
+        self.relus = nn.ModuleList(nn.ReLU(inplace=True) for _ in range(conv_count))
         for index in range(conv_count):
             conv = nn.Conv2d(in_channels if index == 0 else width, width, 3, padding=1)
             self.add_module(f"mask_fcn{index + 1}", conv)
         self.spatialAtt = SpatialAttention() if attention else nn.Identity()
+        self.deconv_relu = nn.ReLU(inplace=True)
         self.deconv = nn.ConvTranspose2d(width if conv_count else in_channels, width, 2, stride=2)
         self.predictor = nn.Conv2d(width, class_count, 1)
         for layer in self.children():
@@ -64,8 +65,8 @@ class MaskHead(nn.Module):
         """(R, K, 2 S, 2 S) mask logits of (R, C, S, S) pooled features."""
         maps = features
         for index in range(self.conv_count):
-            maps = self.relu(self.get_submodule(f"mask_fcn{index + 1}")(maps))
-        return self.predictor(self.relu(self.deconv(self.spatialAtt(maps))))
+            maps = self.relus[index](self.get_submodule(f"mask_fcn{index + 1}")(maps))
+        return self.predictor(self.deconv_relu(self.deconv(self.spatialAtt(maps))))
 
 
 def choose_class(maps: Tensor, classes: Tensor) -> Tensor:

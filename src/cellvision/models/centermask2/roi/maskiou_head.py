@@ -35,7 +35,8 @@ class MaskIouHead(nn.Module):
         self.conv_count = conv_count
         self.halve = nn.MaxPool2d(2)
         self.concatenate = Concatenate()
-        self.relu = nn.ReLU(inplace=True)
+        self.relus = nn.ModuleList(nn.ReLU(inplace=True) for _ in range(conv_count))
+        self.flatten, self.fc1_relu, self.fc2_relu = nn.Flatten(), nn.ReLU(inplace=True), nn.ReLU(inplace=True)
         for index in range(conv_count):
             stride = 2 if index == conv_count - 1 else 1
             conv = nn.Conv2d(in_channels + 1 if index == 0 else width, width, 3, stride=stride, padding=1)
@@ -54,9 +55,9 @@ class MaskIouHead(nn.Module):
         """(R, K) of (R, C, S, S) pooled features and (R, 1, 2 S, 2 S) mask probabilities of the region's class."""
         maps = self.concatenate([features, self.halve(masks).to(features.dtype)])
         for index in range(self.conv_count):
-            maps = self.relu(self.get_submodule(f"maskiou_fcn{index + 1}")(maps))
-        hidden = self.relu(self.maskiou_fc2(self.relu(self.maskiou_fc1(maps.flatten(1)))))
-        return self.maskiou(hidden)
+            maps = self.relus[index](self.get_submodule(f"maskiou_fcn{index + 1}")(maps))
+        hidden = self.fc1_relu(self.maskiou_fc1(self.flatten(maps)))
+        return self.maskiou(self.fc2_relu(self.maskiou_fc2(hidden)))
 
 
 def compute_mask_ious(logits: Tensor, masks: Tensor, inside_share: Tensor) -> Tensor:

@@ -1,0 +1,197 @@
+"""Quantisation as a step of a run: ranges from real batches, then training with rounding, if that is needed at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from cellvision.compression.prune.cost import count_positions
+from cellvision.compression.prune.runs import run_layers
+from cellvision.compression.qat.calibrate import calibrate
+from cellvision.compression.qat.mixed import SENSITIVITIES, Mixed, choose_float, draw_mixed
+from cellvision.compression.qat.plan import plan_rounding
+from cellvision.compression.run import Run
+from cellvision.compression.step import Step
+from cellvision.errors import ConfigError, check_choice, explain, is_finite_number
+from cellvision.metrics.accuracy import HEADLINES
+from cellvision.models.base import keep_modes
+from cellvision.models.structure.fake_quant import (
+    QuantPlan,
+    find_fake_quants,
+    is_rounding,
+    remove_fake_quant,
+    set_fake_quant,
+    set_phase,
+)
+
+WHEN = ("needed", "always")
+
+
+class Quantize(Step):
+    """Lets the net round to 8 bits as its INT8 bundle will, and trains it with that.
+
+    Ranges are found first, without training: where the score falls by no more than ``tolerance_points``, that is all.
+
+    Args:
+        epochs, lr: see Step.
+        when: "needed", or "always" to train however little is lost without.
+        tolerance_points: loss of the monitored score that needs no training.
+        calibration_batches: training batches that the ranges are found on.
+        freeze_epochs: so many last epochs have fixed ranges and statistics of batch normalisations.
+        learned: steps are trained like weights (LSQ) and do not follow the batches.
+        keep_float: layers that stay float, by name or pattern.
+        budget_points: what rounding may cost before any training; where it is more, the layers that cost most stay
+            float, until it is not. None rounds all.
+        sensitivity: what a layer costs is measured with it "alone" rounded, or with all "others"; for budget_points.
+
+    Raises:
+        ConfigError: an unknown choice, or a number out of range.
+    """
+
+    name = "quantize"
+    key = "qat"
+
+    def __init__(
+        self,
+        *,
+        epochs: int,
+        lr: float = 0.1,
+        when: str = "needed",
+        tolerance_points: float = 1.0,
+        calibration_batches: int = 8,
+        freeze_epochs: int = 1,
+        learned: bool = False,
+        keep_float: Sequence[str] = (),
+        budget_points: float | None = None,
+        sensitivity: str = "alone",
+    ) -> None:
+        super().__init__(epochs=epochs, lr=lr)
+        check_choice("qat.when", when, WHEN)
+        check_choice("qat.sensitivity", sensitivity, SENSITIVITIES)
+        for key, points in (("tolerance_points", tolerance_points), ("budget_points", budget_points)):
+            if points is not None and (not is_finite_number(points) or points < 0):
+                got, need = f"qat.{key}={points}", "points of the monitored score, from 0 up"
+                raise ConfigError(explain(got=got, need=need, hint=f"qat.{key}=1"))
+        if calibration_batches < 1:
+            got, need = f"qat.calibration_batches={calibration_batches}", "a whole number from 1 up"
+            raise ConfigError(explain(got=got, need=need, hint="qat.calibration_batches=8"))
+        if not 0 <= freeze_epochs <= epochs:
+            got, need = f"qat.freeze_epochs={freeze_epochs}", f"0 to qat.epochs={epochs}"
+            raise ConfigError(explain(got=got, need=need, hint=f"qat.freeze_epochs={min(1, epochs)}"))
+        self.when, self.tolerance_points, self.count = when, float(tolerance_points), calibration_batches
+        self.freeze_epochs, self.learned, self.keep_float = freeze_epochs, learned, tuple(keep_float)
+        self.budget_points, self.sensitivity = budget_points, sensitivity
+        self._is_frozen = False
+
+    def attach(self, run: Run) -> None:
+        """Look whether the net can round so."""
+        if not is_rounding(run.net):
+            self._plan(run, self.keep_float)
+
+    def begin_epoch(self, run: Run, epoch: int) -> None:
+        """Let the net round, before the first epoch; fix ranges and statistics, before the last ones."""
+        if not is_rounding(run.net):
+            self._begin(run)
+        self._is_frozen = epoch >= self.epochs - self.freeze_epochs
+        set_phase(run.net, observing=not self._is_frozen, rounding=True)
+        for module in run.net.modules():
+            if self._is_frozen and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+    def before_update(self, run: Run) -> None:
+        """Leave learned steps as they are, in the last epochs."""
+        if self.learned and self._is_frozen:
+            for quant in find_fake_quants(run.net):
+                quant.bound.grad = None
+
+    def _begin(self, run: Run) -> None:
+        batches, before = run.batches(self.count), run.score()
+
+        def round_but(names: Sequence[str]) -> tuple[QuantPlan, float]:
+            """The plan that keeps some layers float, which the net follows now, and its score."""
+            plan = self._plan(run, [*self.keep_float, *names])
+            set_fake_quant(run.net, plan)
+            calibrate(run.net, batches)
+            return plan, run.score()
+
+        def lose(names: Sequence[str]) -> float:
+            _, score = round_but(names)
+            remove_fake_quant(run.net)
+            return compute_points(run.task.monitor, run.task.monitor_mode, before, score)
+
+        mixed = None if self.budget_points is None else self._choose(run, lose, budget=self.budget_points)
+        plan, after = round_but(() if mixed is None else mixed.kept)
+        lost = compute_points(run.task.monitor, run.task.monitor_mode, before, after)
+        enough = self.when == "needed" and lost <= self.tolerance_points
+        run.write_record(
+            {
+                "step": self.name,
+                "plan": plan.to_plain(),
+                "trained": not enough,
+                "score_before": before,
+                "score_rounded": after,
+                "lost_points": lost,
+                "mixed": None if mixed is None else mixed.to_record(),
+            }
+        )
+        run.changed()
+        run.say(f"quantize  {len(plan.layers)} layers round; {lost:.2f} points lost in {run.task.monitor} by that")
+        if enough:
+            why = f"quantize  no training needed: {lost:.2f} points are within {self.tolerance_points:g}"
+            run.stop(why, score=after)
+
+    def _choose(self, run: Run, lose: Callable[[Sequence[str]], float], *, budget: float) -> Mixed:
+        """Which layers have to stay float."""
+        mixed = choose_float(
+            lose,
+            self._plan(run, self.keep_float).layers,
+            _count_macs(run),
+            budget=budget,
+            sensitivity=self.sensitivity,
+            tell=lambda line: run.say(f"quantize  {line}"),
+        )
+        if run.is_lead and mixed.layers:
+            path = Path(run.folder) / "sensitivity_quantize.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_mixed(mixed, path, score_name=run.task.monitor)
+            path.with_suffix(".json").write_text(json.dumps(mixed.to_record(), indent=1) + "\n", encoding="utf-8")
+            run.say(f"quantize  sensitivity of each layer: {path}")
+        return mixed
+
+    def _plan(self, run: Run, keep_float: Sequence[str]) -> QuantPlan:
+        """The plan of the lead process, in every process."""
+        image, plain = run.sample_image(), None
+        if run.is_lead:
+            with keep_modes(run.net):
+                run.net.eval()
+                found = plan_rounding(
+                    run.net, lambda: run_layers(run.net, image), keep_float=keep_float, learned=self.learned
+                )
+            plain = found.to_plain()
+        plain = run.broadcast(plain)
+        assert plain is not None
+        return QuantPlan(**plain)
+
+
+def compute_points(monitor: str, mode: str, before: float, after: float) -> float:
+    """Points lost in a score: hundredths, and percentage points of viability; of errors that grow.
+
+    Example:
+        >>> compute_points("val/pixel/miou", "max", 0.9, 0.88), compute_points("val/loss", "min", 0.1, 0.12)
+        (2.0, 2.0)
+    """
+    known = {headline.score: headline for headlines in HEADLINES.values() for headline in headlines}
+    headline = known.get(monitor.removeprefix("val/"))
+    if headline is not None:
+        return headline.lose(before, after)
+    return round(100 * (before - after if mode == "max" else after - before), 9)
+
+
+def _count_macs(run: Run) -> dict[str, int]:
+    """{layer: multiplications for one training crop}."""
+    sizes = {name: parameter.numel() for name, parameter in run.net.named_parameters()}
+    positions = count_positions(run.net, run.sample_image())
+    return {name.removesuffix(".weight"): count * sizes[name] for name, count in positions.items()}

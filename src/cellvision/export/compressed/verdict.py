@@ -1,0 +1,75 @@
+"""What is to be said of a compression run: whether it keeps its tolerance, and what is not as one would wish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cellvision.errors import explain
+from cellvision.export.gate.decision import SLOWER
+from cellvision.export.gate.latency import find_least_ratio
+from cellvision.metrics.accuracy import Headline
+from cellvision.report.lines import count_threads
+from cellvision.report.record import CompressionReport, ReportRow
+
+
+def find_fault(report: CompressionReport) -> str:
+    """A sentence where the last step loses more than the tolerance in any headline, or cannot be compared; else ""."""
+    base, final = report.base, report.final
+    lost = report.compare(final, base).lost_points
+    faults = [] if lost else ["has no accuracy, for there is no true cell to measure it by"]
+    for headline in report.headlines:
+        points = lost.get(headline.score, 0.0)
+        if not points <= report.tolerance_points:  # so written that NaN does not pass
+            known = points == points
+            words = f"loses {points:.2f} points of" if known else "cannot be compared in"
+            faults.append(f"{words} {headline.words} ({_show(base, headline)} to {_show(final, headline)})")
+    if not faults:
+        return ""
+    limit = f"{report.tolerance_points:g} point{'s' * (report.tolerance_points != 1)}"
+    return explain(
+        got=f"{final.name} {' and '.join(faults)} against {base.name}",
+        need=f"at most {limit} lost on {report.fields} fields",
+        hint="more epochs after each step, a milder target, or a larger tolerance_points",
+    )
+
+
+def find_warnings(report: CompressionReport) -> tuple[str, ...]:
+    """Sentences on steps that are sure to have made a net slower, and on a small net of its own that does better."""
+    return (*_find_slower(report), *_find_better(report))
+
+
+def _find_slower(report: CompressionReport) -> Iterator[str]:
+    for row in report.rows:
+        if row.before is None or row.role == "scratch":
+            continue
+        before = report.find(row.before)
+        times = report.compare(row, before).latency
+        slow = [
+            f"{times[number]:.2f} times as long with {count_threads(number)}"
+            for number in report.threads
+            if find_least_ratio(row.find_timing(number).times_ms, before.find_timing(number).times_ms) > SLOWER
+        ]
+        if slow:
+            yield f"{row.name} is slower than {row.before}: it takes {' and '.join(slow)}"
+
+
+def _find_better(report: CompressionReport) -> Iterator[str]:
+    for row in report.rows:
+        if row.role != "scratch" or row.before is None:
+            continue
+        beside = report.find(row.before)
+        lost = report.compare(row, beside).lost_points
+        won = [
+            f"{-lost[one.score]:.2f} points of {one.words}" for one in report.headlines if lost.get(one.score, 0.0) < 0
+        ]
+        if won:
+            ratio = report.compare(row, beside).latency[report.threads[0]]
+            yield (
+                f"{row.name}, a small net trained on its own, does better than {beside.name} by {' and '.join(won)},"
+                f" in {ratio:.2f} times its time"
+            )
+
+
+def _show(row: ReportRow, headline: Headline) -> str:
+    score = row.accuracy.get(headline.score)
+    return "none" if score is None else f"{score:.3f}" if abs(headline.points) > 1 else f"{score:.1f}"

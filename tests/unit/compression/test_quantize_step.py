@@ -1,0 +1,218 @@
+"""A net that learns to round while it is trained: ranges, phases of the training, what is kept, and two processes."""
+
+import json
+import os
+import socket
+from datetime import timedelta
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import multiprocessing, nn
+
+from cellvision.bundle import Splitting
+from cellvision.compression.callback import Compression
+from cellvision.compression.qat.step import Quantize, compute_points
+from cellvision.data.augment import RandomCrop
+from cellvision.data.datamodule import CellDataModule
+from cellvision.data.synthetic import SyntheticLiveDead
+from cellvision.errors import ConfigError
+from cellvision.models.build import build_model
+from cellvision.models.structure.fake_quant import find_fake_quants, is_rounding
+from cellvision.training.callbacks import BestCheckpoint
+from cellvision.training.checkpoint import AtomicCheckpointIO, load_net
+from cellvision.training.optim import Optim
+from cellvision.training.task import SegmentationTask
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def fit(folder, step, *callbacks, resume=None, **settings):
+    torch.manual_seed(0)
+    data = CellDataModule(
+        datasets={"all": SyntheticLiveDead(fields=4, height=64, width=64, cells=(3, 5))},
+        fractions={"train": 0.5, "val": 0.5},
+        augment={"crop": RandomCrop(size=32)},
+        batch_size=2,
+        draws_per_epoch=4,
+        workers=0,
+    )
+    data.setup()
+    compression = Compression([step], folder=folder)
+    net = build_model(name="unet", in_channels=3, classes=data.classes, kind="viability", widths=[8, 16])
+    task = SegmentationTask(net=net, optim=Optim(), splitting=Splitting(), phases=compression.phases)
+    best = BestCheckpoint(folder=folder / "checkpoints", monitor="val/pixel/miou")
+    given = {
+        "accelerator": "cpu",
+        "max_epochs": compression.epochs,
+        "callbacks": [compression, *callbacks, best],
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "default_root_dir": folder,
+        "plugins": [AtomicCheckpointIO()],
+    }
+    trainer = Trainer(**(given | settings))
+    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    return task, trainer
+
+
+class Watch(Callback):
+    """Notes ranges and statistics at the end of each epoch, and whether normalisations follow the batches."""
+
+    def __init__(self):
+        self.bounds, self.means, self.modes = [], [], []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        norms = [module for module in pl_module.net.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.bounds.append([quant.bound.item() for quant in find_fake_quants(pl_module.net)])
+        self.means.append([norm.running_mean.sum().item() for norm in norms])
+        self.modes.append({norm.training for norm in norms})
+
+
+class Keep(Callback):
+    """Saves a checkpoint at the end of an epoch, as ``callbacks.last`` does."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/first.ckpt")
+
+
+def test_ranges_follow_the_batches_and_stay_in_the_last_epochs(tmp_path):
+    watch = Watch()
+    task, _ = fit(tmp_path, Quantize(epochs=4, freeze_epochs=2, when="always", calibration_batches=2), watch)
+    first, second, third, last = watch.bounds
+    assert len(first) == 8
+    assert min(first) > 0
+    assert first != second
+    assert second == third == last
+    assert watch.means[1] == watch.means[2] == watch.means[3] != watch.means[0]
+    assert watch.modes[2:] == [{False}, {False}]
+    (record,) = task.record.recipe
+    assert record["step"] == "quantize"
+    assert record["trained"]
+    json.dumps(record)
+
+
+def test_a_checkpoint_gives_the_rounding_net_again(tmp_path):
+    task, _ = fit(tmp_path, Quantize(epochs=1, when="always", calibration_batches=1))
+    net, record = load_net(tmp_path / "checkpoints" / "quantize.ckpt")
+    assert is_rounding(net)
+    assert record.recipe == task.record.recipe
+    images = torch.rand(1, 3, 32, 32) * 255
+    with torch.no_grad():
+        assert torch.equal(net(images)["probabilities"], task.net.eval()(images)["probabilities"])
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_run_resumed_within_the_phase_ends_as_an_unbroken_one(tmp_path, learned):
+    given = {"epochs": 3, "freeze_epochs": 1, "when": "always", "calibration_batches": 1, "learned": learned}
+    unbroken, _ = fit(tmp_path / "a", Quantize(**given), Keep())
+    resumed, _ = fit(tmp_path / "b", Quantize(**given), resume=str(tmp_path / "a" / "first.ckpt"))
+    for (name, one), other in zip(unbroken.net.state_dict().items(), resumed.net.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_learned_steps_are_trained_until_they_are_fixed(tmp_path):
+    watch = Watch()
+    fit(tmp_path, Quantize(epochs=3, freeze_epochs=1, when="always", calibration_batches=1, learned=True), watch)
+    assert watch.bounds[0] != watch.bounds[1] == watch.bounds[2]
+
+
+def test_where_little_is_lost_nothing_is_trained(tmp_path, capsys):
+    watch = Watch()
+    task, trainer = fit(tmp_path, Quantize(epochs=3, tolerance_points=100, calibration_batches=2), watch)
+    assert "no training needed" in capsys.readouterr().out
+    assert trainer.global_step == 0
+    (record,) = task.record.recipe
+    assert not record["trained"]
+    assert record["lost_points"] <= 100
+    net, _ = load_net(tmp_path / "checkpoints" / "quantize.ckpt")
+    assert is_rounding(net)
+
+
+def test_layers_that_cost_most_stay_float_until_the_budget_is_met(tmp_path, monkeypatch):
+    costly = "decoder.0.convolve.0"
+
+    def score(run, net=None):
+        rounded = run.net.get_submodule(costly)
+        return 0.5 if type(rounded).__name__ == "QuantConv2d" else 0.9
+
+    monkeypatch.setattr("cellvision.compression.run.Run.score", score)
+    step = Quantize(epochs=1, calibration_batches=1, budget_points=1.0, tolerance_points=1.0)
+    task, _ = fit(tmp_path, step)
+    (record,) = task.record.recipe
+    assert record["mixed"]["kept"] == [costly]
+    assert record["mixed"]["met"]
+    assert 0 < record["mixed"]["float_macs"] < 1
+    assert costly not in record["plan"]["layers"]
+    found = json.loads((tmp_path / "sensitivity_quantize.json").read_text())
+    assert found["layers"][0]["layer"] == costly
+    assert (tmp_path / "sensitivity_quantize.png").stat().st_size > 5000
+
+
+def run_process(rank, folder, results):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": folder.name.rpartition("_")[2], "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "2", "NODE_RANK": "0", "RANK": str(rank)}
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
+    step = Quantize(epochs=2, freeze_epochs=1, when="always", calibration_batches=1)
+    task, _ = fit(folder, step, strategy=strategy, devices=2)
+    results.put((rank, {name: value.numpy() for name, value in task.net.state_dict().items()}))
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_same_ranges_and_weights(tmp_path_factory):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp(f"ddp_{port}", numbered=False)
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    workers = [context.Process(target=run_process, args=(rank, folder, results)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = dict(results.get() for _ in workers)
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert sum(name.endswith("bound") for name in found[0]) == 8
+    for name, value in found[0].items():
+        if "running" not in name and "num_batches" not in name:  # statistics are each process's own until saved
+            assert (value == found[1][name]).all(), name
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"when": "never"}, "qat.when 'never'"),
+        ({"sensitivity": "all"}, "qat.sensitivity 'all'"),
+        ({"tolerance_points": -1}, "qat.tolerance_points=-1"),
+        ({"budget_points": float("nan")}, "qat.budget_points=nan"),
+        ({"calibration_batches": 0}, "qat.calibration_batches=0"),
+        ({"freeze_epochs": 3}, "qat.freeze_epochs=3"),
+    ],
+)
+def test_settings_that_cannot_be(given, said):
+    with pytest.raises(ConfigError, match=said):
+        Quantize(epochs=2, **given)
+
+
+def test_unknown_layers_are_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="has 'nose'"):
+        fit(tmp_path, Quantize(epochs=1, keep_float=["nose"]))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "before", "after", "points"),
+    [
+        ("val/mask/ap", "max", 0.5, 0.48, 2.0),
+        ("val/field/viability_error_pp", "min", 1.5, 2.0, 0.5),
+        ("val/loss", "min", 0.1, 0.12, 2.0),
+    ],
+)
+def test_points(monitor, mode, before, after, points):
+    assert compute_points(monitor, mode, before, after) == points

@@ -1,0 +1,63 @@
+"""What is said of a compression run: its tolerance, steps that made a net slower, a small net that does better."""
+
+from dataclasses import replace
+
+import pytest
+
+from cellvision.errors import ExportError
+from cellvision.export.compressed.verdict import find_fault, find_warnings
+from cellvision.metrics.accuracy import choose_headlines
+from cellvision.report.lines import list_lines
+from report_rows import build_report, build_row, build_rows
+
+
+def test_the_tolerance_is_of_the_last_step_alone():
+    report = build_report()
+    assert find_fault(report) == ""
+    report.raise_if_lost()
+    strict = replace(report, tolerance_points=0.5)
+    strict = replace(strict, fault=find_fault(strict))
+    with pytest.raises(
+        ExportError,
+        match=r"^quantize loses 0\.60 points of mean IoU \(0\.912 to 0\.906\) against base; need at most 0\.5",
+    ):
+        strict.raise_if_lost()
+
+
+def test_what_cannot_be_compared_does_not_pass():
+    rows = list(build_rows())
+    rows[3] = replace(rows[3], accuracy={})
+    assert find_fault(build_report(rows)).startswith("quantize cannot be compared in mean IoU (0.912 to none)")
+    nowhere = [replace(row, accuracy={}) for row in rows]
+    assert "has no accuracy" in find_fault(build_report(nowhere))
+
+
+def test_less_is_better_where_it_is():
+    scores = [{"cell/f1": 0.9, "field/viability_error_pp": 4.0}, {"cell/f1": 0.91, "field/viability_error_pp": 6.5}]
+    rows = [replace(row, accuracy=one) for row, one in zip(build_rows()[:2], scores, strict=True)]
+    report = build_report(rows, headlines=choose_headlines("viability", ("background", "live", "dead")))
+    assert find_fault(report).startswith("prune loses 2.50 points of viability error (4.0 to 6.5) against base")
+    values = {line.label: line.values for line in list_lines(report)}
+    assert values["found F1"] == ("0.900", "0.910 (+1.00)")
+    assert values["viability error, points"] == ("4.0", "6.5 (-2.50)")
+
+
+def test_a_step_that_makes_a_net_slower_is_told():
+    rows = [
+        build_row("base", score=0.9, ms=40.0, size=100),
+        build_row("quantize", score=0.9, ms=52.0, size=30, before="base"),
+        build_row("ptq", score=0.9, ms=41.0, size=30, before="base", role="static"),
+    ]
+    assert find_warnings(build_report(rows)) == (
+        "quantize is slower than base: it takes 1.30 times as long with 1 thread and 1.30 times as long with 2 threads",
+    )
+
+
+def test_a_small_net_that_does_better_is_told():
+    rows = list(build_rows())
+    rows[5] = build_row("scratch", score=0.911, ms=20.4, size=3_900_000, before="distill", role="scratch")
+    (warning,) = find_warnings(build_report(rows))
+    assert warning.startswith(
+        "scratch, a small net trained on its own, does better than distill by 0.40 points of mean IoU, in 1.00 times"
+    )
+    assert find_warnings(build_report()) == ()
