@@ -168,12 +168,12 @@ def _add_suppressions(cases: CaseFolder) -> None:
             boxes = np.round(boxes / 4) * 4  # many overlaps of exactly a half, and boxes without an inside
         scores = rng.choice(np.linspace(-1, 1, 21), count).astype(np.float32)
         classes = rng.integers(1, 4, count)
-        iou, most = (0.5, 0.6, 0.25)[number % 3], (1000, 50)[number % 2]
+        iou, most, least = (0.5, 0.6, 0.25)[number % 3], (1000, 50)[number % 2], (0.0, 0.5)[number // 6]
         order = np.argsort(-scores, kind="stable")
-        order = order[scores[order] >= 0]
+        order = order[scores[order] >= least]
         kept = order[suppress_boxes(boxes[order], classes[order], iou=iou, limit=most)].astype(np.int64)
         arrays = {"boxes": boxes, "scores": scores, "classes": classes, "kept": kept}
-        cases.add("suppress", arrays, iou=iou, most=most)
+        cases.add("suppress", arrays, least=least, iou=iou, most=most)
 
 
 def _add_small_parts(cases: CaseFolder) -> None:

@@ -24,6 +24,7 @@ const char* const usage =
     "  --memory-mib N           most working memory (default 1024)\n"
     "  --tile-px N              tile size (default: the bundle's, or what fits)\n"
     "  --overlap-px N           margin around tiles (default: the bundle's)\n"
+    "  --batch N                tiles that go through the net at once (1)\n"
     "  --arena KIND             the net's memory after a run: keep (default), shrink, none\n"
     "  --channels A,B           names of the images' channels in order, e.g. hoechst,pi\n"
     "  --intensity-scale F      factor to the training counts, e.g. 257 from 8 to 16 bits\n"
@@ -45,9 +46,10 @@ T to_number(const std::string& option, const std::string& text, const char* need
 }
 
 int to_count(const std::string& option, const std::string& text) {
-    const int value = to_number<int>(option, text, "a whole number from 1 up", "2");
-    if (value < 1) {
-        cellvision::fail(ErrorKind::config, option + " " + text, "a whole number from 1 up", "leave it out");
+    const std::string need = "a whole number from 1 to " + std::to_string(cellvision::largest_size);
+    const int value = to_number<int>(option, text, need.c_str(), "2");
+    if (value < 1 || value > cellvision::largest_size) {
+        cellvision::fail(ErrorKind::config, option + " " + text, need, "leave it out");
     }
     return value;
 }
@@ -93,6 +95,7 @@ std::map<std::string, Setter> list_setters(Arguments& found) {
         {"--memory-mib", [&](Text option, Text value) { found.options.memory_mib = to_count(option, value); }},
         {"--tile-px", [&](Text option, Text value) { found.options.tile_px = to_count(option, value); }},
         {"--overlap-px", [&](Text option, Text value) { found.options.overlap_px = to_count(option, value); }},
+        {"--batch", [&](Text option, Text value) { found.options.batch = to_count(option, value); }},
         {"--arena", [&](Text, Text value) { found.options.arena = value; }},
         {"--channels", [&](Text, Text value) { found.channel_names = split_names(value); }},
         {"--intensity-scale", [&](Text option, Text value) { found.intensity_scale = to_positive(option, value); }},

@@ -130,7 +130,8 @@ public:
     explicit Run(const Arguments& asked)
         : asked_(asked),
           images_(collect_images(asked)),
-          predictor_(open(asked)),
+          claim_(asked.out),
+          predictor_(asked.bundle, asked.options),
           tables_(asked.out, predictor_.manifest()) {}
 
     int predict_all() {
@@ -159,11 +160,6 @@ public:
     }
 
 private:
-    static cellvision::Predictor open(const Arguments& asked) {
-        cellvision::check_no_results(asked.out);
-        return cellvision::Predictor(asked.bundle, asked.options);
-    }
-
     static std::string format(double seconds) {
         std::array<char, 32> text{};
         std::snprintf(text.data(), text.size(), "%.3f s", seconds);
@@ -219,6 +215,9 @@ private:
             std::fprintf(stderr, "%s: note: a pixel is %g um, the bundle was trained at %g um\n", to_line(name).c_str(),
                          *cells.pixel_size_um, *trained);
         }
+        for (const std::string& note : cells.notes) {
+            std::cerr << to_line(name) << ": note: " << note << '\n';
+        }
     }
 
     void fail(const std::string& name, const std::string& why) {
@@ -239,6 +238,7 @@ private:
     Clock all_;
     const Arguments& asked_;
     std::vector<std::pair<std::string, fs::path>> images_;
+    cellvision::FolderClaim claim_;
     cellvision::Predictor predictor_;
     cellvision::ResultTables tables_;
     std::vector<std::string> failures_;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <mutex>
+#include <span>
+#include <string>
 #include <utility>
 
 #include "cells/measure.hpp"
@@ -35,16 +37,17 @@ private:
 
 void check_options(const Options& options) {
     const auto check = [](const char* name, std::optional<int> value, int least) {
-        constexpr int most = 500'000'000;  // so that sums of a few of them are whole numbers still
-        if (value && (*value < least || *value > most)) {
+        if (value && (*value < least || *value > largest_size)) {
             fail(ErrorKind::config, std::string(name) + "=" + std::to_string(*value),
-                 "a whole number from " + std::to_string(least) + " up", "leave it out");
+                 "a whole number from " + std::to_string(least) + " to " + std::to_string(largest_size),
+                 "leave it out");
         }
     };
     check("threads", options.threads, 0);
     check("memory_mib", options.memory_mib, 1);
     check("tile_px", options.tile_px, 1);
     check("overlap_px", options.overlap_px, 1);
+    check("batch", options.batch, 1);
     if (options.arena != "keep" && options.arena != "shrink" && options.arena != "none") {
         fail(ErrorKind::config, "arena=" + options.arena, "one of: keep, none, shrink", "arena=keep");
     }
@@ -95,7 +98,10 @@ public:
         if (maps_) {
             split_maps(image, match, tiles, cells, spent);
         } else {
-            paint_detections(image, match, tiles, cells, spent);
+            const int full = paint_detections(image, match, tiles, cells, spent);
+            if (full > 0) {
+                cells.notes.push_back(note_full_tiles(full, cells.tiles, tile_px));
+            }
         }
         const std::lock_guard lock(mutex_);
         timings_.net_s += spent.net_s, timings_.cells_s += spent.cells_s;
@@ -112,46 +118,79 @@ public:
     }
 
 private:
-    void split_maps(const Image& image, const InputMatch& match, const std::vector<Tile>& tiles, Cells& cells,
+    void split_maps(const Image& image, const InputMatch& match, std::span<const Tile> tiles, Cells& cells,
                     Timings& spent) const {
         Stitcher stitcher(image.width, overlap_px_);
         cells.label_image = LabelImage(image.height, image.width);
         Clock clock;
-        for (const Tile& tile : tiles) {
-            const int height = tile.rows.window_size();
-            const int width = tile.columns.window_size();
-            const Maps maps = maps_->run(to_input(image, match, tile), height, width);
+        for (const auto batch : cut_batches(tiles, options_.batch)) {
+            const auto counts = to_input(image, match, batch);
+            const Windows windows = to_windows(counts, batch);
+            const auto maps = maps_->run(windows);
             spent.net_s += clock.lap();
-            const auto pixels = static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
-            const auto background = maps.probabilities.first(pixels);
-            LabelImage labels = split_cells(background, maps.distance, height, width, manifest_.splitting);
-            const std::int32_t count = *std::max_element(labels.data.begin(), labels.data.end());
-            const Window window{.labels = labels,
-                                .image = image,
-                                .order = match.order,
-                                .probabilities = maps.probabilities,
-                                .classes = static_cast<int>(manifest_.classes.size())};
-            auto sums = measure_cells(window, tile, count);
-            stitcher.add(tile, labels, std::move(sums), cells.label_image);
+            for (std::size_t i = 0; i < batch.size(); ++i) {
+                const auto pixels = static_cast<std::size_t>(windows.height) * static_cast<std::size_t>(windows.width);
+                const auto background = maps[i].probabilities.first(pixels);
+                LabelImage labels = split_cells(background, maps[i].distance, windows.height, windows.width,
+                                                manifest_.splitting);
+                const std::int32_t count = *std::max_element(labels.data.begin(), labels.data.end());
+                const Window window{.labels = labels,
+                                    .image = image,
+                                    .order = match.order,
+                                    .probabilities = maps[i].probabilities,
+                                    .classes = static_cast<int>(manifest_.classes.size())};
+                auto sums = measure_cells(window, batch[i], count);
+                stitcher.add(batch[i], labels, std::move(sums), cells.label_image);
+            }
             spent.cells_s += clock.lap();
         }
         cells.cells = build_cells(stitcher.resolve(cells.label_image, manifest_.splitting.min_area_px), manifest_);
         spent.cells_s += clock.lap();
     }
 
-    void paint_detections(const Image& image, const InputMatch& match, const std::vector<Tile>& tiles, Cells& cells,
-                          Timings& spent) const {
+    /// The number of tiles that hold as many cells as the net finds in one, the last of them good enough to count.
+    int paint_detections(const Image& image, const InputMatch& match, std::span<const Tile> tiles, Cells& cells,
+                         Timings& spent) const {
         DetectionPile pile(manifest_, image.height, image.width, overlap_px_);
+        int full = 0;
         Clock clock;
-        for (const Tile& tile : tiles) {
-            const auto input = to_input(image, match, tile);
-            const Detections found = detections_->run(input, tile.rows.window_size(), tile.columns.window_size());
+        for (const auto batch : cut_batches(tiles, options_.batch)) {
+            const auto counts = to_input(image, match, batch);
+            const auto found = detections_->run(to_windows(counts, batch));
             spent.net_s += clock.lap();
-            pile.add(tile, found);
+            for (std::size_t i = 0; i < batch.size(); ++i) {
+                full += is_full(found[i]) ? 1 : 0;
+                pile.add(batch[i], found[i]);
+            }
             spent.cells_s += clock.lap();
         }
         cells.cells = pile.build(image, match.order, cells.label_image);
         spent.cells_s += clock.lap();
+        return full;
+    }
+
+    static Windows to_windows(std::span<const std::byte> counts, std::span<const Tile> batch) {
+        return {.counts = counts,
+                .count = static_cast<int>(batch.size()),
+                .height = batch[0].rows.window_size(),
+                .width = batch[0].columns.window_size()};
+    }
+
+    /// Whether a tile can hold more cells than it has places for: those without one have lower scores than all others.
+    [[nodiscard]] bool is_full(const Detections& detections) const {
+        const auto least = static_cast<float>(manifest_.splitting.score_threshold);
+        return detections.found.size() == static_cast<std::size_t>(manifest_.detecting->max_cells) &&
+               std::all_of(detections.found.begin(), detections.found.end(),
+                           [least](const Detection& one) { return one.score >= least; });
+    }
+
+    [[nodiscard]] std::string note_full_tiles(int full, int tiles, int tile_px) const {
+        const int most = manifest_.detecting->max_cells;
+        return std::to_string(full) + " of " + std::to_string(tiles) + " tiles of " + std::to_string(tile_px) +
+               " px hold " + std::to_string(most) +
+               " cells, as many as the bundle finds in one; if there are more, a smaller tile_px finds them, or a "
+               "bundle of export.py with max_cells=" +
+               std::to_string(2LL * most);
     }
 
     int find_tile_px(int height, int width) {
@@ -162,11 +201,12 @@ private:
                                 .stride = stride,
                                 .overlap_px = overlap_px_};
         // Measuring takes a few runs: most images are so small that the net need not be known.
-        const Costs assumed = compute_costs(assume_net(manifest_), manifest_);
+        const Costs assumed = compute_costs(assume_net(manifest_), manifest_, options_.batch);
         if (assumed.compute_total(height, width, largest, overlap_px_) <= options_.memory_mib * 1024.0 * 1024.0) {
             return largest;
         }
-        return choose_tile_px(height, width, limits, compute_costs(find_net_costs(), manifest_), options_.memory_mib);
+        return choose_tile_px(height, width, limits, compute_costs(find_net_costs(), manifest_, options_.batch),
+                              options_.memory_mib);
     }
 
     NetCosts find_net_costs() {

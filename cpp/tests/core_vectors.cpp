@@ -110,7 +110,7 @@ void check_paint(const Case& one) {
 
 void check_suppress(const Case& one) {
     const auto kept = suppress(read_boxes(one), one.values<float>("scores"), one.values<std::int64_t>("classes"),
-                               one["iou"], one["most"]);
+                               one["least"], one["iou"], one["most"]);
     const std::vector<std::int64_t> found(kept.begin(), kept.end());
     expect_equal(found, one.values<std::int64_t>("kept"), "kept candidates");
 }

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import cellvision
 from cellvision.commands.benchmarking.options import add_benchmark, run_benchmark
+from cellvision.commands.engine import add_engine, open_predictor
 from cellvision.commands.lines import to_line
+from cellvision.commands.report import add_report, run_report
 from cellvision.errors import CellvisionError, ConfigError, explain
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -41,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of all verbs; after parsing, ``run`` is the verb's function."""
     parser = argparse.ArgumentParser(prog="cellvision", description="Cells from microscopy images, by a bundle.")
     parser.add_argument("--version", action=_PrintVersion)
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{predict,evaluate,benchmark,info}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{predict,evaluate,benchmark,report,info}")
     _add_predict(verbs.add_parser("predict", help="find the cells of images", description=_run_predict.__doc__))
     _add_evaluate(
         verbs.add_parser(
@@ -51,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     benchmark = verbs.add_parser("benchmark", help="measure bundles side by side", description=run_benchmark.__doc__)
     add_benchmark(benchmark)
     _add_debug(benchmark, run_benchmark)
+    report = verbs.add_parser("report", help="compare compression runs", description=run_report.__doc__)
+    add_report(report)
+    _add_debug(report, run_report)
     info = verbs.add_parser("info", help="show what is in a bundle", description=_run_info.__doc__)
     info.add_argument("bundle", type=Path, help="bundle folder")
     info.add_argument("--all", action="store_true", help="show all that the manifest holds")
@@ -73,7 +78,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the results of this run alone"
     )
-    _add_engine(parser)
+    add_engine(parser)
     _add_image_meaning(parser, channels_help="names of the images' channels in order, e.g. hoechst,pi")
     parser.add_argument("--pixel-size-um", type=float, metavar="F", help="edge of a pixel, instead of the files' own")
     parser.add_argument("--no-overlay", action="store_true", help="leave out the overlay pictures")
@@ -105,27 +110,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     truth.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations")
     bundle.add_argument("--classes", type=Path, metavar="CSV", help="with --labels: table with image, label, class")
     bundle.add_argument("--json", type=Path, metavar="OUT", help="file for the scores")
-    _add_engine(bundle, required=False)
+    add_engine(bundle, required=False)
     _add_image_meaning(
         bundle, channels_help="name or name:role of the images' channels in order, e.g. hoechst:nuclear,pi:dead"
     )
     _add_debug(parser, _run_evaluate)
     parser.set_defaults(refuse=parser.error)
-
-
-def _add_engine(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
-    parser.add_argument("--bundle", type=Path, required=required, metavar="DIR", help="bundle folder")
-    parser.add_argument(
-        "--provider", default="cpu", metavar="NAME", help="cpu (default), cuda ..; there is no fallback"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
-    parser.add_argument("--memory-mib", type=int, default=1024, metavar="N", help="most working memory (default 1024)")
-    parser.add_argument("--tile-px", type=int, metavar="N", help="tile size (default: the bundle's, or what fits)")
-    parser.add_argument("--overlap-px", type=int, metavar="N", help="margin around tiles (default: the bundle's)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="tiles that go through the net at once (1)")
-    parser.add_argument(
-        "--arena", default="keep", metavar="KIND", help="the net's memory after a run: keep (default), shrink, none"
-    )
 
 
 def _add_image_meaning(parser: argparse._ActionsContainer, *, channels_help: str) -> None:
@@ -154,19 +144,19 @@ def _split_numbers(text: str) -> tuple[int, ...]:
 def _run_predict(chosen: argparse.Namespace) -> int:
     """Write for each image a label TIFF and an overlay PNG, and for the run cells.csv and fields.csv."""
     from cellvision.commands.predict import collect_images, predict_images
-    from cellvision.runtime.files.writers import check_no_results
+    from cellvision.runtime.files.claim import claim_folder
 
     images = collect_images(chosen.images, out_dir=chosen.out)
-    check_no_results(chosen.out)
-    failed = predict_images(
-        _open_predictor(chosen),
-        images,
-        chosen.out,
-        channel_names=chosen.channels,
-        pixel_size_um=chosen.pixel_size_um,
-        intensity_scale=chosen.intensity_scale,
-        overlay=not chosen.no_overlay,
-    )
+    with claim_folder(chosen.out):
+        failed = predict_images(
+            open_predictor(chosen),
+            images,
+            chosen.out,
+            channel_names=chosen.channels,
+            pixel_size_um=chosen.pixel_size_um,
+            intensity_scale=chosen.intensity_scale,
+            overlay=not chosen.no_overlay,
+        )
     if not failed:
         return EXIT_OK
     for error in failed.values():
@@ -198,7 +188,7 @@ def _check_evaluate(chosen: argparse.Namespace) -> None:
     needed = {"--truth": chosen.truth} if chosen.predictions else dict(of_bundle)
     of_bundle |= {
         f"--{name.replace('_', '-')}": getattr(chosen, name)
-        for name in ("classes", "channels", "intensity_scale", "threads", "tile_px", "overlap_px")
+        for name in ("classes", "channels", "intensity_scale", "provider_option", "threads", "tile_px", "overlap_px")
     }
     foreign = of_bundle if chosen.predictions else of_file
     if given := [name for name, value in foreign.items() if value is not None]:
@@ -250,7 +240,7 @@ def _evaluate_bundle(chosen: argparse.Namespace) -> int:
     from cellvision.runtime.files.writers import StagedFiles
 
     _check_not_input("--json", chosen.json, chosen.coco, chosen.classes)
-    predictor = _open_predictor(chosen)
+    predictor = open_predictor(chosen)
     truth = open_truth(
         predictor.manifest,
         images=chosen.images,
@@ -279,16 +269,3 @@ def _run_info(chosen: argparse.Namespace) -> int:
     else:
         print_summary(manifest, chosen.bundle)
     return EXIT_OK
-
-
-def _open_predictor(chosen: argparse.Namespace) -> cellvision.Predictor:
-    return cellvision.Predictor(
-        chosen.bundle,
-        provider=chosen.provider,
-        threads=chosen.threads,
-        memory_mib=chosen.memory_mib,
-        tile_px=chosen.tile_px,
-        overlap_px=chosen.overlap_px,
-        batch=chosen.batch,
-        arena=chosen.arena,
-    )

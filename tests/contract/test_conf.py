@@ -1,5 +1,6 @@
 """Every YAML composes and its parts can be built; bad settings are answered in one sentence."""
 
+import inspect
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from cellvision import app
+from cellvision import app, building
 from cellvision.errors import CellvisionError, ConfigError
 from cellvision.launch import launch
 from cellvision.models.build import list_models
@@ -59,7 +60,7 @@ def test_engines_of_every_precision_compose(precision):
 
 
 @pytest.mark.parametrize(
-    ("group", "choice"), [c for c in CHOICES if c[0] in ("optim", "callbacks", "logger", "trainer")]
+    ("group", "choice"), [c for c in CHOICES if c[0] in ("optim", "callbacks", "logger", "trainer", "compress")]
 )
 def test_parts_of_every_choice_can_be_built(group, choice, tmp_path):
     if choice in ("gpu", "ddp"):
@@ -67,6 +68,17 @@ def test_parts_of_every_choice_can_be_built(group, choice, tmp_path):
     cfg = compose(f"{group}={choice}", f"run_dir={tmp_path}")
     nodes = [cfg[group]] if "_target_" in cfg[group] else [node for node in cfg[group].values() if node is not None]
     assert all(app.build(node, group) is not None for node in nodes)
+
+
+def test_steps_of_compression_keep_their_order_and_their_names():
+    assert list(compose(name="compress").compress) == ["prune", "distill", "qat"]
+    cfg = compose("compress=[qat,prune]", "compress.prune.macs=0.3", name="compress")
+    assert list(cfg.compress) == ["qat", "prune"]
+    assert cfg.compress.prune.macs == 0.3
+    app.check_settings(cfg)
+    for name, node in compose(name="compress").compress.items():  # each setting is one of the class, and all are there
+        steps = inspect.signature(hydra.utils.get_class(node["_target_"]).__init__).parameters
+        assert set(steps) - {"self"} == set(node) - {"_target_"}, name
 
 
 def test_every_model_has_a_config_of_its_name_and_every_config_a_model():
@@ -141,7 +153,7 @@ def test_bad_values_are_explained(override, said):
     def build_all():
         data = app.build_data(cfg.data)
         data.setup()
-        app._build_task(cfg, data)
+        building.build_task(cfg, data)
 
     with pytest.raises(CellvisionError, match=said):
         build_all()
@@ -162,6 +174,22 @@ def test_help_answers_within_three_seconds_and_lists_the_choices():
     assert "synthetic_livedead" in printed.stdout
     # Processor time, so that other work on the machine does not count; one thread, so it is what an idle machine takes.
     assert took.children_user + took.children_system - began.children_user - began.children_system < 3.0
+
+
+def test_help_of_compress_tells_every_setting():
+    printed = run_script("compress.py", "--help")
+    assert printed.returncode == 0
+    for name in ("prune", "distill", "qat"):
+        for key in compose(name="compress").compress[name]:
+            assert key.startswith("_") or f"\n{key}: " in printed.stdout, f"compress.{name}.{key}"
+    for words in ("tolerance_points: 1.0", "ckpt: runs/latest", "- trainer: cpu"):
+        assert words in printed.stdout
+
+
+def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path):
+    printed = run_script("compress.py", "ckpt=nowhere/best.ckpt", f"hydra.run.dir={tmp_path}")
+    assert printed.returncode == 2
+    assert printed.stderr.startswith("error: no file ckpt=nowhere/best.ckpt; need a checkpoint; try: ")
 
 
 COMPOSITIONS = [
@@ -234,3 +262,14 @@ def test_a_sweep_trains_every_point(tmp_path):
     assert (tmp_path / "0/results.json").is_file()
     assert (tmp_path / "1/results.json").is_file()
     assert '"lr": 0.0003' in (tmp_path / "1/run.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [(["bundle={tmp}"], "is not a bundle only"), (["bundle={tmp}/new", "tolerance=-1"], "tolerance=-1")],
+)
+def test_an_export_checks_what_it_can_before_anything_is_read(tmp_path, settings, message):
+    (tmp_path / "notes.txt").touch()
+    given = [setting.format(tmp=tmp_path) for setting in settings]
+    with pytest.raises(CellvisionError, match=message):
+        app.export(compose("ckpt=nowhere.ckpt", *given, name="export"))

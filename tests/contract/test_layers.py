@@ -24,10 +24,14 @@ ALLOWED = {
     "metrics": BASE | {"images", "ops", "runtime"},
     "training": TO_TRAINING,
     "compression": TO_TRAINING | {"training"},
-    "export": TO_TRAINING | {"training", "compression"},
-    "commands": BASE | {"images", "data", "metrics", "runtime"},
+    "report": {"errors", "metrics"},
+    "export": TO_TRAINING | {"training", "compression", "report"},
+    "commands": BASE | {"images", "data", "metrics", "runtime", "report"},
     "cli": BASE | {"images", "data", "metrics", "runtime", "commands"},
-    "app": TO_TRAINING | {"settings", "composition", "training", "compression", "export", "commands"},
+    "building": TO_TRAINING | {"settings", "composition", "training", "compression", "export"},
+    "delivery": TO_TRAINING | {"composition", "building", "training", "compression", "export", "commands"},
+    "app": TO_TRAINING
+    | {"settings", "composition", "building", "delivery", "training", "compression", "export", "commands"},
 }
 """From each layer, the layers it may see besides itself. A new layer needs a row here."""
 
@@ -127,11 +131,12 @@ def find_misplaced_packages(graph):
         inner = module.removeprefix(f"{PACKAGE}.")
         layer = find_layer(module) if module.startswith(PACKAGE) else "plugin"
         forbidden = set()
-        if layer not in ("app", "composition", "launch", "plugin"):
+        if layer not in ("app", "building", "delivery", "composition", "launch", "plugin"):
             forbidden |= SETTINGS_PACKAGES
-        if layer not in ("training", "compression", "app") and inner != "data.datamodule":
+        if layer not in ("training", "compression", "building", "delivery", "app") and inner != "data.datamodule":
             forbidden |= LIGHTNING
-        free_of_torch = layer in BASE | {"images", "runtime", "commands", "cli", None} or inner in WITHOUT_TORCH
+        light = BASE | {"images", "runtime", "report", "commands", "cli", None}
+        free_of_torch = layer in light or inner in WITHOUT_TORCH
         in_numpy = layer in ("data", "metrics") and not is_part(inner, TORCH_IN_DATA | TORCH_IN_METRICS)
         if free_of_torch or in_numpy:
             forbidden |= TRAINING_PACKAGES
@@ -148,7 +153,7 @@ def find_heavy_loads(graph):
     faults = []
     for module in graph:
         inner = module.removeprefix(f"{PACKAGE}.")
-        if find_layer(module) in ("runtime", "commands", "cli") or inner in WITHOUT_TORCH:
+        if find_layer(module) in ("runtime", "report", "commands", "cli") or inner in WITHOUT_TORCH:
             for reached, way in _load(graph, module).items():
                 loaded = {i.target.split(".")[0] for i in graph[reached] if i.at_load and not i.for_types}
                 if heavy := loaded & (TRAINING_PACKAGES | SETTINGS_PACKAGES):

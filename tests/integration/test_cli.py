@@ -13,6 +13,7 @@ import tifffile
 from cellvision.bundle import Splitting
 from cellvision.cli import main
 from cellvision.data.images import read_label_image
+from cellvision.errors import ConfigError
 from cellvision.metrics.baseline import OtsuBaseline
 from cellvision.metrics.cells import compute_cell_scores, compute_field_score, sum_fields
 from cellvision.runtime.predictor import Predictor
@@ -133,11 +134,34 @@ def test_damaged_file_is_one_line_too(stain_bundle, fields, tmp_path):
         (["--threads", "0"], "threads=0; need a whole number from 1 up"),
         (["--tile-px", "-5"], "tile_px=-5; need"),
         (["--memory-mib", "0"], "memory_mib=0; need"),
+        (["--arena", "roman"], "unknown arena 'roman'; need one of: keep, none, shrink"),
+        (
+            ["--provider-option", "device_id=1", "--provider-option", "a=b=c"],
+            "provider_options a, device_id with provider=cpu; need none",
+        ),
     ],
 )
 def test_bad_options(stain_bundle, fields, tmp_path, capsys, options, message):
     assert run("predict", "--bundle", stain_bundle, fields / "images", "--out", tmp_path / "out", *options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_provider_options_reach_the_provider(stain_bundle, fields, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def note(folder, **settings):
+        seen.append(settings)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("cellvision.runtime.predictor.open_session", note)
+    options = ["--provider", "cuda", "--provider-option", "device_id=1", "--provider-option", "a=b=c"]
+    arguments = ["--bundle", stain_bundle, fields / "images", "--out", tmp_path / "out"]
+    assert run("predict", *arguments, *options, "--arena", "shrink") == 2
+    assert (seen[0]["provider_options"], seen[0]["arena"]) == ({"device_id": "1", "a": "b=c"}, "shrink")
+    for wrong in ("device_id", "=1"):
+        with pytest.raises(SystemExit):
+            run("predict", *arguments, "--provider-option", wrong)
+        assert f"'{wrong}' is no KEY=VALUE like device_id=1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

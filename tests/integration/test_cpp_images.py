@@ -199,6 +199,20 @@ def test_a_file_that_ends_early_is_refused(tmp_path):
             check_refused(path)
 
 
+def test_a_jpeg_whose_data_ends_before_its_end_marker_is_refused(tmp_path):
+    path = tmp_path / "field.jpg"
+    for mode in ("L", "RGB"):
+        for options in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
+            Image.fromarray(draw((100, 130, 3), "uint8")).convert(mode).save(path, **options)
+            whole = path.read_bytes()
+            path.write_bytes(whole + whole)
+            compare(path)
+            for cut in (1, 5, 100, len(whole) // 3):
+                for end in (b"\xff\xd9", bytes(2 + cut)):
+                    path.write_bytes(whole[: -2 - cut] + end)
+                    check_refused(path)
+
+
 def test_a_vast_claim_in_a_small_file_is_refused_before_memory_is_taken(tmp_path):
     with tifffile.TiffWriter(tmp_path / "vast.tif") as tiff:
         rows = (np.zeros((256, 256), np.uint8) for _ in range(1))

@@ -2,6 +2,12 @@
 
 import csv
 import json
+import os
+import platform
+import signal
+import subprocess
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +16,11 @@ from PIL import Image
 
 import cpp_build
 from cellvision.cli import main
+from cellvision.runtime.files.claim import LOCK_NAME, claim_folder
 from cellvision.runtime.predictor import Predictor
 from cpp_vectors import write_vectors
 from dot_net import CHANNELS as DOT_CHANNELS
-from dot_net import draw_dots, write_dot_bundle
+from dot_net import DETECTING, draw_dots, write_dot_bundle
 from stain_net import CHANNELS, build_graph, draw_cells, write_bundle
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
@@ -116,19 +123,99 @@ def list_bright(legend):
     return np.unique(pixels[pixels.max(axis=1) > 150] > 40, axis=0).tolist()
 
 
-@pytest.mark.parametrize("options", [(), ("--tile-px", 32, "--overlap-px", 16)])
+@pytest.mark.parametrize(
+    "options", [(), ("--tile-px", 32, "--overlap-px", 16), ("--tile-px", 32, "--overlap-px", 16, "--batch", 3)]
+)
 def test_viability_files_are_those_of_python(stained, tmp_path, capsys, options):
     said = compare_runs(stained, tmp_path, *options)
     assert said == capsys.readouterr().out
     assert "viability" in said
 
 
-@pytest.mark.parametrize("options", [(), ("--tile-px", 32, "--overlap-px", 16, "--arena", "shrink")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--tile-px", 32, "--overlap-px", 16, "--arena", "shrink"),
+        ("--tile-px", 32, "--overlap-px", 16, "--batch", 3),
+    ],
+)
 def test_instance_files_are_those_of_python(dotted, tmp_path, capsys, options):
     said = compare_runs(dotted, tmp_path, *options)
     assert said == capsys.readouterr().out
     with (tmp_path / "cpp" / "cells.csv").open(encoding="utf-8") as stream:
         assert len(list(csv.DictReader(stream))) > 30
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_no_box_below_the_least_score_becomes_a_cell(dotted, tmp_path, parted):
+    """In one graph the graph sees to it, in two the runner; the dot net's whole graph knows nothing of it."""
+    counts = []
+    for name, least in (("all", 0.0), ("good", 0.6)):
+        folder = tmp_path / name
+        write_dot_bundle(folder / "bundle", parted=parted, detecting=replace(DETECTING, min_score=least))
+        (folder / "images").symlink_to(dotted / "images")
+        compare_runs(folder, folder)
+        with (folder / "cpp" / "fields.csv").open(encoding="utf-8") as stream:
+            counts.append(sum(int(row["cells"]) for row in csv.DictReader(stream)))
+    assert counts[1] < 0.7 * counts[0] if parted else counts[1] == counts[0] > 30
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_a_tile_without_room_for_all_cells_is_said(dotted, tmp_path, capsys, parted):
+    write_dot_bundle(tmp_path / "bundle", parted=parted, detecting=replace(DETECTING, max_cells=5))
+    arguments = ["--bundle", tmp_path / "bundle", dotted / "images" / "crowd.tif", "--no-overlay"]
+    assert main([str(word) for word in ("predict", *arguments, "--out", tmp_path / "python")]) == 0
+    status, _, complaints = predict_cpp(*arguments, "--out", tmp_path / "cpp")
+    assert (status, complaints) == (0, capsys.readouterr().err)
+    assert "tiles of 64 px hold 5 cells, as many as the bundle finds in one; " in complaints
+
+
+def test_only_one_run_at_a_time_works_in_a_folder(stained, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--bundle", stained / "bundle", stained / "images", "--out", out]
+    with claim_folder(out):
+        status, said, complaints = predict_cpp(*arguments)
+        assert (status, said) == (2, "")
+        assert f"another run is at work in the folder for results, {out} (process {os.getpid()} of " in complaints
+    environment = os.environ | {"CELLVISION_ORT_LIBRARY": str(cpp_build.find_ort_library())}
+    command = [cpp_build.build() / "cellvision_predict", *arguments]
+    with subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL) as first:
+        while not (lock := out / LOCK_NAME).exists() or not lock.read_text():
+            assert first.poll() is None
+            time.sleep(0.0005)
+        first.send_signal(signal.SIGSTOP)
+        owner = f"process {first.pid} of {platform.node()}"
+        assert lock.read_text() == f"{owner}\n"
+        assert main(["predict", *map(str, arguments)]) == 2
+        refused = capsys.readouterr().err.partition(": ")[2]
+        assert f"{out} ({owner}); need a folder for each run" in refused
+        assert predict_cpp(*arguments)[2].partition(": ")[2] == refused
+        first.send_signal(signal.SIGCONT)
+        assert first.wait() == 0
+    assert sorted(path.name for path in out.glob("*.csv")) == ["cells.csv", "fields.csv"]
+    assert not lock.exists()
+
+
+def test_what_a_killed_run_left_is_taken_over(stained, tmp_path):
+    (tmp_path / LOCK_NAME).write_text("process 1 of elsewhere\n")
+    status, _, complaints = predict_cpp("--bundle", stained / "bundle", stained / "images", "--out", tmp_path)
+    assert (status, complaints) == (0, "")
+    assert not (tmp_path / LOCK_NAME).exists()
+
+
+def test_sizes_have_the_bounds_of_python(stained, tmp_path, capsys):
+    few = stained / "images" / "few.ome.tif"
+    for option in ("--tile-px", "--overlap-px", "--memory-mib", "--batch"):
+        arguments = ["--bundle", stained / "bundle", few, option]
+        for value in (0, 500_000_001, 10**30):
+            to = [*arguments, value, "--out", tmp_path / "out"]
+            check_refused(tmp_path / "out", *to, names="need a whole number from 1 to 500000000; try: ")
+            assert main(["predict", *map(str, to)]) == 2
+            assert "need a whole number from 1 to 500000000; try: " in capsys.readouterr().err
+    largest = [*arguments[:3], "--tile-px", 500_000_000, "--memory-mib", 500_000_000, "--batch", 500_000_000]
+    assert predict_cpp(*largest, "--out", tmp_path / "a")[0] == 0
+    assert main(["predict", *map(str, largest), "--out", str(tmp_path / "b")]) == 0
 
 
 def test_the_summary_says_what_the_tables_say(stained, tmp_path):
@@ -198,6 +285,8 @@ def test_what_cannot_be_done_is_one_sentence_and_no_file(stained, tmp_path):
     check_refused(out, *to, few, "--tile-px", "wide", names="--tile-px wide")
     check_refused(out, *to, few, "--arena", "roman", names="arena=roman")
     check_refused(out, *to, few, "--provider", "abacus", names="abacus")
+    lacking = "provider=cuda with an ONNX Runtime that has only "
+    check_refused(out, *to, few, "--provider", "cuda", names=lacking)
     check_refused(out, *to, few, "--channels", "nuclei,nuclei", names="nuclei")
     check_refused(out, *to, few, few, names="results of one name")
     check_refused(out, *to, tmp_path / "none.tif", names="no such file")
@@ -208,9 +297,9 @@ def test_what_cannot_be_done_is_one_sentence_and_no_file(stained, tmp_path):
     broken.write_bytes(few.read_bytes()[:500])
     check_refused(out, *to, broken, names="broken.tif")
     tifffile.imwrite(broken, np.zeros((5, 5), np.uint16))
-    check_refused(out, *to, broken, names="1 channels")
+    check_refused(out, *to, broken, names="broken.tif has 1 channels")
     tifffile.imwrite(broken, np.zeros((2, 5, 5), np.uint8), photometric="minisblack")
-    check_refused(out, *to, broken, names="uint8")
+    check_refused(out, *to, broken, names="broken.tif is uint8, whose counts")
 
 
 def test_an_altered_bundle_is_refused(tmp_path, stained):

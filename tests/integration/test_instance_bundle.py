@@ -163,6 +163,16 @@ def test_the_manifest_says_what_was_measured(bundle):
     assert manifest.parity["unmatched"] == 0
 
 
+@pytest.mark.slow
+def test_a_bundle_with_room_for_more_cells_finds_them(net, facts, tmp_path):
+    """And it agrees with PyTorch where that does the same; the net itself has room for 400."""
+    manifest = export_bundle(net, tmp_path / "wide", options=options(max_cells=1000), long_cell_px=200, **facts)
+    assert manifest.parity["unmatched"] == 0
+    session = open_session(tmp_path / "wide", threads=1)
+    assert len(session.run(IMAGES[-1])) > 700
+    assert len(detect(net, IMAGES[-1][None])[0]) == 400
+
+
 def test_16_bits_find_what_the_net_finds(net, bundle, tmp_path):
     manifest = write_half(net, bundle, tmp_path)
     assert {graph.precision for graph in manifest.graphs} == {"fp16"}
@@ -203,8 +213,6 @@ def test_the_gate_sees_the_cells_that_the_predictor_gives(net, bundle):
 def test_what_an_instance_bundle_cannot_be(net, facts, tmp_path):
     with pytest.raises(ConfigError, match="unknown form 'split'; need one of"):
         export_bundle(net, tmp_path / "a", options=options(form="split"), **facts)
-    with pytest.raises(ExportError, match="max_cells=901 of 900 candidates"):
-        export_bundle(net, tmp_path / "a", options=options(max_cells=901), **facts)
     unet = build_model(name="unet", kind="semantic", in_channels=2, classes=CLASSES, widths=(4, 8))
     plain = facts | {"splitting": Splitting(method="components")}
     with pytest.raises(ConfigError, match="max_cells=9 for a semantic net; need an instance net"):

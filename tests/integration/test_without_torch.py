@@ -24,9 +24,10 @@ sys.meta_path.insert(0, Blocker())
 try:
     import torch
 except ImportError:
-    pass
+    is_blocked = True
 else:
-    raise SystemExit("torch is not blocked")
+    is_blocked = False
+assert is_blocked, "this run has torch, and would say nothing of one without"
 """
 
 PREDICT_AND_EVALUATE = """

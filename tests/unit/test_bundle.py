@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -278,3 +279,18 @@ def test_scores_that_are_no_number_are_written_as_null(bundle):
     manifest = replace(load_manifest(bundle), accuracy={"val/a": float("nan"), "b": [1.0, float("inf")]})
     written = json.loads(write_manifest(manifest, bundle).read_text(), parse_constant=pytest.fail)
     assert written["accuracy"] == {"val/a": None, "b": [1.0, None]}
+
+
+def test_a_manifest_that_cannot_be_written_to_its_end_leaves_the_old_one(bundle, monkeypatch):
+    manifest, before = load_manifest(bundle), (bundle / "manifest.json").read_bytes()
+    write = Path.write_text
+
+    def stop_half_way(path, text, **options):
+        write(path, text[: len(text) // 2], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", stop_half_way)
+    with pytest.raises(OSError, match="No space left"):
+        write_manifest(replace(manifest, tile_px=1024), bundle)
+    assert sorted(path.name for path in bundle.iterdir()) == ["graph.onnx", "manifest.json"]
+    assert (bundle / "manifest.json").read_bytes() == before

@@ -37,6 +37,7 @@ struct Cells {
     LabelImage label_image;                 ///< (H, W), 0 = background
     std::vector<Cell> cells;                ///< (N,), labels 1..N in order
     int tiles = 1;                          ///< number of tiles that the image was worked on in
+    std::vector<std::string> notes;         ///< what to know of the way they were found, a sentence each
 
     [[nodiscard]] std::size_t size() const noexcept { return cells.size(); }
 

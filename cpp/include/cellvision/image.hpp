@@ -31,6 +31,7 @@ struct Image {
     std::vector<std::byte> data;              ///< channels * height * width counts, of the machine's byte order
     std::vector<std::string> channel_names;   ///< one per channel, or empty where unknown
     std::optional<double> pixel_size_um;      ///< edge of a pixel in micrometres, or nothing where unknown
+    std::string name = "the image";           ///< for error texts; of an image that was read, its file's
 
     Image() = default;
     /// A black image.

@@ -12,6 +12,9 @@
 
 namespace cellvision {
 
+/// No size or number of an Options may be larger, so that sums of a few of them are whole numbers still.
+inline constexpr int largest_size = 500'000'000;
+
 /// How a bundle is run. What is left out is the bundle's own.
 struct Options {
     int threads = 0;                                     ///< processor threads of the net; 0 for all cores
@@ -19,6 +22,7 @@ struct Options {
     std::map<std::string, std::string> provider_options; ///< passed on as they are, e.g. {"device_id", "1"}
     std::optional<int> tile_px;     ///< distance between tiles; nothing: the bundle's, smaller as memory asks
     std::optional<int> overlap_px;  ///< margin around each tile; better at least as wide as a cell
+    int batch = 1;                  ///< at most so many tiles of one size go through the net at once
     int memory_mib = 1024;          ///< most memory for predicting one image, beside image, labels and cells
     /// What becomes of the working memory of a run: "keep" holds it for the next, which is fastest; "shrink" gives it
     /// back after each; so does "none" on the processor, where no more is held than was in use at once, while on others

@@ -20,6 +20,28 @@ void check_out_folder(const std::vector<std::filesystem::path>& images, const st
 /// Throws Error where a folder holds results already: tables do not list the label images of another run.
 void check_no_results(const std::filesystem::path& out_dir);
 
+/// Holds a folder for the results of one run as long as it lives; it is made if need be, and goes again if it stays
+/// empty.
+///
+/// Two runs that both find it empty would each write tables without the other's rows. So a run holds the system's lock
+/// (flock) on `.cellvision.lock` in it, which says whose it is, as Python's claim_folder does. The lock ends with its
+/// process, however that ends.
+class FolderClaim {
+public:
+    /// Throws Error where another run holds the folder, where it holds results, or where it cannot be made or written.
+    explicit FolderClaim(std::filesystem::path folder);
+    ~FolderClaim();
+    FolderClaim(const FolderClaim&) = delete;
+    FolderClaim& operator=(const FolderClaim&) = delete;
+
+private:
+    void release() noexcept;
+
+    std::filesystem::path folder_;
+    bool is_new_;
+    int lock_ = -1;
+};
+
 /// Files of one folder that get their names together, on `commit`. Until then nothing is visible under a final name;
 /// what was not committed is removed again, with the folder if it was made for it.
 class StagedFiles {

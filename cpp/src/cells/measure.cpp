@@ -12,40 +12,40 @@ void add_each(std::vector<double>& sums, const std::vector<double>& values) {
     }
 }
 
-void add_shapes(const Window& window, const Tile& tile, std::vector<CellSums>& sums) {
+/// Calls `see(cell, y, x)` for each pixel of a cell in the tile's core; y and x are px of the image.
+template <typename See>
+void for_each_pixel(const Window& window, const Tile& tile, std::vector<CellSums>& sums, See see) {
     for (int y = tile.rows.start; y < tile.rows.stop; ++y) {
         const std::int32_t* row = window.labels.row(y - tile.rows.window_start);
         for (int x = tile.columns.start; x < tile.columns.stop; ++x) {
-            const std::int32_t label = row[x - tile.columns.window_start];
-            if (label == 0) {
-                continue;
+            if (const std::int32_t label = row[x - tile.columns.window_start]; label > 0) {
+                see(sums[static_cast<std::size_t>(label - 1)], y, x);
             }
-            CellSums& cell = sums[static_cast<std::size_t>(label - 1)];
-            ++cell.area;
-            cell.sum_y += y;
-            cell.sum_x += x;
-            cell.first = std::min(cell.first, std::int64_t{y} * window.image.width + x);
-            cell.top = std::min<std::int64_t>(cell.top, y);
-            cell.left = std::min<std::int64_t>(cell.left, x);
-            cell.bottom = std::max<std::int64_t>(cell.bottom, y + 1);
-            cell.right = std::max<std::int64_t>(cell.right, x + 1);
         }
     }
+}
+
+void add_shapes(const Window& window, const Tile& tile, std::vector<CellSums>& sums) {
+    for_each_pixel(window, tile, sums, [&](CellSums& cell, int y, int x) {
+        ++cell.area;
+        cell.sum_y += y;
+        cell.sum_x += x;
+        cell.first = std::min(cell.first, std::int64_t{y} * window.image.width + x);
+        cell.top = std::min<std::int64_t>(cell.top, y);
+        cell.left = std::min<std::int64_t>(cell.left, x);
+        cell.bottom = std::max<std::int64_t>(cell.bottom, y + 1);
+        cell.right = std::max<std::int64_t>(cell.right, x + 1);
+    });
 }
 
 template <typename T>
 void add_counts(const Window& window, const Tile& tile, std::size_t channel, std::vector<CellSums>& sums) {
     const std::span<const T> plane = window.image.counts<T>(window.order[channel]);
-    for (int y = tile.rows.start; y < tile.rows.stop; ++y) {
-        const std::int32_t* row = window.labels.row(y - tile.rows.window_start);
-        const std::size_t begin = static_cast<std::size_t>(y) * static_cast<std::size_t>(window.image.width);
-        for (int x = tile.columns.start; x < tile.columns.stop; ++x) {
-            if (const std::int32_t label = row[x - tile.columns.window_start]; label > 0) {
-                sums[static_cast<std::size_t>(label - 1)].intensity[channel] +=
-                    static_cast<double>(plane[begin + static_cast<std::size_t>(x)]);
-            }
-        }
-    }
+    const auto width = static_cast<std::size_t>(window.image.width);
+    for_each_pixel(window, tile, sums, [&](CellSums& cell, int y, int x) {
+        const std::size_t at = static_cast<std::size_t>(y) * width + static_cast<std::size_t>(x);
+        cell.intensity[channel] += static_cast<double>(plane[at]);
+    });
 }
 
 void add_intensities(const Window& window, const Tile& tile, std::vector<CellSums>& sums) {
@@ -60,26 +60,20 @@ void add_intensities(const Window& window, const Tile& tile, std::vector<CellSum
 
 void add_probabilities(const Window& window, const Tile& tile, std::vector<CellSums>& sums) {
     const std::size_t plane = window.labels.data.size();
+    const auto width = static_cast<std::size_t>(window.labels.width);
     const auto shares = static_cast<std::size_t>(window.classes - 1);
-    for (int y = tile.rows.start; y < tile.rows.stop; ++y) {
-        const std::int32_t* row = window.labels.row(y - tile.rows.window_start);
-        for (int x = tile.columns.start; x < tile.columns.stop; ++x) {
-            const std::int32_t label = row[x - tile.columns.window_start];
-            if (label == 0) {
-                continue;
-            }
-            const auto at = static_cast<std::size_t>(row - window.labels.data.data() + x - tile.columns.window_start);
-            double total = 0.0;
-            for (std::size_t k = 1; k <= shares; ++k) {
-                total += static_cast<double>(window.probabilities[k * plane + at]);
-            }
-            total = std::max(total, 1e-12);  // a pixel may be foreground at P = 0 after rounding
-            std::vector<double>& sum = sums[static_cast<std::size_t>(label - 1)].probability;
-            for (std::size_t k = 1; k <= shares; ++k) {
-                sum[k - 1] += static_cast<double>(window.probabilities[k * plane + at]) / total;
-            }
+    for_each_pixel(window, tile, sums, [&](CellSums& cell, int y, int x) {
+        const std::size_t at = static_cast<std::size_t>(y - tile.rows.window_start) * width +
+                               static_cast<std::size_t>(x - tile.columns.window_start);
+        double total = 0.0;
+        for (std::size_t k = 1; k <= shares; ++k) {
+            total += static_cast<double>(window.probabilities[k * plane + at]);
         }
-    }
+        total = std::max(total, 1e-12);  // a pixel may be foreground at P = 0 after rounding
+        for (std::size_t k = 1; k <= shares; ++k) {
+            cell.probability[k - 1] += static_cast<double>(window.probabilities[k * plane + at]) / total;
+        }
+    });
 }
 
 int find_class(const Manifest& manifest, std::string_view name) {

@@ -19,10 +19,11 @@ float compute_iou(const Box& one, const Box& other) {
 }  // namespace
 
 std::vector<std::size_t> suppress(std::span<const Box> boxes, std::span<const float> scores,
-                                  std::span<const std::int64_t> classes, double iou, std::size_t most) {
+                                  std::span<const std::int64_t> classes, float least, double iou,
+                                  std::size_t most) {
     std::vector<std::size_t> order(scores.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    std::erase_if(order, [&](std::size_t at) { return !(scores[at] >= 0.0F); });
+    std::erase_if(order, [&](std::size_t at) { return !(scores[at] >= least); });
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
     std::vector<std::size_t> kept;
     for (const std::size_t at : order) {

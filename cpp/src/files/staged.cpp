@@ -6,6 +6,7 @@
 
 #include "cellvision/error.hpp"
 #include "cellvision/writers.hpp"
+#include "files/folders.hpp"
 
 namespace cellvision {
 
@@ -51,22 +52,29 @@ void check_no_results(const fs::path& out_dir) {
     }
 }
 
-StagedFiles::StagedFiles(fs::path folder) : folder_(std::move(folder)), is_new_(!fs::exists(folder_)) {
-    if (!is_new_ && !fs::is_directory(folder_)) {
-        fail(ErrorKind::config, folder_.string() + " is a file", "a folder", "another name");
+void make_folder(const fs::path& folder) {
+    const bool is_new = !fs::exists(folder);
+    if (!is_new && !fs::is_directory(folder)) {
+        fail(ErrorKind::config, folder.string() + " is a file", "a folder", "another name");
     }
     std::error_code error;
-    fs::create_directories(folder_, error);
+    fs::create_directories(folder, error);
     if (error) {
-        fail_unwritable(folder_, error.message());
+        fail_unwritable(folder, error.message());
     }
-    const fs::path probe = folder_ / number_part();
+    const fs::path probe = folder / number_part();
     const bool is_writable = std::ofstream(probe).good();
     fs::remove(probe, error);
     if (!is_writable) {
-        discard();
-        fail_unwritable(folder_, "no file can be made there");
+        if (is_new) {
+            fs::remove(folder, error);
+        }
+        fail_unwritable(folder, "no file can be made there");
     }
+}
+
+StagedFiles::StagedFiles(fs::path folder) : folder_(std::move(folder)), is_new_(!fs::exists(folder_)) {
+    make_folder(folder_);
 }
 
 StagedFiles::~StagedFiles() {

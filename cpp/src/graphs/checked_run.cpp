@@ -18,12 +18,17 @@ std::string to_text(const std::vector<std::int64_t>& shape) {
 
 }  // namespace
 
-Tensor to_image_tensor(const Manifest& manifest, std::span<const std::byte> input, int height, int width) {
+Tensor to_image_tensor(const Manifest& manifest, const Windows& windows) {
+    const auto channels = static_cast<std::int64_t>(manifest.channels.size());
     return {.name = "image",
             .element = to_element(manifest.input_dtype),
-            .shape = {1, static_cast<std::int64_t>(manifest.channels.size()), height, width},
-            .bytes = input,
+            .shape = {windows.count, channels, windows.height, windows.width},
+            .bytes = windows.counts,
             .owner = nullptr};
+}
+
+std::string describe(const Windows& windows) {
+    return std::to_string(windows.height) + "x" + std::to_string(windows.width) + " px";
 }
 
 std::vector<Tensor> run_graph(GraphRunner& graph, std::span<const Tensor> feeds, std::span<const std::string> wanted,

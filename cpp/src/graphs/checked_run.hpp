@@ -11,8 +11,19 @@
 
 namespace cellvision {
 
-/// The graph's input "image" of one window.
-[[nodiscard]] Tensor to_image_tensor(const Manifest& manifest, std::span<const std::byte> input, int height, int width);
+/// Windows of one size that go through a graph at once.
+struct Windows {
+    std::span<const std::byte> counts;  ///< (count, C, height, width) of the manifest's input_dtype
+    int count = 1;
+    int height = 0;  ///< px
+    int width = 0;   ///< px
+};
+
+/// The graph's input "image".
+[[nodiscard]] Tensor to_image_tensor(const Manifest& manifest, const Windows& windows);
+
+/// "64x64 px", for error texts.
+[[nodiscard]] std::string describe(const Windows& windows);
 
 /// The outputs of a graph; Error where it fails. `what` says in error texts what it ran on, e.g. "64x64 px".
 [[nodiscard]] std::vector<Tensor> run_graph(GraphRunner& graph, std::span<const Tensor> feeds,

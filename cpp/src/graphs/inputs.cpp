@@ -24,9 +24,10 @@ bool fits(DType from, DType to) {
     return from == to || to == DType::float32 || (from == DType::uint8 && to == DType::uint16);
 }
 
-void check_dtype(const Manifest& manifest, DType dtype) {
+void check_dtype(const Manifest& manifest, const Image& image) {
+    const DType dtype = image.dtype;
     const auto& known = manifest.image_dtypes;
-    const std::string got = "the image is " + std::string(to_name(dtype));
+    const std::string got = image.name + " is " + std::string(to_name(dtype));
     if (std::find(known.begin(), known.end(), dtype) == known.end()) {
         std::vector<std::string> names;
         std::transform(known.begin(), known.end(), std::back_inserter(names),
@@ -48,7 +49,7 @@ std::vector<int> order_channels(const Manifest& manifest, const Image& image) {
     std::vector<int> order(wanted.size());
     if (names.empty()) {
         if (static_cast<std::size_t>(image.channels) != wanted.size()) {
-            fail(ErrorKind::bundle, "the image has " + std::to_string(image.channels) + " channels",
+            fail(ErrorKind::bundle, image.name + " has " + std::to_string(image.channels) + " channels",
                  std::to_string(wanted.size()) + ": " + join(wanted), hint);
         }
         std::iota(order.begin(), order.end(), 0);
@@ -56,13 +57,13 @@ std::vector<int> order_channels(const Manifest& manifest, const Image& image) {
     }
     if (names.size() != static_cast<std::size_t>(image.channels)) {
         fail(ErrorKind::config,
-             std::to_string(names.size()) + " channel names (" + join(names) + ") for an image of " +
+             std::to_string(names.size()) + " channel names (" + join(names) + ") for " + image.name + " of " +
                  std::to_string(image.channels) + " channels",
              "one name per channel", hint);
     }
     for (std::size_t i = 0; i < wanted.size(); ++i) {
         if (std::count(names.begin(), names.end(), wanted[i]) != 1) {
-            fail(ErrorKind::bundle, "the image has the channels " + join(names), wanted[i] + " once among them", hint);
+            fail(ErrorKind::bundle, image.name + " has the channels " + join(names), wanted[i] + " once among them", hint);
         }
         order[i] = static_cast<int>(std::find(names.begin(), names.end(), wanted[i]) - names.begin());
     }
@@ -89,12 +90,11 @@ To convert(From count, std::optional<float> scale) {
 }
 
 template <typename To, typename From>
-void fill(const Image& image, const InputMatch& match, const Tile& tile, std::vector<std::byte>& bytes) {
+To* fill(const Image& image, const InputMatch& match, const Tile& tile, To* to) {
     std::optional<float> scale;
     if (match.intensity_scale) {
         scale = static_cast<float>(*match.intensity_scale);
     }
-    To* to = reinterpret_cast<To*>(bytes.data());
     for (const int channel : match.order) {
         const auto plane = image.counts<From>(channel);
         for (int y = tile.rows.window_start; y < tile.rows.window_stop; ++y) {
@@ -105,14 +105,19 @@ void fill(const Image& image, const InputMatch& match, const Tile& tile, std::ve
                                 [scale](From count) { return convert<To, From>(count, scale); });
         }
     }
+    return to;
 }
 
 template <typename To>
-void fill_from(const Image& image, const InputMatch& match, const Tile& tile, std::vector<std::byte>& bytes) {
-    switch (image.dtype) {
-        case DType::uint8: return fill<To, std::uint8_t>(image, match, tile, bytes);
-        case DType::uint16: return fill<To, std::uint16_t>(image, match, tile, bytes);
-        case DType::float32: return fill<To, float>(image, match, tile, bytes);
+void fill_from(const Image& image, const InputMatch& match, std::span<const Tile> tiles,
+               std::vector<std::byte>& bytes) {
+    To* to = reinterpret_cast<To*>(bytes.data());
+    for (const Tile& tile : tiles) {
+        switch (image.dtype) {
+            case DType::uint8: to = fill<To, std::uint8_t>(image, match, tile, to); break;
+            case DType::uint16: to = fill<To, std::uint16_t>(image, match, tile, to); break;
+            case DType::float32: to = fill<To, float>(image, match, tile, to); break;
+        }
     }
 }
 
@@ -137,21 +142,21 @@ InputMatch match_input(const Manifest& manifest, const Image& image, std::option
              "leave it out if unknown");
     }
     if (!intensity_scale) {
-        check_dtype(manifest, image.dtype);
+        check_dtype(manifest, image);
     }
     return {.order = order_channels(manifest, image),
             .dtype = manifest.input_dtype,
             .intensity_scale = intensity_scale};
 }
 
-std::vector<std::byte> to_input(const Image& image, const InputMatch& match, const Tile& tile) {
-    const std::size_t pixels = static_cast<std::size_t>(tile.rows.window_size()) *
-                               static_cast<std::size_t>(tile.columns.window_size());
-    std::vector<std::byte> bytes(match.order.size() * pixels * size_of(match.dtype));
+std::vector<std::byte> to_input(const Image& image, const InputMatch& match, std::span<const Tile> tiles) {
+    const std::size_t pixels = static_cast<std::size_t>(tiles[0].rows.window_size()) *
+                               static_cast<std::size_t>(tiles[0].columns.window_size());
+    std::vector<std::byte> bytes(tiles.size() * match.order.size() * pixels * size_of(match.dtype));
     switch (match.dtype) {
-        case DType::uint8: fill_from<std::uint8_t>(image, match, tile, bytes); break;
-        case DType::uint16: fill_from<std::uint16_t>(image, match, tile, bytes); break;
-        case DType::float32: fill_from<float>(image, match, tile, bytes); break;
+        case DType::uint8: fill_from<std::uint8_t>(image, match, tiles, bytes); break;
+        case DType::uint16: fill_from<std::uint16_t>(image, match, tiles, bytes); break;
+        case DType::float32: fill_from<float>(image, match, tiles, bytes); break;
     }
     return bytes;
 }

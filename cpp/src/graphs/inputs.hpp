@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "cellvision/image.hpp"
@@ -21,7 +22,8 @@ struct InputMatch {
 [[nodiscard]] InputMatch match_input(const Manifest& manifest, const Image& image,
                                      std::optional<double> intensity_scale);
 
-/// What the graph reads of a tile's window: (C, h, w) counts of the match's dtype. Throws Error on NaN and infinity.
-[[nodiscard]] std::vector<std::byte> to_input(const Image& image, const InputMatch& match, const Tile& tile);
+/// What the graph reads of B tiles' windows, which are of one size: (B, C, h, w) counts of the match's dtype. Throws
+/// Error on NaN and infinity.
+[[nodiscard]] std::vector<std::byte> to_input(const Image& image, const InputMatch& match, std::span<const Tile> tiles);
 
 }  // namespace cellvision

@@ -53,12 +53,25 @@ std::string shorten(const std::string& full_name) {
 
 /// ONNX Runtime's name of a provider, e.g. "CUDAExecutionProvider" of "cuda".
 std::string find_provider(const std::string& provider) {
-    std::string known;
+    std::map<std::string, std::string> found;
     for (const std::string& full_name : Ort::GetAvailableProviders()) {
-        if (shorten(full_name) == provider) {
-            return full_name;
-        }
-        known.append(known.empty() ? "" : ", ").append(shorten(full_name));
+        found.emplace(shorten(full_name), full_name);
+    }
+    if (found.contains(provider)) {
+        return found.at(provider);
+    }
+    std::string known;
+    for (const auto& [name, full_name] : found) {
+        known.append(known.empty() ? "" : ", ").append(name);
+    }
+    // What people ask for and the plain library does not have.
+    const std::map<std::string, std::string> sources = {{"cuda", "an NVIDIA GPU"},
+                                                        {"tensorrt", "an NVIDIA GPU and the libraries of TensorRT"},
+                                                        {"openvino", "an Intel processor or GPU"}};
+    if (sources.contains(provider)) {
+        fail(ErrorKind::config, "provider=" + provider + " with an ONNX Runtime that has only " + known,
+             sources.at(provider) + ", and a library of ONNX Runtime that has " + provider,
+             "--ort-library FILE of a release for it; or provider=cpu");
     }
     fail(ErrorKind::config, "unknown provider '" + provider + "'", "one of: " + known, "provider=cpu");
 }

@@ -33,8 +33,12 @@ void give_up(j_common_ptr jpeg) {
 }
 
 void note(j_common_ptr jpeg, int level) {
-    // Damage inside the data is decoded around, as all viewers do; a file that ends early is not whole.
-    if (level < 0 && jpeg->err->msg_code == JWRN_JPEG_EOF) {
+    // Damage inside the data is decoded around, as all viewers do; a file that ends early is not whole, nor is one whose
+    // data does, before an end marker that was put there all the same.
+    const int code = jpeg->err->msg_code;
+    const bool hits_end =
+        code == JWRN_HIT_MARKER && reinterpret_cast<j_decompress_ptr>(jpeg)->unread_marker == JPEG_EOI;
+    if (level < 0 && (code == JWRN_JPEG_EOF || hits_end)) {
         give_up(jpeg);
     }
 }

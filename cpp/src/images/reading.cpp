@@ -193,6 +193,7 @@ Image read_image(const path& file, std::optional<std::uint64_t> max_samples) {
     image.dtype = info.dtype;
     image.channel_names = info.channel_names;
     image.pixel_size_um = info.pixel_size_um;
+    image.name = file.filename().string();
     const bool is_kept = info.dtype != DType::float32 || planes.sample == Sample::f32;
     image.data = is_kept ? std::move(planes.data) : to_float32(file, planes);
     return image;

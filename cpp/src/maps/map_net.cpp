@@ -3,7 +3,6 @@
 #include <string>
 #include <utility>
 
-#include "graphs/checked_run.hpp"
 #include "graphs/signature.hpp"
 
 namespace cellvision {
@@ -13,26 +12,31 @@ MapNet::MapNet(const Manifest& manifest, std::unique_ptr<GraphRunner> graph)
     check_map_graph(*graph_, manifest_);
 }
 
-Maps MapNet::run(std::span<const std::byte> input, int height, int width) const {
-    const std::vector<Tensor> feeds = {to_image_tensor(manifest_, input, height, width)};
-    const std::string size = std::to_string(height) + "x" + std::to_string(width) + " px";
-    Maps maps;
-    maps.tensors = run_graph(*graph_, feeds, manifest_.outputs, size);
-    for (const Tensor& result : maps.tensors) {
+std::vector<Maps> MapNet::run(const Windows& windows) const {
+    const std::vector<Tensor> feeds = {to_image_tensor(manifest_, windows)};
+    const auto results = run_graph(*graph_, feeds, manifest_.outputs, describe(windows));
+    const auto pixels = static_cast<std::size_t>(windows.height) * static_cast<std::size_t>(windows.width);
+    std::vector<Maps> all(static_cast<std::size_t>(windows.count));
+    for (const Tensor& result : results) {
         const bool is_distance = result.name == "distance";
-        const std::int64_t planes = is_distance ? 1 : static_cast<std::int64_t>(manifest_.classes.size());
-        check_result(*graph_, result, {1, planes, height, width});
-        if (is_distance) {
-            maps.distance = result.values<float>();
-        } else {
-            maps.probabilities = result.values<float>();
+        const std::size_t planes = is_distance ? 1 : manifest_.classes.size();
+        check_result(*graph_, result,
+                     {windows.count, static_cast<std::int64_t>(planes), windows.height, windows.width});
+        for (std::size_t at = 0; at < all.size(); ++at) {
+            all[at].tensors = results;
+            const auto of_window = result.values<float>().subspan(at * planes * pixels, planes * pixels);
+            if (is_distance) {
+                all[at].distance = of_window;
+            } else {
+                all[at].probabilities = of_window;
+            }
         }
     }
-    return maps;
+    return all;
 }
 
 int MapNet::probe(std::span<const std::byte> input, int edge) const {
-    static_cast<void>(run(input, edge, edge));
+    static_cast<void>(run({.counts = input, .height = edge, .width = edge}));
     return 0;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cellvision/manifest.hpp"
+#include "graphs/checked_run.hpp"
 #include "graphs/graph_runner.hpp"
 
 namespace cellvision {
@@ -24,8 +25,8 @@ public:
     /// Throws Error unless graph and manifest fit.
     MapNet(const Manifest& manifest, std::unique_ptr<GraphRunner> graph);
 
-    /// @param input (C, height, width) counts of the manifest's input_dtype.
-    [[nodiscard]] Maps run(std::span<const std::byte> input, int height, int width) const;
+    /// The maps of each window.
+    [[nodiscard]] std::vector<Maps> run(const Windows& windows) const;
 
     /// Runs the graph on an image of this edge, to see what it takes; 0, for it finds pixels, not cells.
     int probe(std::span<const std::byte> input, int edge) const;

@@ -105,14 +105,14 @@ NetCosts measure_net(const Manifest& manifest, const Probe& probe) {
     return costs;
 }
 
-Costs compute_costs(const NetCosts& net, const Manifest& manifest) {
+Costs compute_costs(const NetCosts& net, const Manifest& manifest, int batch) {
     const auto image_bytes = static_cast<double>(manifest.channels.size() * size_of(manifest.input_dtype));
-    Costs costs{.per_window_px = net.per_px + image_bytes, .fixed = net.fixed};
+    Costs costs{.per_window_px = net.per_px + image_bytes, .fixed = batch * net.fixed, .windows = batch};
     if (manifest.detecting) {
         costs.per_cell = net.per_cell;
         costs.most_cells = manifest.detecting->max_cells;
         const double side = manifest.detecting->mask_side;
-        costs.fixed += sizeof(float) * side * side * manifest.detecting->max_cells;
+        costs.fixed += batch * sizeof(float) * side * side * manifest.detecting->max_cells;
     } else {
         costs.per_window_px += split_bytes;
     }

@@ -25,7 +25,7 @@ using Probe = std::function<int(const std::vector<std::byte>& image, int edge)>;
 /// What the graphs need: the most that their tensors took at once, on noise and, for cells, on drawn ones.
 [[nodiscard]] NetCosts measure_net(const Manifest& manifest, const Probe& probe);
 
-/// What predicting an image costs beside its label image.
-[[nodiscard]] Costs compute_costs(const NetCosts& net, const Manifest& manifest);
+/// What predicting an image costs beside its label image, with `batch` windows worked on at once.
+[[nodiscard]] Costs compute_costs(const NetCosts& net, const Manifest& manifest, int batch);
 
 }  // namespace cellvision

@@ -23,11 +23,29 @@ std::vector<Span> plan_spans(int length, int tile_px, int overlap_px) {
     return spans;
 }
 
+std::vector<std::span<const Tile>> cut_batches(std::span<const Tile> tiles, int most) {
+    std::vector<std::span<const Tile>> batches;
+    for (std::size_t first = 0, next = 0; first < tiles.size(); first = next) {
+        const auto belongs = [&](const Tile& tile) {
+            return tile.rows == tiles[first].rows &&
+                   tile.columns.window_size() == tiles[first].columns.window_size();
+        };
+        for (next = first + 1; next < tiles.size() && next - first < static_cast<std::size_t>(most); ++next) {
+            if (!belongs(tiles[next])) {
+                break;
+            }
+        }
+        batches.push_back(tiles.subspan(first, next - first));
+    }
+    return batches;
+}
+
 double Costs::compute_total(int height, int width, int tile_px, int overlap_px) const {
     const double rows = std::min(height, tile_px + 2 * overlap_px);
     const double columns = std::min(width, tile_px + 2 * overlap_px);
     const double cells = std::min(most_cells, rows * columns / dense_cell_px);
-    return fixed + rows * columns * per_window_px + cells * per_cell;
+    const int at_once = std::min(windows, (width + tile_px - 1) / tile_px);
+    return fixed + at_once * (rows * columns * per_window_px + cells * per_cell);
 }
 
 int choose_tile_px(int height, int width, const TileLimits& limits, const Costs& costs, int memory_mib) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <vector>
 
 namespace cellvision {
@@ -36,12 +37,16 @@ struct Tile {
 /// All windows begin at multiples of `tile_px`; a length up to one window is one span.
 [[nodiscard]] std::vector<Span> plan_spans(int length, int tile_px, int overlap_px);
 
+/// The tiles, which come row by row, in runs of at most `most` of one row with windows of one size.
+[[nodiscard]] std::vector<std::span<const Tile>> cut_batches(std::span<const Tile> tiles, int most);
+
 /// Memory that predicting one image takes, in bytes, beside what is already in use.
 struct Costs {
     double per_window_px = 0.0;  ///< for each px of a tile's window: the net, and splitting
     double fixed = 0.0;          ///< independent of the tile size
     double per_cell = 0.0;       ///< for each cell in a window, of which there may be one per dense_cell_px
     double most_cells = 0.0;     ///< more are never found in a window
+    int windows = 1;             ///< that are worked on at once
 
     [[nodiscard]] double compute_total(int height, int width, int tile_px, int overlap_px) const;
 };

@@ -28,10 +28,18 @@ def compute_sha256(path: Path) -> str:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> Path:
-    """Write ``manifest.json`` into an existing folder and return its path; scores that are no number become null."""
+    """Write ``manifest.json`` into an existing folder and return its path; scores that are no number become null.
+
+    An older one stays as it is until the new one is whole.
+    """
     path = folder / MANIFEST_NAME
+    part = folder / f".{MANIFEST_NAME}.part"
     record = _without_nan({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)})
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    try:
+        part.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 

@@ -11,6 +11,7 @@ from cellvision.data.images import read_label_image
 from cellvision.errors import BundleError, ConfigError, DataError, ShapeError
 from cellvision.metrics.matching import match_cells
 from cellvision.runtime.predictor import Predictor
+from damaged_file import write_damaged
 from stain_net import CHANNELS, build_graph, draw_cells, write_bundle
 
 TILED = {"tile_px": 64, "overlap_px": 32}
@@ -196,7 +197,7 @@ def test_infinite_counts_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["memory_mib", "tile_px", "overlap_px"])
 def test_sizes_must_be_positive(stain_bundle, name):
-    with pytest.raises(ConfigError, match=f"{name}=0; need a whole number from 1 up"):
+    with pytest.raises(ConfigError, match=f"{name}=0; need a whole number from 1 to 500000000"):
         Predictor(stain_bundle, **{name: 0})
 
 
@@ -291,12 +292,7 @@ def test_files_hold_what_the_array_gives(stain_bundle, untiled, picture, tmp_pat
 
 def test_a_failure_half_way_leaves_nothing(stain_bundle, picture, tmp_path):
     path, image = picture
-    tifffile.imwrite(path, image, photometric="minisblack", compression="zlib", rowsperstrip=32, ome=True)
-    with tifffile.TiffFile(path) as tiff:
-        last = tiff.pages[0].dataoffsets[-1]
-    with path.open("r+b") as stream:
-        stream.seek(last)
-        stream.write(b"damaged!")
+    write_damaged(path, image)
     seen = []
     with pytest.raises(DataError, match=r"field\.ome\.tif"):
         Predictor(stain_bundle, **TILED).predict_to_folder(

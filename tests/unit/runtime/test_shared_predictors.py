@@ -133,7 +133,7 @@ def test_tiles_of_one_size_go_through_the_graph_together(bundle, monkeypatch):
 
 
 def test_batch_is_a_number_of_tiles(bundle):
-    with pytest.raises(ConfigError, match="batch=0; need a whole number from 1 up"):
+    with pytest.raises(ConfigError, match="batch=0; need a whole number from 1 to 500000000"):
         Predictor(bundle, batch=0)
 
 

@@ -16,7 +16,8 @@ from cellvision.training.checkpoint import AtomicCheckpointIO, load_net
 from cellvision.training.finish import score_baseline
 from cellvision.training.optim import Optim
 from cellvision.training.scoring import build_true_cells
-from cellvision.training.task import MAX_SKIPPED_STEPS, SegmentationTask
+from cellvision.training.skipped_steps import MAX_SKIPPED_STEPS
+from cellvision.training.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

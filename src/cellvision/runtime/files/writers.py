@@ -6,6 +6,7 @@ import csv
 import os
 import platform
 import re
+import shutil
 import tempfile
 import time
 import zlib
@@ -57,6 +58,28 @@ def check_no_results(out_dir: Path) -> None:
         )
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, with those above it, if it does not exist; what killed processes left in it goes.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(explain(got=f"{folder} is a file", need="a folder", hint="another name"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # can it be written to?
+        remove_leftovers(folder)
+    except OSError as error:
+        raise ConfigError(
+            explain(
+                got=f"cannot write to the folder {folder} ({error.strerror})",
+                need="one that can be made and written",
+                hint="another folder",
+            )
+        ) from error
+
+
 class StagedFiles:
     """Files of one folder that get their names together, when the ``with`` block ends well.
 
@@ -76,7 +99,7 @@ class StagedFiles:
         """Where to write what will be called ``name``."""
         if (final := self._folder / name).is_dir():
             raise ConfigError(explain(got=f"{final} is a folder", need="the name of a file", hint="a file inside it"))
-        part = self._folder / f".{platform.node()}-{os.getpid()}-{next(_part_number)}.part"
+        part = self._folder / f".{name_owner()}-{next(_part_number)}.part"
         self._staged[part] = final
         return part
 
@@ -90,21 +113,11 @@ class StagedFiles:
                 self._folder.rmdir()
 
     def __enter__(self) -> Self:
-        if self._folder.exists() and not self._folder.is_dir():
-            raise ConfigError(explain(got=f"{self._folder} is a file", need="a folder", hint="another name"))
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self._folder).close()  # can it be written to?
-            _remove_leftovers(self._folder)
-        except OSError as error:
+            make_folder(self._folder)
+        except ConfigError:
             self.discard()
-            raise ConfigError(
-                explain(
-                    got=f"cannot write to the folder {self._folder} ({error.strerror})",
-                    need="one that can be made and written",
-                    hint="another folder",
-                )
-            ) from error
+            raise
         return self
 
     def __exit__(
@@ -120,18 +133,27 @@ class StagedFiles:
                 self.discard()
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes of this machine have staged here.
+def name_owner() -> str:
+    """This machine and process, for the names of files and folders that others may remove once it is no more."""
+    return f"{platform.node()}-{os.getpid()}"
+
+
+def remove_leftovers(folder: Path, name: re.Pattern[str] = _PART) -> None:
+    """Remove what killed processes of this machine have left in a folder.
 
     Only what bears a name of ours with this machine and a process that is no more, and has not been written to for a
     day: containers can have one name and not see each other's processes.
+
+    Args:
+        folder: where to look.
+        name: of the files and folders in question, with the groups "host" and "process" of `name_owner`.
     """
-    for path in folder.glob(".*.part"):
-        found = _PART.fullmatch(path.name)
+    for path in folder.glob(".*"):
+        found = name.fullmatch(path.name)
         if found and found["host"] == platform.node() and not psutil.pid_exists(int(found["process"])):
             with suppress(FileNotFoundError):  # another process can be faster
                 if time.time() - path.stat().st_mtime > _SECONDS_OF_A_DAY:
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class LabelSpool:

@@ -14,6 +14,9 @@ from cellvision.runtime.tiles.budget import NetCosts, compute_costs
 from cellvision.runtime.tiles.image_job import ImageJob, Progress, ReadRows
 from cellvision.runtime.tiles.tiling import SMALLEST_TILE_PX, Costs, choose_tile_px, round_up
 
+LARGEST_SIZE = 500_000_000
+"""Of tiles, margins, batches and memory; the C++ runner adds some of them up in 32 bits."""
+
 
 class JobPlanner:
     """Turns images into jobs for one bundle.
@@ -152,7 +155,8 @@ def to_planes(image: np.ndarray) -> np.ndarray:
 
 
 def check_sizes(**sizes: int | None) -> None:
-    """Raise ConfigError unless each number is left out (None) or at least 1."""
+    """Raise ConfigError unless each number is left out (None) or from 1 to LARGEST_SIZE."""
     for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise ConfigError(explain(got=f"{name}={value}", need="a whole number from 1 up", hint="leave it out"))
+        if value is not None and not 1 <= value <= LARGEST_SIZE:
+            need = f"a whole number from 1 to {LARGEST_SIZE}"
+            raise ConfigError(explain(got=f"{name}={value}", need=need, hint="leave it out"))

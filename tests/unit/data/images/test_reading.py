@@ -474,6 +474,30 @@ def test_truncated_files_are_data_errors(tmp_path, kind, part):
     fails(path)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
+def test_a_jpeg_whose_data_ends_before_its_end_marker_is_no_image(tmp_path, mode, options):
+    """As a repair tool, or a camera that was switched off, leaves it; decoders make up the rest without a word."""
+    path = tmp_path / "field.jpg"
+    field = Image.fromarray(np.moveaxis(FULL_RANGE["uint8"], 0, -1)).convert(mode).resize((300, 200))
+    preview = io.BytesIO()
+    field.resize((16, 16)).save(preview, "JPEG")
+    field.save(path, quality=90, exif=b"Exif\0\0" + preview.getvalue(), **options)
+    whole = path.read_bytes()
+    assert whole.endswith(b"\xff\xd9")
+    pixels = np.array(Image.open(io.BytesIO(whole)))
+    path.write_bytes(whole + preview.getvalue())  # another picture behind it, as telephones have
+    np.testing.assert_array_equal(read_image(path)[0], np.moveaxis(np.atleast_3d(pixels), -1, 0))
+    for cut in (5, 100, len(whole) // 3):
+        path.write_bytes(whole[: -2 - cut] + b"\xff\xd9")
+        np.asarray(Image.open(path))  # says nothing
+        fails(path, "the data ends before the image is complete", "undamaged image file")
+        path.write_bytes(whole[: -2 - cut] + bytes(2 + cut))  # room that was taken before it was written to
+        fails(path, "cannot be decoded")
+    path.write_bytes(whole[:-2] + bytes(40))
+    fails(path, "there is no end marker")
+
+
 @pytest.mark.parametrize(
     ("of_file", "of_page"),
     [

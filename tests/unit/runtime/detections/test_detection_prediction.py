@@ -14,6 +14,7 @@ from cellvision.runtime.detections.cells import build_detected_cells
 from cellvision.runtime.files.writers import ResultTables
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.session import open_session
+from damaged_file import write_damaged
 from dot_net import CHANNELS, build_whole, draw_dots, write_dot_bundle
 
 MANY = Detecting(nms_iou=0.6, max_cells=600)
@@ -216,12 +217,7 @@ def test_no_overlay_where_none_is_wanted(bundle, picture, tmp_path):
 
 def test_a_failure_half_way_leaves_nothing(bundle, picture, tmp_path):
     path, image = picture
-    tifffile.imwrite(path, image, photometric="minisblack", compression="zlib", rowsperstrip=32, ome=True)
-    with tifffile.TiffFile(path) as tiff:
-        last = tiff.pages[0].dataoffsets[-1]
-    with path.open("r+b") as stream:
-        stream.seek(last)
-        stream.write(b"damaged!")
+    write_damaged(path, image)
     seen = []
     with pytest.raises(DataError, match=r"field\.ome\.tif"):
         Predictor(bundle, tile_px=64, overlap_px=32).predict_to_folder(
@@ -234,6 +230,22 @@ def test_a_failure_half_way_leaves_nothing(bundle, picture, tmp_path):
 def test_too_little_memory_is_refused_before_the_work(bundle):
     with pytest.raises(ConfigError, match=r"an image of 900x900 px takes .* need at most memory_mib=10"):
         Predictor(bundle, memory_mib=10)(np.zeros((3, 900, 900), np.uint16))
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_a_window_can_hold_thousands_of_cells(tmp_path, parted):
+    """1,500 of 6 px in one window, of which none overlaps another by more than suppression allows."""
+    detecting = Detecting(nms_iou=0.6, max_cells=3000)
+    bundle = write_dot_bundle(tmp_path / "b", parted=parted, detecting=detecting, tile_px=512)
+    places = np.random.default_rng(0).permutation(42 * 42)[:1500]
+    image = draw_dots((300, 300), 5 + 7 * np.stack(np.divmod(places, 42), axis=1), 3)
+    cells = Predictor(bundle, memory_mib=4096)(image)
+    assert (cells.tiles, cells.notes) == (1, ())
+    assert len(cells) == len(np.unique(cells.label_image)) - 1 == 1500
+    fewer = write_dot_bundle(
+        tmp_path / "c", parted=parted, detecting=dataclasses.replace(detecting, max_cells=900), tile_px=512
+    )
+    assert len(Predictor(fewer, memory_mib=4096)(image)) == 900
 
 
 @pytest.mark.parametrize("parted", [False, True])

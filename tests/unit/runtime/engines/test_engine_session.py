@@ -124,7 +124,7 @@ class Logger:
     ERROR = 1
 
     def __init__(self, severity):
-        pass
+        self.severity = severity
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def cuda(monkeypatch):
 def put(monkeypatch, cuda, **other):
     class Runtime:
         def __init__(self, logger):
-            pass
+            assert logger.severity == Logger.ERROR
 
         def deserialize_cuda_engine(self, content):
             return Engine(cuda) if content == b"engine" else None

@@ -1,0 +1,127 @@
+"""Every registered net through every step of compression: trained, saved, rebuilt from its checkpoint, exported."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from cellvision.bundle import Splitting, load_manifest
+from cellvision.compression.callback import Compression
+from cellvision.compression.distill.step import Distill
+from cellvision.compression.prune.step import Prune
+from cellvision.compression.qat.step import Quantize
+from cellvision.data.augment import RandomCrop
+from cellvision.data.datamodule import CellDataModule
+from cellvision.data.synthetic import SyntheticLiveDead
+from cellvision.export.writer import export_checkpoint
+from cellvision.models.build import build_model, list_models
+from cellvision.runtime.session import open_session
+from cellvision.training.callbacks import BestCheckpoint
+from cellvision.training.checkpoint import AtomicCheckpointIO, load_net
+from cellvision.training.optim import Optim
+from cellvision.training.task import SegmentationTask
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+HEADS = {"fpn_channels": 32, "class_convs": 1, "box_convs": 1, "mask_convs": 1, "maskiou_convs": 1}
+CELLS = {"name": "centermask2", "decoding": {"score_threshold": 0.0, "post_nms": 20}, **HEADS}
+NETS = {
+    "unet": {"name": "unet", "kind": "viability", "widths": (8, 16, 16)},
+    "unet with an encoder": {"name": "unet", "kind": "semantic", "widths": (8,) * 6, "encoder": "resnet10t"},
+    "centermask2": {**CELLS, "backbone": "vovnet19_slim_dw"},
+    "centermask2 with resnet": {**CELLS, "backbone": "resnet18", "norm": "batch", "mask_iou": False},
+}
+STEPS = ("prune", "distill", "quantize")
+WITHOUT = {"detectron2"}
+"""Nets whose layers are another library's, which refuse each step in one sentence: see test_runs_of_nets."""
+
+
+def test_every_registered_net_is_here():
+    assert {net["name"] for net in NETS.values()} | WITHOUT == set(list_models())
+
+
+class Keep(Callback):
+    """What the net says of an image at the end of each epoch, as its checkpoint should too."""
+
+    def __init__(self, image):
+        self.image, self.said, self.sizes = image, [], []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.said.append(say(pl_module.net, self.image))
+        self.sizes.append(sum(value.numel() for value in pl_module.net.parameters()))
+
+
+@torch.no_grad()
+def say(net, image):
+    was_training = net.training
+    found = {name: value.clone() for name, value in net.eval()(image).items()}
+    net.train(was_training)
+    return found
+
+
+@pytest.fixture(params=NETS.values(), ids=NETS, scope="module")
+def run(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    data = CellDataModule(
+        datasets={"all": SyntheticLiveDead(fields=6, height=64, width=64, cells=(3, 5))},
+        fractions={"train": 0.5, "val": 0.5},
+        augment={"crop": RandomCrop(size=64)},
+        batch_size=2,
+        draws_per_epoch=4,
+        workers=0,
+    )
+    data.setup()
+    steps = [
+        Prune(epochs=1, macs=0.7, batches=1),
+        Distill(epochs=1),
+        Quantize(epochs=1, when="always", calibration_batches=1, freeze_epochs=1),
+    ]
+    net = build_model(in_channels=3, classes=data.classes, **request.param)
+    method = {"viability": "distance", "semantic": "components", "instance": "instances"}[net.spec.kind]
+    # A map net that has learned nothing is as sure of one class as of another, and says either when it is rounded.
+    compression = Compression(steps, folder=folder, base_epochs=1 if net.spec.kind == "instance" else 8)
+    monitor = "val/mask/ap" if net.spec.kind == "instance" else "val/pixel/miou"
+    task = SegmentationTask(
+        net=net, optim=Optim(lr=1e-3), splitting=Splitting(method=method), phases=compression.phases, monitor=monitor
+    )
+    keep = Keep(torch.from_numpy(data.collect_held_out(1)[0].image[None].astype(np.float32)))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=compression.epochs,
+        callbacks=[compression, BestCheckpoint(folder=folder / "checkpoints", monitor=monitor), keep],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        plugins=[AtomicCheckpointIO()],
+    )
+    trainer.fit(task, datamodule=data)
+    return folder, data, keep
+
+
+def test_each_step_is_trained_saved_and_rebuilt(run):
+    folder, _, keep = run
+    before, *after = keep.sizes[-4:]
+    assert after[0] < before
+    assert after[0] == after[1] == after[2]
+    for epoch, name in enumerate(STEPS, start=1):
+        net, record = load_net(folder / "checkpoints" / f"{name}.ckpt")
+        assert [each["step"] for each in record.recipe] == list(STEPS[:epoch])
+        again = say(net, keep.image)
+        assert record.recipe[0]["macs"] == pytest.approx(0.7, abs=0.05)
+        for key, value in keep.said[-4:][epoch].items():
+            assert torch.equal(value, again[key]), f"{name}: {key}"
+
+
+@pytest.mark.parametrize("name", ["prune", "quantize"])
+def test_other_structures_are_exported_and_agree_with_their_nets(run, tmp_path, name):
+    """The export itself compares every output with the net, and fails where they differ."""
+    folder, data, _ = run
+    export_checkpoint(folder / "checkpoints" / f"{name}.ckpt", tmp_path / "bundle", samples=data.collect_held_out(2))
+    manifest = load_manifest(tmp_path / "bundle")
+    assert [each["step"] for each in manifest.recipe] == list(STEPS[: STEPS.index(name) + 1])
+    assert manifest.graphs[0].precision == ("int8" if name == "quantize" else "fp32")
+    assert open_session(tmp_path / "bundle") is not None
