@@ -1,0 +1,58 @@
+"""Training and compression in one run of train.py, down to the report and the bundle; and a sweep over ratios."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy import ROOT, finish, start
+
+from cellvision.bundle import load_manifest
+from cellvision.training.checkpoint import load_net
+
+SHORT = [
+    "callbacks=compress", "~callbacks.pictures", "bundle=true", "predict=1", "trainer.max_epochs=3",
+    "compress=[prune,distill,qat]", "compress.prune.epochs=1", "compress.prune.steps=1", "compress.distill.epochs=1",
+    "compress.qat.epochs=1", "compress.qat.when=always", "report.tolerance_points=100", "report.samples=2",
+    "report.calibration_fields=8", "model.widths=[8,16]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, finish(start(folder, *SHORT))
+
+
+def test_one_run_trains_compresses_and_reports(run):
+    folder, printed = run
+    for name, steps in {"base": 0, "prune": 1, "distill": 2, "quantize": 3, "best": 3}.items():
+        assert len(load_net(folder / "checkpoints" / f"{name}.ckpt")[1].recipe) == steps
+    report = json.loads((folder / "report" / "compression.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["base", "prune", "distill", "quantize", "ptq"]
+    for name in ("compression.html", "compression.png", "pareto.png"):
+        assert (folder / "report" / name).stat().st_size > 5000
+    manifest = load_manifest(folder / "bundle")
+    assert manifest.graphs[0].precision == "int8"
+    assert [each["step"] for each in manifest.recipe] == ["prune", "distill", "quantize"]
+    assert manifest.recipe[1]["teacher"] == "base.ckpt"
+    assert "bundle    " in printed
+    assert list((folder / "predicted").glob("*_overlay.png"))
+
+
+def test_what_loses_too_much_is_reported_and_then_an_error(run, tmp_path):
+    """The net of a moment ago, which no cut by nine tenths leaves as it was."""
+    folder, _ = run
+    given = [f"ckpt={folder}/checkpoints/base.ckpt", f"hydra.run.dir={tmp_path}", "compress=[prune]", "logger=csv"]
+    given += ["compress.prune.macs=0.1", "compress.prune.max_ratio=0.97", "compress.prune.epochs=1", "predict=0"]
+    given += ["compress.prune.steps=1", "optim.lr=1e-9", "report.samples=2", "report.ptq=[]", "~callbacks.pictures"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "compress.py", *given], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "prune loses" in done.stderr.splitlines()[-1]
+    assert Path(tmp_path / "report" / "compression.html").is_file()
+    assert (tmp_path / "bundle" / "manifest.json").is_file()
