@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from report_rows import build_report, build_row, build_rows
 from rich.console import Console
 
 from cellvision.errors import DataError
 from cellvision.report.files import FILES, write_report
 from cellvision.report.pareto import Point, collect_points, draw_pareto, find_front
 from cellvision.report.table import print_report
+from report_rows import build_report, build_row, build_rows
 
 
 def build_run(score, ms, **facts):
