@@ -19,7 +19,7 @@ PHASES = {
     "compress.prune.steps": "2",
     "compress.prune.every": "2",
     "compress.prune.epochs": "4",
-    "compress.prune.importance": "taylor",
+    "compress.prune.round_to": "1",
     "compress.distill.epochs": "1",
     "compress.qat.epochs": "3",
     "compress.qat.when": "always",

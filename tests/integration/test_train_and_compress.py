@@ -16,7 +16,7 @@ SHORT = [
     "callbacks=compress", "~callbacks.pictures", "bundle=true", "predict=1", "trainer.max_epochs=3",
     "compress=[prune,distill,qat]", "compress.prune.epochs=1", "compress.prune.steps=1", "compress.distill.epochs=1",
     "compress.qat.epochs=1", "compress.qat.when=always", "report.tolerance_points=100", "report.samples=2",
-    "report.calibration_fields=8", "model.widths=[8,16]",
+    "report.calibration_fields=8", "model.widths=[8,16]", "compress.prune.round_to=1",
 ]  # fmt: skip
 
 
@@ -46,7 +46,13 @@ def test_what_loses_too_much_is_reported_and_then_an_error(run, tmp_path):
     """The net of a moment ago, which no cut by nine tenths leaves as it was."""
     folder, _ = run
     given = [f"ckpt={folder}/checkpoints/base.ckpt", f"hydra.run.dir={tmp_path}", "compress=[prune]", "logger=csv"]
-    given += ["compress.prune.macs=0.1", "compress.prune.max_ratio=0.97", "compress.prune.epochs=1", "predict=0"]
+    given += [
+        "compress.prune.macs=0.1",
+        "compress.prune.round_to=1",
+        "compress.prune.max_ratio=0.97",
+        "compress.prune.epochs=1",
+        "predict=0",
+    ]
     given += ["compress.prune.steps=1", "optim.lr=1e-9", "report.samples=2", "report.ptq=[]", "~callbacks.pictures"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
