@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -154,3 +156,14 @@ def _pad_image(field: Field, size: tuple[int, int]) -> Tensor:
 def _pad(plane: Tensor, size: tuple[int, int], value: int) -> Tensor:
     height, width = plane.shape
     return torch.nn.functional.pad(plane, (0, size[1] - width, 0, size[0] - height), value=value)
+
+
+def hush_unread_batches(_: int) -> None:
+    """For ``worker_init_fn``: no traceback for a batch that the main process, told to end, no longer waits for."""
+    report = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            report(kind, error, trace)
+
+    sys.excepthook = hook

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from cellvision.bundle import Channel
 from cellvision.data.augment import Augment, Step
 from cellvision.data.augment.cropping import CROPS, RandomCrop, RandomScaleCrop
-from cellvision.data.batching import Crops, Fields, SubsetView, collate
+from cellvision.data.batching import Crops, Fields, SubsetView, collate, hush_unread_batches
 from cellvision.data.dataset import CellDataset
 from cellvision.data.sampler import (
     EpochSampler,
@@ -201,6 +201,7 @@ class CellDataModule(LightningDataModule):
             dataset,
             num_workers=processes,
             persistent_workers=processes > 0,
+            worker_init_fn=hush_unread_batches,
             collate_fn=partial(collate, with_distance=self.with_distance),
             **options,
         )

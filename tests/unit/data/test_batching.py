@@ -1,11 +1,13 @@
 """Fields of several sizes in one batch; what a batch of equal ones holds is tested with the data module."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from cellvision.data.augment import Mixing, compute_background
-from cellvision.data.batching import collate, to_field
+from cellvision.data.batching import collate, hush_unread_batches, to_field
 from cellvision.data.synthetic import SyntheticCells
 from cellvision.errors import DataError
 from cellvision.ops.targets import compute_distance
@@ -79,3 +81,14 @@ def test_distances_that_nobody_learns_are_left_0():
     assert not bare.distance.any()
     assert torch.equal(bare.class_map, plain.class_map)
     assert torch.equal(bare.label_image, plain.label_image)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(BrokenPipeError(), 0), (ConnectionResetError(), 0), (EOFError(), 0), (ValueError(), 1)]
+)
+def test_only_batches_that_nobody_waits_for_are_hushed(monkeypatch, error, told):
+    reports = []
+    monkeypatch.setattr(sys, "excepthook", lambda *arguments: reports.append(arguments))
+    hush_unread_batches(0)
+    sys.excepthook(type(error), error, None)
+    assert len(reports) == told
