@@ -12,7 +12,8 @@ from cellvision.errors import ConfigError, ExportError
 from cellvision.export.forms import Quantizing, write_half, write_int8
 from cellvision.export.gate.judged import Request, export_judged
 from cellvision.export.graph_options import GraphOptions
-from cellvision.export.writer import export_bundle
+from cellvision.export.tensorrt.options import TensorrtOptions
+from cellvision.export.writer import check_options, export_bundle
 from cellvision.models.build import build_model
 from cellvision.runtime.session import open_session
 from cellvision.training.checkpoint import NetRecord
@@ -158,3 +159,10 @@ def test_what_cannot_be_judged(checkpoint, samples, tmp_path):
     with pytest.raises(ConfigError, match="tolerance_points=-1"):
         judge(checkpoint, tmp_path / "bundle", samples, tolerance_points=-1)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_no_engine_can_have_is_said_before_graphs_are_made(checkpoint):
+    engines = TensorrtOptions(backend="tensorrt_rtx")
+    with pytest.raises(ExportError, match=r"input_dtype=uint16; need an input that TensorRT knows; try: input_dtype="):
+        check_options(checkpoint, GraphOptions(input_dtype="uint16"), engines)
+    check_options(checkpoint, GraphOptions(input_dtype="uint16"))

@@ -12,6 +12,7 @@ import numpy as np
 from cellvision.bundle import Graph, Manifest, compute_sha256, load_manifest, write_manifest
 from cellvision.export.half import to_half
 from cellvision.export.onnx import export_part, split_net
+from cellvision.export.progress import Tell, say_nothing
 from cellvision.export.quantize.calibration import Feed, build_feeds
 from cellvision.export.quantize.finishing import export_integers
 from cellvision.export.quantize.sensitivity import draw_sensitivities, quantize_within
@@ -47,8 +48,8 @@ class Quantizing:
     tell: Callable[[str], None] | None = None
 
 
-def write_half(net: SegNet, source: Path, folder: Path) -> Manifest:
-    """Fill ``folder`` with the bundle ``source`` of ``net`` in float16.
+def write_half(net: SegNet, source: Path, folder: Path, *, tell: Tell = say_nothing) -> Manifest:
+    """Fill ``folder`` with the bundle ``source`` of ``net`` in float16, and tell of each graph.
 
     Raises:
         ExportError: the net does not run in float16, or its graph cannot be made.
@@ -58,6 +59,7 @@ def write_half(net: SegNet, source: Path, folder: Path) -> Manifest:
         to_half(net), input_dtype=manifest.input_dtype, detecting=manifest.detecting, parted=manifest.is_parted
     )
     for part in parts:
+        tell(f"making the graph in fp16: {part.role}")
         export_part(part, folder / manifest.find_graph(part.role).file)
     return _describe(manifest, folder, precision="fp16", how={"precision": "fp16"})
 

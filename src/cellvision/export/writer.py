@@ -30,6 +30,8 @@ from cellvision.export.progress import Tell, say_nothing
 from cellvision.export.quantize.finishing import export_integers
 from cellvision.export.quantize.trained import to_float
 from cellvision.export.reach import compute_reach
+from cellvision.export.tensorrt.engines import check_engines
+from cellvision.export.tensorrt.options import TensorrtOptions
 from cellvision.models.base import SegNet
 from cellvision.models.structure.fake_quant import is_rounding
 from cellvision.runtime.session import open_session
@@ -179,9 +181,17 @@ def export_bundle(
     return load_manifest(folder)
 
 
-def check_options(checkpoint: Path, options: GraphOptions) -> None:
-    """Raise ConfigError or ExportError for options of a graph that do not suit the net; DataError without a net."""
+def check_options(checkpoint: Path, options: GraphOptions, engines: TensorrtOptions | None = None) -> None:
+    """Raise unless the graphs, and the engines of them, can be made of a checkpoint's net.
+
+    Raises:
+        DataError: the checkpoint cannot be used.
+        ConfigError, ExportError: options that do not suit the net.
+        ConfigError, ExportError, MissingExtraError: as for `check_engines`.
+    """
     net, record = load_net(checkpoint)
+    if engines is not None:
+        check_engines(net, options, engines)
     detecting = options.choose_detecting(net, record.splitting)
     split_net(to_float(net), input_dtype=options.input_dtype, detecting=detecting, parted=options.parted)
 
@@ -236,15 +246,16 @@ def _make(
     """Fill the folder ``made`` with a bundle whose graphs agree with the net."""
     check_tolerance(tolerance)
     rounds = is_rounding(net)
-    tell("making the graph in 8 bits" if rounds else "making the graph")
     how: dict[str, Any] = {"input_dtype": draft.input_dtype, "detecting": draft.detecting, "parted": options.parted}
     files = {role: made / f"{role}.onnx" for role in ("trunk", "masks")} if options.parted else {}
     files = files or {"whole": made / GRAPH_NAME}
     provenance = dict(draft.provenance)
     if rounds:
+        tell("making the graph in 8 bits")
         provenance["form"] = export_integers(net, files, **how)
     else:
         for part in split_net(net, **how):
+            tell(f"making the graph: {part.role}")
             export_part(part, files[part.role])
     precision = "int8" if rounds else "fp32"
     graphs = tuple(

@@ -19,8 +19,10 @@ def test_probabilities_are_a_softmax_over_the_classes(net, scale):
 
 
 def test_probabilities_of_half_precision_are_single(net):
-    found = net.decode({"classes": torch.zeros(1, 3, 2, 2, dtype=torch.float16)})["probabilities"]
+    logits = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float16).view(1, 3, 1, 1)
+    found = net.decode({"classes": logits})["probabilities"]
     assert found.dtype == torch.float32
+    torch.testing.assert_close(found, logits.float().softmax(1))
 
 
 def test_features_follow_the_type_of_the_weights(net):

@@ -21,7 +21,7 @@ from cellvision.export.parity.comparison import compare_with_net
 from cellvision.export.progress import Tell, say_nothing
 from cellvision.export.quantize.calibration import METHODS
 from cellvision.export.quantize.trained import to_float
-from cellvision.export.tensorrt.engines import check_engine_form, write_engines
+from cellvision.export.tensorrt.engines import write_engines
 from cellvision.export.tensorrt.options import TensorrtOptions
 from cellvision.export.writer import export_bundle, load_facts
 from cellvision.models.base import SegNet
@@ -135,13 +135,10 @@ def _write_form(
     net: SegNet, fp32: Path, folder: Path, request: Request, *, samples: Sequence[Sample], tell: Tell
 ) -> None:
     """Fill ``folder``, and compare it with the net, which it need not agree with."""
-    if request.engines is not None:
-        check_engine_form(load_manifest(fp32))
     graphs = folder if request.engines is None else folder.with_name("graphs")
     graphs.mkdir()
     if request.precision == "fp16":
-        tell("making the graph in fp16")
-        write_half(net, fp32, graphs)
+        write_half(net, fp32, graphs, tell=tell)
     elif is_rounding(net):
         tell("making the graph in 8 bits")
         write_trained(net, fp32, graphs, form="onnxruntime" if request.engines is None else "tensorrt")

@@ -115,8 +115,7 @@ def measure_forms(
         raise ExportError(f"{first}: {trial.failures[first]}")
     sound = {name: forms[name] for name in forms if name not in trial.failures}
     rows = _time(net, sound, manifests, samples, threads=threads, cases=cases, runs=runs, steps=steps)
-    shape = (1, *rows[0]["shape"][2:])
-    memory = _weigh(checkpoint, sound, shape, threads=threads[0], detecting=manifests[first].detecting, steps=steps)
+    memory = _weigh(checkpoint, sound, rows, threads=threads[0], detecting=manifests[first].detecting, steps=steps)
     return tuple(
         Measurement(
             **trial.describe(name),
@@ -200,7 +199,9 @@ def _time(
     runs: int,
     steps: _Steps,
 ) -> list[dict[str, Any]]:
-    """Rows of `compare_speed` for ``cases`` of (H, W, B)."""
+    """Rows of `compare_speed` for ``cases`` of (H, W, B); none where only one of several forms is left to compare."""
+    if len(forms) < min(2, len(manifests)):
+        return []
     stacks = [
         np.stack([cut(samples[i % len(samples)].image, height, width) for i in range(number)])
         for height, width, number in cases
@@ -225,14 +226,17 @@ def _time(
 def _weigh(
     checkpoint: Path | None,
     forms: Mapping[str, Path],
-    shape: tuple[int, int, int],
+    rows: Sequence[Mapping[str, Any]],
     *,
     threads: int,
     detecting: Detecting | None,
     steps: _Steps,
 ) -> dict[str, PeakMemory | None]:
-    """Memory by form, and of the net where there is a checkpoint to load it from."""
-    memory = {}
+    """Memory by form at the first size of ``rows``, and of the net where there is a checkpoint to load it from."""
+    memory: dict[str, PeakMemory | None] = {}
+    if not rows:
+        return memory
+    shape = (1, *rows[0]["shape"][2:])
     for name, folder in forms.items():
         memory[name] = measure_bundle_memory(folder, shape=shape, threads=threads)
         steps.add()
@@ -247,7 +251,7 @@ def _limit(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _compare(rows: Sequence[Mapping[str, Any]], name: str, *, failed: bool) -> dict[str, Any]:
-    return {} if failed else {"ratio": find_ratio(rows, name), "least_ratio": find_sure_ratio(rows, name)}
+    return {} if failed or not rows else {"ratio": find_ratio(rows, name), "least_ratio": find_sure_ratio(rows, name)}
 
 
 def _flatten(row: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from cellvision.bundle import Manifest, Splitting, load_manifest
 from cellvision.errors import ExportError, explain
-from cellvision.export.onnx import INPUT_NAME, to_inference
+from cellvision.export.onnx import INPUT_NAME, open_eager, to_inference
 from cellvision.export.parity.case import ParityCase, ParityReport
 from cellvision.export.parity.detections import compare_detections
 from cellvision.export.progress import Tell, say_nothing
@@ -65,12 +65,12 @@ def compare_with_net(
         raise ExportError(explain(got="no image", need="at least one real field", hint="give samples of the data set"))
     manifest = load_manifest(bundle)
     session = open_session(bundle)  # what the runtime refuses needs no comparison
-    reference = to_inference(net)
     compare: Callable[[np.ndarray, str], ParityCase]
     if isinstance(session, DetectionSession):
-        compare = partial(compare_detections, reference, session, input_dtype=manifest.input_dtype)
+        run = open_eager(net, detecting=session.detecting)
+        compare = partial(compare_detections, run, session, input_dtype=manifest.input_dtype)
     else:
-        compare = partial(_compare, reference, open_graph(bundle / manifest.graphs[0].file), manifest)
+        compare = partial(_compare, to_inference(net), open_graph(bundle / manifest.graphs[0].file), manifest)
     batches, cases = list(_batches(images, sizes, manifest)), []
     for batch, dtype in batches:
         cases.append(compare(batch, dtype))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
 from cellvision.bundle import Manifest
-from cellvision.export.onnx import open_eager
 from cellvision.export.parity.case import ParityCase
-from cellvision.models.base import SegNet
 from cellvision.runtime.detections.cells import build_detected_cells
 from cellvision.runtime.detections.found import Detections, read_detections
 from cellvision.runtime.graphs.detection_session import DetectionSession
@@ -21,29 +21,27 @@ FAR_PX = 1e6
 
 
 def compare_detections(
-    net: SegNet, session: DetectionSession, batch: np.ndarray, image_dtype: str, *, input_dtype: str
+    run: Callable[[torch.Tensor], Mapping[str, torch.Tensor]],
+    session: DetectionSession,
+    batch: np.ndarray,
+    image_dtype: str,
+    *,
+    input_dtype: str,
 ) -> ParityCase:
     """One batch through both.
 
-    Detections with equal scores may come in another order, so each is compared with the one whose box is nearest. The
-    net's detections below the bundle's min_score are left out: they get no mask there. Where the bundle has room for
-    more cells than the net, the net does the work of the graph (see `open_eager`).
+    Detections with equal scores may come in another order, so each is compared with the one whose box is nearest.
 
     Args:
-        net: in evaluation mode on the CPU.
+        run: the net in PyTorch, from `open_eager` with the bundle's ``detecting``. On its own it would draw masks for
+            boxes below the bundle's min_score too: most of them, and most of the time.
         session: of its bundle.
         batch: (B, C, H, W) raw counts of ``image_dtype``.
         image_dtype: of the image.
         input_dtype: of the graph.
     """
-    detecting = session.detecting
-    has_more = net.detecting is not None and detecting.max_cells > net.detecting.max_cells
-    run = open_eager(net, detecting=detecting) if has_more else net.forward
-    with torch.inference_mode():
-        outputs = {name: values.numpy() for name, values in run(torch.from_numpy(batch)).items()}
+    outputs = {name: values.numpy() for name, values in run(torch.from_numpy(batch)).items()}
     of_net = [read_detections(outputs, at) for at in range(len(batch))]
-    least, most = detecting.min_score, detecting.max_cells
-    of_net = [found.take(found.scores >= least).take(slice(0, most)) for found in of_net]  # type: ignore[arg-type]
     of_graph = session.run_batch(batch.astype(input_dtype))
     pairs = list(zip(of_net, of_graph, strict=True))
     rows = [pair_detections(one, other) for one, other in pairs]

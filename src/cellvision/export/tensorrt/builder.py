@@ -47,7 +47,7 @@ def build_engine(
     """
     onnx, engine = Path(onnx), Path(engine)
     trt = import_backend(options.backend)
-    gpu = _take_gpu(options)
+    gpu = take_gpu(options)
     model = load_graph(onnx)
     check_graph(model, onnx)
     layers = count_layers(model)
@@ -72,7 +72,7 @@ def build_engine(
     return sidecar
 
 
-def _take_gpu(options: TensorrtOptions) -> Gpu | None:
+def take_gpu(options: TensorrtOptions) -> Gpu | None:
     """The GPU to build on, made the current one of this thread; None where none is there and none is needed."""
     if options.backend == "tensorrt_rtx" and not list_gpus():
         return None

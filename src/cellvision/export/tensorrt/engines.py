@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from cellvision.bundle import Graph, Manifest, compute_sha256, load_manifest, write_manifest
 from cellvision.errors import ExportError, explain
-from cellvision.export.tensorrt.builder import build_engine
-from cellvision.export.tensorrt.options import TensorrtOptions, plan_mask_shapes
+from cellvision.export.graph_options import GraphOptions
+from cellvision.export.tensorrt.builder import build_engine, take_gpu
+from cellvision.export.tensorrt.options import Shapes, TensorrtOptions, plan_mask_shapes
 from cellvision.models.base import SegNet
 from cellvision.models.centermask2.model import CenterMask2
+from cellvision.runtime.engines.library import import_backend
 
 
-def check_engine_form(manifest: Manifest) -> None:
-    """Raise ExportError for a bundle that engines cannot run."""
-    if manifest.kind == "instance" and not manifest.is_parted:
+def check_engines(net: SegNet, graphs: GraphOptions, options: TensorrtOptions) -> None:
+    """Raise unless engines can be built of a net here: said before its graphs are made, which takes minutes.
+
+    Raises:
+        ExportError: graphs that no engine can run.
+        MissingExtraError: the library is not installed.
+        ConfigError: it is too old, or there is no GPU where it needs one.
+    """
+    if net.spec.kind == "instance" and not graphs.parted:
         got = "an instance net in one graph"
         raise ExportError(explain(got=got, need="two, as engines cannot suppress doubles", hint="form=parted"))
-    if manifest.input_dtype == "uint16":
+    if graphs.input_dtype == "uint16":
         got = "input_dtype=uint16"
         raise ExportError(explain(got=got, need="an input that TensorRT knows", hint="input_dtype=float32"))
+    import_backend(options.backend)
+    take_gpu(options)
 
 
 def write_engines(
@@ -41,16 +52,12 @@ def write_engines(
         MissingExtraError: the library is not installed.
     """
     manifest = load_manifest(source)
-    check_engine_form(manifest)
     graphs = []
     for graph in manifest.graphs:
         engine = folder / f"{Path(graph.file).stem}.engine"
-        shapes = None
-        if graph.role == "masks":
-            assert isinstance(net, CenterMask2)
-            strides, channels = list(net.detector.roi_heads.pool.strides.values()), net.settings.fpn_channels
-            shapes = plan_mask_shapes(options, strides=strides, channels=channels, padded_to=net.spec.stride)
-        build_engine(source / graph.file, engine, options, shapes=shapes, tell=tell)
+        shapes = plan_shapes(net, graph.role, options)
+        told = None if tell is None else partial(_tell_of, tell, engine.name)
+        build_engine(source / graph.file, engine, options, shapes=shapes, tell=told)
         graphs.append(
             Graph(
                 role=graph.role,
@@ -63,3 +70,16 @@ def write_engines(
     described = replace(manifest, graphs=tuple(graphs))
     write_manifest(described, folder)
     return described
+
+
+def plan_shapes(net: SegNet, role: str, options: TensorrtOptions) -> Mapping[str, Shapes]:
+    """Shapes of the inputs of a net's graph that are no image, as `build_engine` takes them."""
+    if role != "masks":
+        return {}
+    assert isinstance(net, CenterMask2)
+    strides, channels = list(net.detector.roi_heads.pool.strides.values()), net.settings.fpn_channels
+    return plan_mask_shapes(options, strides=strides, channels=channels, padded_to=net.spec.stride)
+
+
+def _tell_of(tell: Callable[[str], None], name: str, step: str) -> None:
+    tell(f"building {name}: {step}")

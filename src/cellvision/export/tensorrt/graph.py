@@ -14,10 +14,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from cellvision.errors import ExportError, explain
+from cellvision.ops.topk import LARGEST_K
 from cellvision.runtime.engines.sidecar import ELEMENTS, EngineTensor
-
-LARGEST_K = 3840
-"""Of a TopK in TensorRT and TensorRT-RTX."""
 
 _PARTED = "the parted form of the net, trunk and masks, between which the runtime drops doubles"
 _QUANTISED = "the symmetric form, quantize with form=tensorrt: int8 with zero point 0, biases in float"
@@ -63,7 +61,7 @@ def check_graph(model: onnx.ModelProto, path: Path) -> None:
         if node.op_type in _HINTS:
             raise ExportError(_refuse(path, node, "operators that an engine can have", _HINTS[node.op_type]))
         if node.op_type == "TopK" and (k := constants.get(node.input[1])) is not None and k.max() > LARGEST_K:
-            hint = f"a smaller max_cells, or a net with at most {LARGEST_K} candidates of a level"
+            hint = "several in turn, as cellvision.ops.topk has them"
             raise ExportError(_refuse(path, node, f"K of at most {LARGEST_K}, not {k.max()}", hint))
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and (why := _find_fault(node, constants)):
             raise ExportError(_refuse(path, node, why, _QUANTISED))

@@ -36,7 +36,9 @@ def split_net(net: CenterMask2, image: Tensor, *, detecting: Detecting, parted: 
     if net.settings.decoding.soft_nms_sigma is not None:
         got = f"model.decoding.soft_nms_sigma={net.settings.decoding.soft_nms_sigma}"
         raise ExportError(explain(got=got, need="null for a graph", hint="model.decoding.soft_nms_sigma=null"))
-    places = make_room(net.settings.decoding, detecting.max_cells).pre_nms * len(net.detector.backbone.levels)
+    places = make_room(net.detector.proposal_generator.decoding, detecting.max_cells).candidates * len(
+        net.detector.backbone.levels
+    )
     if detecting.max_cells > places:
         got = f"max_cells={detecting.max_cells} of {places} candidates"
         raise ExportError(explain(got=got, need=f"at most {places}", hint="a larger model.decoding.pre_nms"))
@@ -46,15 +48,15 @@ def split_net(net: CenterMask2, image: Tensor, *, detecting: Detecting, parted: 
 def make_room(decoding: FcosDecoding, max_cells: int) -> FcosDecoding:
     """The same for more cells in an image than ``post_nms``: as many candidates for each of them.
 
-    Each cell has two or three candidates in a level. With those for 1,000 cells, a window of 1,500 would lose the cells
-    whose candidates are the worst, however many places there are for what is left after suppression.
+    With those for 1,000 cells, a window of 1,500 would lose the cells whose candidates are the worst, however many
+    places there are for what is left after suppression.
 
     Example:
-        >>> make_room(FcosDecoding(pre_nms=2000, post_nms=1000), 3000).pre_nms
+        >>> make_room(FcosDecoding(pre_nms=2000, post_nms=1000), 3000).candidates
         6000
     """
     more = max(max_cells, decoding.post_nms)
-    return replace(decoding, pre_nms=-(-decoding.pre_nms * more // decoding.post_nms), post_nms=more)
+    return replace(decoding, pre_nms=-(-decoding.candidates * more // decoding.post_nms), post_nms=more)
 
 
 def _keep_whole(net: CenterMask2, image: Tensor, detecting: Detecting) -> GraphPart:

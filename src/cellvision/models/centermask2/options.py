@@ -61,7 +61,7 @@ class FcosLosses:
         alpha, gamma: of the focal loss (Lin et al. 2017): weight of cells against background, and how little what is
             already right counts.
         box_loss: one of BOX_LOSSES.
-        smoothing: square strides added to intersection and union; 1 as published, 0 serves small cells better.
+        smoothing: square strides added to intersection and union; 1 as published, 0 is the loss as it is defined.
         class_weights: one per cell class; how much the class loss of a place that learns such a cell counts. Not
             those of boxes and masks, which the classes share. None for 1 each. There is no "auto": about as many
             places learn a small cell as a large one, so that weights would have to come from cells per class, and the
@@ -98,7 +98,8 @@ class FcosDecoding:
     Attributes:
         score_threshold: a candidate's class probability is above it; in 0..1.
         nms_iou: of two boxes of a class that overlap more, the worse is left out; in 0..1.
-        pre_nms: at most so many candidates per level.
+        pre_nms: at most so many candidates per level; None for 9 times ``post_nms``. A cell has up to 9 in a level:
+            the places within 1.5 strides of its centre, which learn it.
         post_nms: at most so many boxes per image. 50 as published; crowded fields hold thousands of cells.
         threshold_with_centreness: compare class probability times centre-ness with the threshold.
         soft_nms_sigma: let overlapped boxes fade instead (see ``suppress_softly``), and leave out those that fade below
@@ -109,7 +110,7 @@ class FcosDecoding:
 
     score_threshold: float = 0.05
     nms_iou: float = 0.6
-    pre_nms: int = 1000
+    pre_nms: int | None = None
     post_nms: int = 50
     threshold_with_centreness: bool = False
     soft_nms_sigma: float | None = None
@@ -117,11 +118,21 @@ class FcosDecoding:
     def __post_init__(self) -> None:
         check_range(f"{self.key}.score_threshold", self.score_threshold, low=0, high=1, example=0.05)
         check_range(f"{self.key}.nms_iou", self.nms_iou, low=0, high=1, example=0.6)
-        check_count(f"{self.key}.pre_nms", self.pre_nms, example=1000)
+        check_count(f"{self.key}.pre_nms", self.pre_nms, or_none=True, example=9000)
         check_count(f"{self.key}.post_nms", self.post_nms, example=50)
         check_switch(f"{self.key}.threshold_with_centreness", self.threshold_with_centreness)
         if self.soft_nms_sigma is not None:
             check_range(f"{self.key}.soft_nms_sigma", self.soft_nms_sigma, above=0, example=0.5)
+
+    @property
+    def candidates(self) -> int:
+        """At most so many in a level.
+
+        Example:
+            >>> FcosDecoding(post_nms=1000).candidates, FcosDecoding(pre_nms=2000, post_nms=1000).candidates
+            (9000, 2000)
+        """
+        return 9 * self.post_nms if self.pre_nms is None else self.pre_nms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +140,8 @@ class ProposalDecoding(FcosDecoding):
     """How predictions become the boxes that the mask branch learns from."""
 
     key: ClassVar[str] = "model.proposals"
+
+    pre_nms: int | None = 1000
 
 
 @dataclass(frozen=True, kw_only=True)

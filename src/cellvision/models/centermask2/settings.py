@@ -93,7 +93,7 @@ class NetSettings:
     weights_order: str | None = None
     assigning: FcosAssigning = field(default_factory=FcosAssigning)
     fcos_loss: FcosLosses = field(default_factory=FcosLosses)
-    decoding: FcosDecoding = field(default_factory=lambda: FcosDecoding(pre_nms=2000, post_nms=1000))
+    decoding: FcosDecoding = field(default_factory=lambda: FcosDecoding(post_nms=1000))
     proposals: ProposalDecoding = field(default_factory=lambda: ProposalDecoding(post_nms=100))
     roi_sampling: RoiSampling = field(default_factory=RoiSampling)
     mask_loss: MaskLosses = field(default_factory=MaskLosses)

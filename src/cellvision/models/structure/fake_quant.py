@@ -7,13 +7,14 @@ Activations have one scale per tensor and no offset: 0..255 where they cannot be
 Nothing is renamed or replaced: a layer keeps its parameters and their names, so that optimizers, averages and weights
 of the float net go on to fit. What is added are the ranges of activations, as buffers of a sub-module.
 
-Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (2018);
-learned steps: Esser et al., "Learned Step Size Quantization" (2020).
+Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (2018).
+Ranges of activations can be learned: their gradient is that of Esser et al., "Learned Step Size Quantization" (2020),
+and what is trained is their logarithm, as in Jain et al., "Trained Quantization Thresholds" (2020). Those of weights
+always follow the largest weight of a channel: only so can a normalisation be folded in without another rounding.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,6 +31,13 @@ LEVELS = {False: (0, 255), True: (-128, 127)}
 
 DECAY = 0.99  # of the running range, per batch
 
+GAIN = 100.0
+"""So much faster than a weight a learned range moves: by GAIN times the learning rate, in shares of itself.
+
+A step of Adam is about the learning rate long, however small the gradient is. Weights are of the order of 0.1, so that
+2e-4 is much for them; a range would take thousands of such steps to halve.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantPlan:
@@ -42,7 +50,7 @@ class QuantPlan:
         outputs: the same for what modules give out.
         shared: modules that pass values on (maximum pooling, repeating): by name, the module of ``outputs`` or
             ``inputs`` whose scale theirs is.
-        learned: steps are parameters of the net and not running ranges.
+        learned: ranges of activations are trained like weights and do not follow the batches.
     """
 
     layers: Sequence[str] = ()
@@ -66,19 +74,18 @@ class FakeQuant(nn.Module):
         observing: whether the range follows the batches of training; switched off for the last epochs.
         rounding: whether values are rounded; without, only the range is followed.
         bound: () float32, largest absolute value that is kept; 0 before the first batch, which then sets it.
+        growth: () float32, what has been learned: ``bound`` is kept times exp(GAIN * growth). None where nothing is.
     """
 
     bound: Tensor
+    growth: nn.Parameter | None
 
     def __init__(self, *, signed: bool, learned: bool = False) -> None:
         """Begin without a range."""
         super().__init__()
-        self.signed, self.learned, self.observing, self.rounding = signed, learned, True, True
-        bound = torch.zeros(())
-        if learned:
-            self.bound = nn.Parameter(bound)
-        else:
-            self.register_buffer("bound", bound)
+        self.signed, self.observing, self.rounding = signed, True, True
+        self.register_buffer("bound", torch.zeros(()))
+        self.growth = nn.Parameter(torch.zeros(())) if learned else None
 
     def forward(self, maps: Tensor) -> Tensor:
         """The same shape and dtype, on the grid of ``step``."""
@@ -87,12 +94,12 @@ class FakeQuant(nn.Module):
         if not self.rounding:
             return maps
         low, high = self.levels
-        values = maps.float()
-        if not self.learned:
+        values, step = maps.float(), self.step
+        if self.growth is None or not torch.is_grad_enabled():
             zero = torch.zeros((), dtype=torch.int32, device=maps.device)
-            return torch.fake_quantize_per_tensor_affine(values, self.step, zero, low, high).to(maps.dtype)
-        slope = 1 / math.sqrt(math.prod(values.shape[1:]) * high)  # of the step's gradient, as in Esser et al.
-        step = (self.step * slope) + (self.step * (1 - slope)).detach()
+            return torch.fake_quantize_per_tensor_affine(values, step, zero, low, high).to(maps.dtype)
+        # Not scaled down by the number of values as in Esser et al.: Adam undoes any factor, or loses what falls below
+        # its epsilon.
         steps = (values / step).clamp(low, high)
         return ((steps + (steps.round() - steps).detach()) * step).to(maps.dtype)
 
@@ -104,7 +111,8 @@ class FakeQuant(nn.Module):
     @property
     def step(self) -> Tensor:
         """() float32: what one integer stands for."""
-        return (self.bound.abs() / LEVELS[self.signed][1]).clamp_min(SMALLEST_STEP)
+        bound = self.bound if self.growth is None else self.bound * (GAIN * self.growth).exp()
+        return (bound / LEVELS[self.signed][1]).clamp_min(SMALLEST_STEP)
 
     @torch.no_grad()
     def _observe(self, maps: Tensor) -> None:
@@ -117,7 +125,7 @@ class FakeQuant(nn.Module):
             return  # no cell in any box, or a step that the task skips
         if self.bound == 0:
             self.bound.copy_(largest)
-        elif not self.learned:
+        elif self.growth is None:
             self.bound.lerp_(largest, 1 - DECAY)
 
 

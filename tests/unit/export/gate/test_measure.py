@@ -234,6 +234,9 @@ def test_a_form_that_fails_is_a_finding_and_the_first_form_is_an_error(net, grap
     found = measure_forms(net, {"fp32": forms["fp32"], "broken": broken}, fields[:1], threads=(1,), runs=1)
     assert found[2].failure.startswith("model.onnx: output 'distance' holds NaN")
     assert found[2].accuracy == {}
+    assert found[1].accuracy  # and no times, as there is nothing to compare them with
+    assert not found[1].latency
+    assert found[1].memory is None
     manifest = load_manifest(broken)
     verdict = judge_forms(found, manifest, tolerance_points=100.0, allow_worse=False)
     assert verdict.kept == "fp32"

@@ -13,6 +13,7 @@ from cellvision.models.centermask2.fcos.head import FcosOutputs
 from cellvision.models.centermask2.options import FcosDecoding
 from cellvision.ops.boxes import locate, to_boxes
 from cellvision.ops.nms import suppress, suppress_softly
+from cellvision.ops.topk import find_best
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +63,7 @@ def rank(outputs: FcosOutputs, *, strides: Sequence[int], options: FcosDecoding,
         outputs: of FcosHead.
         strides: px, one per level.
         options: see FcosDecoding.
-        fill_up: have ``pre_nms`` places for each level also where its map has fewer, so that P is one number.
+        fill_up: have ``options.candidates`` places for each level, whatever its map has: P is one number.
     """
     levels = [
         _rank_level(class_logits, ltrb, centreness_logits, stride=stride, options=options, fill_up=fill_up)
@@ -88,8 +89,9 @@ def _rank_level(
     compared = combined if options.threshold_with_centreness else probabilities
     candidates = combined.where(compared > options.score_threshold, -1).flatten(1)
     if fill_up:
-        candidates = F.pad(candidates, (0, options.pre_nms), value=-1)
-    best, index = candidates.topk(options.pre_nms if fill_up else min(options.pre_nms, candidates.shape[1]))
+        best, index = find_best(F.pad(candidates, (0, options.candidates), value=-1), options.candidates)
+    else:
+        best, index = candidates.topk(min(options.candidates, candidates.shape[1]))
     class_count = class_logits.shape[1]
     height, width = class_logits.shape[-2:]
     places = (index // class_count).clamp_max(height * width - 1)

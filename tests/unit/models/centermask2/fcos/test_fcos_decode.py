@@ -4,19 +4,20 @@ import pytest
 import torch
 from torchvision.ops import batched_nms
 
-from cellvision.models.centermask2.fcos.decode import decode
+from cellvision.models.centermask2.fcos.decode import decode, rank
 from cellvision.models.centermask2.fcos.head import FcosOutputs
 from cellvision.models.centermask2.options import FcosDecoding
+from cellvision.ops.topk import LARGEST_K
 
 STRIDES = [8, 16]
 SHAPES = [(6, 8), (3, 4)]
 
 
-def make_outputs(seed=0, batch=2, classes=2, shift=0.0):
+def make_outputs(seed=0, batch=2, classes=2, shift=0.0, shapes=SHAPES):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(channels):
-        return tuple(torch.randn(batch, channels, *shape, generator=generator) for shape in SHAPES)
+        return tuple(torch.randn(batch, channels, *shape, generator=generator) for shape in shapes)
 
     class_logits = tuple(each + shift for each in draw(classes))
     return FcosOutputs(class_logits=class_logits, ltrb=tuple(each.abs() for each in draw(4)), centreness_logits=draw(1))
@@ -38,7 +39,7 @@ def decode_naively(outputs, image, options):
                 left, top, right, bottom = ltrb[:, row, column].tolist()
                 box = (x - left, y - top, x + right, y + bottom)
                 here.append((box, score.sqrt().item(), name, (x, y), classes[:, row, column].tolist()))
-        found += sorted(here, key=lambda each: -each[1])[: options.pre_nms]
+        found += sorted(here, key=lambda each: -each[1])[: options.candidates]
     if not found:
         return []
     boxes, scores, names = (torch.tensor([each[i] for each in found]) for i in range(3))
@@ -116,3 +117,39 @@ def test_a_class_probability_equal_to_the_threshold_is_not_above_it():
     for threshold, is_found in ((0.5, False), (0.499, True)):
         found = decode(flat, strides=STRIDES, options=FcosDecoding(score_threshold=threshold))
         assert [len(each.scores) > 0 for each in found] == [is_found, is_found]
+
+
+@pytest.mark.parametrize("pre_nms", [LARGEST_K, LARGEST_K + 1, 6000, 9000])
+def test_graphs_have_the_candidates_of_the_net_and_places_for_more(pre_nms):
+    """Graphs look for no more at a time than an engine can; of 8,192 at the first level."""
+    options = FcosDecoding(score_threshold=0.2, pre_nms=pre_nms)
+    outputs = make_outputs(shapes=[(64, 64), (32, 32)])
+    expected = rank(outputs, strides=STRIDES, options=options)
+    found = rank(outputs, strides=STRIDES, options=options, fill_up=True)
+    assert found.scores.shape == (2, 2 * pre_nms)
+    for image in range(2):
+        of_graph, of_net = (one[image][one.scores[image] >= 0] for one in (found, expected))
+        assert len(of_net.scores) > LARGEST_K + 1
+        for name, values in vars(of_net).items():
+            assert torch.equal(vars(of_graph)[name], values)
+
+
+def make_crowd(*, across, pitch=3):
+    """One level of stride 8 with ``across`` squared cells of 20 px, each seen by the 9 places around its centre."""
+    edge = across * pitch
+    seen = torch.arange(edge) // pitch
+    offset = (torch.arange(edge) % pitch - pitch // 2) * 8.0
+    quality = torch.randn(across, across, generator=torch.Generator().manual_seed(0))
+    top, left = (10 + offset)[:, None].expand(edge, edge), (10 + offset)[None].expand(edge, edge)
+    ltrb = torch.stack([left, top, 20 - left, 20 - top]).clamp_min(0) / 8
+    class_logits = quality[seen][:, seen]
+    return FcosOutputs(
+        class_logits=(class_logits[None, None],), ltrb=(ltrb[None],), centreness_logits=(ltrb[None, :1] * 0,)
+    )
+
+
+@pytest.mark.parametrize(("candidates", "expected"), [(None, 1024), (2000, 223)])
+def test_a_crowd_is_found_whole_unless_candidates_are_limited(candidates, expected):
+    options = FcosDecoding(score_threshold=0.01, pre_nms=candidates, post_nms=1100)
+    (found,) = decode(make_crowd(across=32), strides=[8], options=options)
+    assert len(found.scores) == expected

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed, multiprocessing
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from cellvision.models.centermask2.fcos.head import FcosOutputs
 from cellvision.models.centermask2.fcos.losses import compute_fcos_losses, compute_mean_of_processes
 from cellvision.models.centermask2.fcos.targets import FcosTargets
 from cellvision.models.centermask2.options import FcosLosses
+from forked import run_two
 
 SHAPES = [(4, 6), (2, 3)]
 PLACES = 2 * (24 + 6)
@@ -105,29 +105,15 @@ def test_losses_of_half_precision_maps_are_computed_in_float32():
         torch.testing.assert_close(loss, compute_fcos_losses(outputs, targets, FcosLosses())[name], rtol=1e-2, atol=0)
 
 
-def run_process(rank, path, results):
-    distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    try:
-        outputs = make_outputs(seed=rank)
-        targets = make_targets(POSITIVE if rank == 0 else [], seed=rank)
-        losses = compute_fcos_losses(outputs, targets, FcosLosses())
-        results.put((rank, {name: value.item() for name, value in losses.items()}))
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
+def compute_part(rank):
+    targets = make_targets(POSITIVE if rank == 0 else [], seed=rank)
+    losses = compute_fcos_losses(make_outputs(seed=rank), targets, FcosLosses())
+    return {name: value.item() for name, value in losses.items()}
 
 
 @pytest.mark.slow
-def test_two_processes_together_have_the_losses_of_one_with_both_batches(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    workers = [context.Process(target=run_process, args=(rank, tmp_path / "store", results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = dict(results.get() for _ in workers)
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+def test_two_processes_together_have_the_losses_of_one_with_both_batches():
+    found = run_two(compute_part)
     separate = [make_outputs(seed=0), make_outputs(seed=1)]
     joined = FcosOutputs(
         **{
