@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +24,9 @@ from cellvision.building import (
     load_start,
     quieten,
 )
+from cellvision.bundle import compute_sha256
 from cellvision.composition import build, build_data, check_groups, check_settings, resolve
-from cellvision.delivery import deliver
+from cellvision.delivery import check_report, deliver
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.training.stopping import Stopped, stopping
 
@@ -81,8 +84,8 @@ def compress(cfg: DictConfig) -> float | None:
     check_settings(cfg)
     folder = _find_run_folder(cfg)
     check_groups(resolve(cfg), ("optim", "trainer", "mixing", "callbacks", "logger", "compress"))
-    checkpoint = Path(cfg.ckpt)
-    OmegaConf.update(cfg, "data", find_data_settings(cfg, checkpoint), force_add=True)
+    OmegaConf.update(cfg, "data", _choose_data(cfg, Path(cfg.ckpt)), force_add=True)
+    checkpoint = _fix_start(cfg, folder)
     data = build_data(cfg.data)
     return _fit(cfg, data, folder, start=load_start(checkpoint, data))
 
@@ -101,6 +104,8 @@ def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | 
     resume = choose_resume(cfg.resume, folder / "checkpoints")
     seed_everything(cfg.seed, workers=True, verbose=False)
     compression = build_compression(cfg, folder, start=start)
+    if compression is not None and cfg.bundle:
+        check_report(cfg, compression)
     task = build_task(cfg, data, start=start, compression=compression)
     link = "latest" if start is None else "latest_compressed"
     record = RunRecord(folder, settings=resolve(cfg), data=data, link=link)
@@ -134,9 +139,9 @@ def export(cfg: DictConfig) -> None:
     check_tolerance(cfg.tolerance)
     checkpoint = Path(cfg.ckpt)
     engines = None if cfg.get("trt") is None else build(cfg.trt, "trt")
-    data = build_data(find_data_settings(cfg, checkpoint))
+    data = build_data(_choose_data(cfg, checkpoint))
     options = GraphOptions(input_dtype=cfg.input_dtype, form=cfg.form, max_cells=cfg.max_cells, min_score=cfg.min_score)
-    check_options(checkpoint, options)
+    check_options(checkpoint, options, engines)
     given: dict[str, Any] = {"options": options, "tolerance": cfg.tolerance, "overwrite": cfg.overwrite}
     precision = cfg.precision or ("fp32" if engines is not None else choose_precision(checkpoint))
     if precision != "fp32" or engines is not None:
@@ -178,13 +183,50 @@ def _export_form(
     )
     with PhaseLines() as tell:
         tell("reading fields")
-        request = replace(request, fields=collect_training_fields(data, cfg.calibration.fields))
+        if request.precision == "int8":
+            request = replace(request, fields=collect_training_fields(data, cfg.calibration.fields))
         samples = data.collect_held_out(cfg.samples)
         verdict = export_judged(checkpoint, Path(cfg.bundle), request, samples=samples, tell=tell, **given)
     manifest = load_manifest(Path(cfg.bundle))
     print_verdict(verdict, choose_headlines(manifest.kind, manifest.classes))
     print(f"bundle {cfg.bundle}: {verdict.kept}")
     verdict.raise_if_refused()
+
+
+def _choose_data(cfg: DictConfig, checkpoint: Path) -> Any:
+    """The data group that was asked for, or that of the checkpoint's run with single settings laid over it.
+
+    Raises:
+        ConfigError: see ``find_data_settings``, or a setting that the recorded data do not have, such as ``data.root``.
+    """
+    given = cfg.get("data")
+    if given is None or "_target_" in given:
+        return find_data_settings(cfg, checkpoint)
+    recorded = find_data_settings(OmegaConf.create({}), checkpoint)
+    if unknown := [f"data.{key}" for key in map(str, given) if key not in recorded]:
+        got = f"{unknown[0]}, which the recorded data of {checkpoint} do not have"
+        need = f"one of {', '.join(f'data.{key}' for key in sorted(map(str, recorded)) if key != '_target_')}"
+        raise ConfigError(explain(got=got, need=need, hint=f"data=NAME {unknown[0]}=..."))
+    return OmegaConf.merge(recorded, given)
+
+
+def _fix_start(cfg: DictConfig, folder: Path) -> Path:
+    """The checkpoint to begin with, in the folder that links lead to now; its path and SHA-256 become settings.
+
+    Raises:
+        ConfigError: the run to be resumed began with another one.
+    """
+    from cellvision.training.checkpoint import check_start
+
+    checkpoint = Path(cfg.ckpt).parent.resolve() / Path(cfg.ckpt).name
+    if cfg.resume is not None:
+        before: dict[str, Any] = {}
+        with suppress(OSError, ValueError, KeyError):  # none yet, or half written: the run's checkpoint knows it too
+            before = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
+        check_start(before, checkpoint)
+    cfg.ckpt = str(checkpoint)
+    OmegaConf.update(cfg, "ckpt_sha256", compute_sha256(checkpoint), force_add=True)
+    return checkpoint
 
 
 def _find_run_folder(cfg: DictConfig) -> Path:

@@ -139,7 +139,7 @@ def build_trainer(
     """Lightning's trainer; without ``record`` a bare one that keeps and shows nothing, for the learning-rate finder."""
     from lightning.pytorch.callbacks import Checkpoint
 
-    from cellvision.training.callbacks import LastValidation
+    from cellvision.training.callbacks import LastValidation, SameNet
     from cellvision.training.checkpoint import AtomicCheckpointIO
 
     groups = (
@@ -156,7 +156,7 @@ def build_trainer(
     return build(
         cfg.trainer,
         "trainer",
-        callbacks=callbacks + ([LastValidation(), record] if record else []),
+        callbacks=callbacks + ([SameNet(), LastValidation(), record] if record else []),
         logger=loggers,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],

@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 PARITY_FIELDS = 4
 
 
+def check_report(cfg: DictConfig, compression: Compression) -> None:
+    """Raise ConfigError for settings of ``cfg.report`` that the run cannot be reported by, before it is trained."""
+    from cellvision.export.checks import check_count
+    from cellvision.export.compressed.rows import check_static
+    from cellvision.export.gate.decision import check_tolerance
+
+    check_tolerance(cfg.report.tolerance_points)
+    check_count("report.samples", cfg.report.samples, least=1)
+    check_count("report.calibration_fields", cfg.report.calibration_fields, least=1)
+    check_static(cfg.report.ptq, [step.name for step in compression.steps])
+
+
 def deliver(
     cfg: DictConfig,
     data: CellDataModule,
@@ -71,9 +83,11 @@ def _report(
     from cellvision.export.compressed.rows import list_rows
     from cellvision.export.progress import PhaseLines
     from cellvision.export.quantize.calibration import collect_training_fields
+    from cellvision.training.checkpoint import check_start
 
     base = compression.start or folder / "checkpoints" / "base.ckpt"
     scratch = train_scratch(cfg, data, task, folder, compression=compression) if cfg.report.scratch else None
+    check_start(resolve(cfg), base)  # hours may have passed
     rows = list_rows(folder, base=base, scratch=scratch, static=tuple(cfg.report.ptq))
     with PhaseLines() as tell:
         tell("reading fields")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from hydra._internal import utils
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
@@ -15,23 +15,33 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from cellvision.errors import explain, unknown_name
 
 
-def launch(command: Callable[[], Any]) -> None:
+def launch(command: Callable[[], Any], *, open_groups: Sequence[str] = ()) -> None:
     """Run a command; settings that do not compose are one sentence on stderr and exit status 2.
 
-    HYDRA_FULL_ERROR=1 shows the whole error.
+    So is a folder that Hydra cannot make. HYDRA_FULL_ERROR=1 shows the whole error.
 
     Args:
         command: decorated with ``hydra.main``.
+        open_groups: groups that are null unless asked for; a setting of theirs is accepted all the same, and the
+            command has to know what it is laid over.
     """
+    sys.argv = [f"++{word}" if "=" in word and word.split(".")[0] in open_groups else word for word in sys.argv]
     # Hydra prints its errors in its own words and leaves; nothing public keeps it from that for a whole sweep.
     utils.run_and_report = lambda func: func()
     try:
         command()
     except (CompactHydraException, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"error: {explain_composition(error)}", file=sys.stderr)
-        sys.exit(2)
+        _leave(error, explain_composition(error))
+    except OSError as error:  # of Hydra, which makes the run folder before a command begins
+        got, need = f"cannot make {error.filename} ({error.strerror})", "a run_dir that can be written to"
+        _leave(error, explain(got=got, need=need, hint="run_dir=runs/another"))
+
+
+def _leave(error: Exception, explained: str) -> NoReturn:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    print(f"error: {explained}", file=sys.stderr)
+    sys.exit(2)
 
 
 def explain_composition(error: Exception) -> str:

@@ -19,7 +19,8 @@ ALLOWED_MODULES = (
 functions only, and Lightning's Trainer."""
 
 FIXED = (
-    "model", "optim", "mixing", "splitting", "seed", "live_threshold", "monitor", "monitor_mode", "compress", "start",
+    "model", "optim", "mixing", "splitting", "seed", "live_threshold", "monitor", "monitor_mode", "ckpt_sha256",
+    "compress",
 )  # fmt: skip
 FIXED_DATA = (
     "augment", "normalization", "percentiles", "count_range", "batch_size", "draws_per_epoch", "balanced",

@@ -3,32 +3,33 @@
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
-from cellvision.bundle import Splitting, load_manifest
-from cellvision.compression.callback import Compression
+from cellvision.bundle import load_manifest
 from cellvision.compression.distill.step import Distill
 from cellvision.compression.prune.step import Prune
 from cellvision.compression.qat.step import Quantize
-from cellvision.data.augment import RandomCrop
-from cellvision.data.datamodule import CellDataModule
-from cellvision.data.synthetic import SyntheticLiveDead
 from cellvision.export.writer import export_checkpoint
-from cellvision.models.build import build_model, list_models
+from cellvision.models.build import list_models
 from cellvision.runtime.session import open_session
-from cellvision.training.callbacks import BestCheckpoint
-from cellvision.training.checkpoint import AtomicCheckpointIO, load_net
-from cellvision.training.optim import Optim
-from cellvision.training.task import SegmentationTask
+from cellvision.training.checkpoint import load_net
+from compressed_fit import build_data, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+# Few levels: each is in a graph once more, and a graph takes as long to write as it has parts.
+LEVELS = {"levels": [3, 4], "roi_levels": [3, 4], "top_levels": 0, "assigning": {"sizes_of_interest": [32]}}
 HEADS = {"fpn_channels": 32, "class_convs": 1, "box_convs": 1, "mask_convs": 1, "maskiou_convs": 1}
-CELLS = {"name": "centermask2", "decoding": {"score_threshold": 0.0, "post_nms": 20}, **HEADS}
+CELLS = {"name": "centermask2", "decoding": {"score_threshold": 0.0, "post_nms": 20}, **HEADS, **LEVELS}
 NETS = {
     "unet": {"name": "unet", "kind": "viability", "widths": (8, 16, 16)},
-    "unet with an encoder": {"name": "unet", "kind": "semantic", "widths": (8,) * 6, "encoder": "resnet10t"},
-    "centermask2": {**CELLS, "backbone": "vovnet19_slim_dw"},
+    "unet with an encoder": {"name": "unet", "kind": "semantic", "widths": (8,) * 4, "encoder": "resnet10t"},
+    "centermask2": {
+        **CELLS,
+        "backbone": "vovnet19_slim_dw",
+        "top_levels": 1,
+        "assigning": {"sizes_of_interest": [16, 32]},
+    },
     "centermask2 with resnet": {**CELLS, "backbone": "resnet18", "norm": "batch", "mask_iou": False},
 }
 STEPS = ("prune", "distill", "quantize")
@@ -62,43 +63,16 @@ def say(net, image):
 @pytest.fixture(params=NETS.values(), ids=NETS, scope="module")
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    data = CellDataModule(
-        datasets={"all": SyntheticLiveDead(fields=6, height=64, width=64, cells=(3, 5))},
-        fractions={"train": 0.5, "val": 0.5},
-        augment={"crop": RandomCrop(size=64)},
-        batch_size=2,
-        draws_per_epoch=4,
-        workers=0,
-    )
-    data.setup()
+    data = build_data(fields=6, crop=64)
     steps = [
         Prune(epochs=1, macs=0.7, batches=1),
         Distill(epochs=1),
         Quantize(epochs=1, when="always", calibration_batches=1, freeze_epochs=1),
     ]
-    net = build_model(in_channels=3, classes=data.classes, **request.param)
-    method = {"viability": "distance", "semantic": "components", "instance": "instances"}[net.spec.kind]
-    # A map net that has learned nothing is as sure of one class as of another, and says either when it is rounded.
-    compression = Compression(steps, folder=folder, base_epochs=1 if net.spec.kind == "instance" else 8)
-    monitor = "val/mask/ap" if net.spec.kind == "instance" else "val/pixel/miou"
-    task = SegmentationTask(
-        net=net, optim=Optim(lr=1e-3), splitting=Splitting(method=method), phases=compression.phases, monitor=monitor
-    )
     keep = Keep(torch.from_numpy(data.collect_held_out(1)[0].image[None].astype(np.float32)))
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=compression.epochs,
-        callbacks=[compression, BestCheckpoint(folder=folder / "checkpoints", monitor=monitor), keep],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        plugins=[AtomicCheckpointIO()],
-    )
-    trainer.fit(task, datamodule=data)
+    # A map net that has learned nothing is as sure of one class as of another, and says either when it is rounded.
+    base_epochs = 1 if request.param["name"] == "centermask2" else 8
+    fit(folder, steps, keep, data=data, net=request.param, base_epochs=base_epochs)
     return folder, data, keep
 
 

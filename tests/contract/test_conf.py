@@ -20,6 +20,7 @@ from cellvision import app, building
 from cellvision.errors import CellvisionError, ConfigError
 from cellvision.launch import launch
 from cellvision.models.build import list_models
+from forked import call
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -159,16 +160,10 @@ def test_bad_values_are_explained(override, said):
         build_all()
 
 
-def run_script(*arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
-
-
 def test_help_answers_within_three_seconds_and_lists_the_choices():
-    began = os.times()
-    printed = run_script("train.py", "--help")
+    environment, began = {**os.environ, "OMP_NUM_THREADS": "1"}, os.times()
+    command = [sys.executable, "train.py", "--help"]
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     took = os.times()
     assert printed.returncode == 0
     assert "synthetic_livedead" in printed.stdout
@@ -177,7 +172,7 @@ def test_help_answers_within_three_seconds_and_lists_the_choices():
 
 
 def test_help_of_compress_tells_every_setting():
-    printed = run_script("compress.py", "--help")
+    printed = call("compress.py", "--help")
     assert printed.returncode == 0
     for name in ("prune", "distill", "qat"):
         for key in compose(name="compress").compress[name]:
@@ -187,7 +182,7 @@ def test_help_of_compress_tells_every_setting():
 
 
 def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path):
-    printed = run_script("compress.py", "ckpt=nowhere/best.ckpt", f"hydra.run.dir={tmp_path}")
+    printed = call("compress.py", "ckpt=nowhere/best.ckpt", f"hydra.run.dir={tmp_path}")
     assert printed.returncode == 2
     assert printed.stderr.startswith("error: no file ckpt=nowhere/best.ckpt; need a checkpoint; try: ")
 
@@ -238,14 +233,14 @@ def test_what_does_not_compose_is_explained_in_one_line(settings, said, monkeypa
 
 def test_a_script_answers_an_unknown_setting_in_one_line():
     for script, setting in (("train.py", "model.nrom=batch"), ("export.py", "tolerence=1")):
-        printed = run_script(script, setting)
+        printed = call(script, setting)
         assert printed.returncode == 2
         assert printed.stderr.startswith(f"error: unknown setting '{setting.split('=')[0]}'; need one of: ")
         assert len(printed.stderr.splitlines()) == 1
 
 
 def test_errors_are_one_line_without_traceback(tmp_path):
-    printed = run_script("train.py", f"hydra.run.dir={tmp_path}", "data=livedead", f"data.root={tmp_path / 'none'}")
+    printed = call("train.py", f"hydra.run.dir={tmp_path}", "data=livedead", f"data.root={tmp_path / 'none'}")
     assert printed.returncode == 2
     assert printed.stderr.startswith("error: ")
     assert "Traceback" not in printed.stderr
@@ -254,7 +249,7 @@ def test_errors_are_one_line_without_traceback(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_trains_every_point(tmp_path):
-    printed = run_script(
+    printed = call(
         "train.py", "-m", "model=unet", "optim.lr=1e-3,3e-4", "trainer=debug", f"hydra.sweep.dir={tmp_path}",
         "data.datasets.all.fields=12", "bundle=false", "model.widths=[4,8]",
     )  # fmt: skip

@@ -1,19 +1,16 @@
 """Compression killed with SIGKILL in each of its phases and resumed, against a run that was never broken."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from toy import ROOT, SETTINGS, finish, start
+from toy import count_epochs, finish, finish_python, start
 
 from cellvision.training.checkpoint import load_net, load_plain_checkpoint
+from forked import Script, call
 
-DATA = [setting for setting in SETTINGS if setting.startswith(("data.", "+data."))]
 PHASES = {
     "compress": "[prune,distill,qat]",
     "compress.prune.steps": "2",
@@ -29,18 +26,10 @@ PHASES = {
 STATEFUL = ["callbacks=compress_ema", "~callbacks.pictures", "logger=csv", "trainer.deterministic=true", "bundle=false"]
 
 
-def start_compress(checkpoint: Path, folder: Path, *settings: str) -> subprocess.Popen:
-    """``python compress.py`` with the steps of PHASES, one thread, in the background."""
+def name_compress(checkpoint: Path, folder: Path, *settings: str) -> list[str]:
+    """The command line of compress.py with the steps of PHASES."""
     phases = [f"{key}={value}" for key, value in PHASES.items()]
-    given = [f"ckpt={checkpoint}", f"hydra.run.dir={folder}", *STATEFUL, *phases, *settings]
-    return subprocess.Popen(
-        [sys.executable, "compress.py", *given],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return ["compress.py", f"ckpt={checkpoint}", f"hydra.run.dir={folder}", *STATEFUL, *phases, *settings]
 
 
 @pytest.fixture(scope="module")
@@ -53,29 +42,24 @@ def trained(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    finish(start_compress(trained, folder))
+    finish_python(*name_compress(trained, folder))
     return folder
-
-
-def count_epochs(folder: Path) -> int:
-    path = folder / "history.csv"
-    return max(0, len(path.read_text().splitlines()) - 1) if path.exists() else 0
 
 
 def kill_after(checkpoint: Path, folder: Path, epochs: int) -> None:
     """Resume the run, and SIGKILL it as soon as so many epochs are behind it."""
-    with start_compress(checkpoint, folder, "resume=auto") as process:
-        while process.poll() is None and count_epochs(folder) < epochs:
+    with Script(*name_compress(checkpoint, folder, "resume=auto")) as script:
+        while script.is_alive and count_epochs(folder) < epochs:
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        printed, _ = process.communicate(timeout=60)
-    assert count_epochs(folder) >= epochs, printed
+        script.send_signal(signal.SIGKILL)
+        done = script.finish()
+    assert count_epochs(folder) >= epochs, done
 
 
 def test_a_run_killed_in_every_phase_ends_like_an_unbroken_one(trained, unbroken, tmp_path):
     for epochs in (1, 3, 5, 7):  # between two cuts, behind them, distilling, and with ranges not frozen yet
         kill_after(trained, tmp_path, epochs)
-    finish(start_compress(trained, tmp_path, "resume=auto"))
+    finish(Script(*name_compress(trained, tmp_path, "resume=auto")))
     for name in ("prune.ckpt", "distill.ckpt", "quantize.ckpt", "best.ckpt", "last.ckpt"):
         first, second = (load_plain_checkpoint(run / "checkpoints" / name) for run in (unbroken, tmp_path))
         for part in ("state_dict", "current_model_state"):
@@ -99,7 +83,31 @@ def test_every_phase_leaves_a_net_of_its_own(trained, unbroken):
 
 
 def test_other_settings_are_refused_on_resume(trained, unbroken):
-    with start_compress(trained, unbroken, "resume=auto", "compress.prune.macs=0.7") as process:
-        printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "compress.prune.macs: 0.5 became 0.7" in printed
+    done = call(*name_compress(trained, unbroken, "resume=auto", "compress.prune.macs=0.7"))
+    assert done.returncode == 2
+    assert "compress.prune.macs: 0.5 became 0.7" in done.stderr
+
+
+def test_a_run_that_needed_no_training_is_not_trained_when_it_goes_on(trained, tmp_path):
+    """Killed behind its last epoch, with epochs of its phase left over, while its bundles are made."""
+    command = ["compress.py", f"ckpt={trained}", f"hydra.run.dir={tmp_path}", *STATEFUL, "compress=[qat]"]
+    command += ["compress.qat.epochs=3", "compress.qat.tolerance_points=100", "resume=auto"]
+    with Script(*command, "bundle=true") as script:
+        while script.is_alive and not (tmp_path / "results.json").is_file():
+            time.sleep(0.005)
+        script.send_signal(signal.SIGKILL)
+        done = script.finish()
+    assert "no training needed" in done.stdout, done
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "bundle").exists()
+    names = ("quantize.ckpt", "best.ckpt", "last.ckpt")
+    before = {name: load_plain_checkpoint(tmp_path / "checkpoints" / name) for name in names}
+    finish(Script(*command))
+    for name, first in before.items():
+        second = load_plain_checkpoint(tmp_path / "checkpoints" / name)
+        assert first["global_step"] == second["global_step"] == 0
+        for part in ("state_dict", "current_model_state"):
+            assert first[part].keys() == second[part].keys()
+            for key, value in first[part].items():
+                assert torch.equal(value, second[part][key]), f"{name}: {part} {key}"
+        assert first["cellvision"]["recipe"] == second["cellvision"]["recipe"]

@@ -173,7 +173,10 @@ def test_a_tile_without_room_for_all_cells_is_said(dotted, tmp_path, capsys, par
 
 def test_only_one_run_at_a_time_works_in_a_folder(stained, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--bundle", stained / "bundle", stained / "images", "--out", out]
+    (tmp_path / "images").mkdir()
+    for number in range(10):  # enough to be seen at work on a busy machine too
+        (tmp_path / "images" / f"{number}.ome.tif").symlink_to(stained / "images" / "crowd.ome.tif")
+    arguments = ["--bundle", stained / "bundle", tmp_path / "images", "--out", out]
     with claim_folder(out):
         status, said, complaints = predict_cpp(*arguments)
         assert (status, said) == (2, "")

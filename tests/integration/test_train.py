@@ -2,32 +2,23 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tifffile
-from toy import ROOT, finish, start
+from toy import finish, finish_python, name_run, start
 
 from cellvision.bundle import load_manifest
 from cellvision.data.livedead import write_livedead_folder
 from cellvision.data.synthetic import SyntheticLiveDead
+from forked import call
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "first"
-    printed = finish(start(folder, "bundle=true", "predict=2", "find_lr=true", "trainer.max_epochs=2"))
+    printed = finish_python(*name_run(folder, "bundle=true", "predict=2", "find_lr=true", "trainer.max_epochs=2"))
     return folder, printed
-
-
-def call(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=240
-    )
 
 
 def test_a_run_leaves_everything_it_names(run):
@@ -99,10 +90,9 @@ def test_evaluate_scores_the_bundle_on_a_folder(run, tmp_path):
 def test_a_folder_that_holds_a_run_is_not_overwritten(run):
     folder, _ = run
     before = (folder / "checkpoints/best.ckpt").read_bytes()
-    with start(folder) as process:
-        printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "holds a run; need a new folder; try: resume=auto" in printed
+    done = call(*name_run(folder))
+    assert done.returncode == 2
+    assert "holds a run; need a new folder; try: resume=auto" in done.stderr
     assert (folder / "checkpoints/best.ckpt").read_bytes() == before
 
 

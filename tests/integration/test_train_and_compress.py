@@ -1,16 +1,14 @@
 """Training and compression in one run of train.py, down to the report and the bundle; and a sweep over ratios."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from toy import ROOT, finish, start
+from toy import finish, start
 
 from cellvision.bundle import load_manifest
 from cellvision.training.checkpoint import load_net
+from forked import call
 
 SHORT = [
     "callbacks=compress", "~callbacks.pictures", "bundle=true", "predict=1", "trainer.max_epochs=3",
@@ -54,10 +52,7 @@ def test_what_loses_too_much_is_reported_and_then_an_error(run, tmp_path):
         "predict=0",
     ]
     given += ["compress.prune.steps=1", "optim.lr=1e-9", "report.samples=2", "report.ptq=[]", "~callbacks.pictures"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "compress.py", *given], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
+    done = call("compress.py", *given)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "prune loses" in done.stderr.splitlines()[-1]
     assert Path(tmp_path / "report" / "compression.html").is_file()

@@ -1,18 +1,14 @@
 """A whole run with a net that finds cells: trained, its threshold fitted, every score again from its files."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
 from cellvision.training.checkpoint import load_net
+from forked import call
 
-ROOT = Path(__file__).parents[2]
 TINY = [
     "model=centermask2_lite", "model.backbone=vovnet19_slim_dw", "model.fpn_channels=32", "model.levels=[2,3,4]",
     "model.top_levels=0", "model.roi_levels=[2,3]", "model.assigning.sizes_of_interest=[24,48]",
@@ -24,17 +20,10 @@ TINY = [
 ]  # fmt: skip
 
 
-def run(*command: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
-    )
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    done = run("train.py", f"run_dir={folder}", *TINY)
+    done = call("train.py", f"run_dir={folder}", *TINY)
     assert done.returncode == 0, done.stderr
     assert f"bundle    {folder / 'bundle'}  (largest difference from PyTorch " in done.stdout
     assert "net       random; norm batch, which is trained" in done.stdout
@@ -68,7 +57,7 @@ def test_the_printed_command_gives_every_score_of_cells_again(folder):
     command = next(line for line in (folder / "output.txt").read_text().splitlines() if line.startswith("again "))
     out = folder / "again.json"
     words = shlex.split(command.removeprefix("again"))
-    done = run("-m", *words, "--out", str(out))
+    done = call("-m", *words, "--out", str(out))
     assert done.returncode == 0, done.stderr
     again = json.loads(out.read_text())["scores"]
     scores = json.loads((folder / "results.json").read_text())["held_out"]

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from forked import ROOT, Script
+
 SETTINGS = [
     "data.datasets.all.fields=12", "+data.datasets.all.height=64", "+data.datasets.all.width=64",
     "+data.datasets.all.cells=[2,4]", "data.augment.crop.size=32", "data.batch_size=2", "data.draws_per_epoch=8",
@@ -19,17 +20,37 @@ STATEFUL = [
 ]  # fmt: skip
 
 
-def start(folder: Path, *settings: str) -> subprocess.Popen:
-    """``python train.py`` with the toy settings and ``settings``, one thread, in the background."""
-    command = [sys.executable, "train.py", f"hydra.run.dir={folder}", *SETTINGS, *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(folder: Path, *settings: str) -> Script:
+    """``train.py`` with the toy settings and ``settings``, in the background."""
+    return Script(*name_run(folder, *settings))
 
 
-def finish(process: subprocess.Popen) -> str:
+def name_run(folder: Path, *settings: str) -> list[str]:
+    """The command line of such a run."""
+    return ["train.py", f"hydra.run.dir={folder}", *SETTINGS, *settings]
+
+
+def finish(script: Script) -> str:
     """What a run printed, after it ended well."""
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, printed
+    with script:
+        return check(script.finish())
+
+
+def finish_python(*command: object) -> str:
+    """The same of a new Python, which imports everything by itself and hashes with a seed of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, *map(str, command)]
+    return check(subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240))
+
+
+def count_epochs(folder: Path) -> int:
+    """How many epochs a run has behind it."""
+    path = folder / "history.csv"
+    return max(0, len(path.read_text().splitlines()) - 1) if path.exists() else 0
+
+
+def check(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command that ended well printed."""
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
     return printed

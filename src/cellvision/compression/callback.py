@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from cellvision.compression.prune.masks import apply_masks, find_masks
 from cellvision.compression.recipe import check_order, plan_phases
 from cellvision.compression.run import Measure, Run
 from cellvision.compression.step import Step
@@ -22,7 +24,8 @@ class Compression(Callback):
     """Takes a net through training and the steps, each in a phase of its own.
 
     In each phase the best net is looked for anew and kept under the phase's name. The task has to have the same
-    ``phases``, and the trainer as many epochs.
+    ``phases``, and the trainer as many epochs. It goes before an average of the weights among the trainer's callbacks,
+    which else would see weights that masks hold at zero after they have moved.
 
     Args:
         steps: in order.
@@ -49,6 +52,7 @@ class Compression(Callback):
         self.phases = plan_phases(steps, base_epochs=base_epochs)
         self._run: Run | None = None
         self._active: Step | None = None
+        self._masks: dict[str, Tensor] = {}
 
     @property
     def epochs(self) -> int:
@@ -76,14 +80,21 @@ class Compression(Callback):
             step.attach(self._run)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a phase, and let its step do what is due."""
+        """Begin a phase with the same net in every process, and let its step do what is due."""
+        assert isinstance(pl_module, SegmentationTask)
+        assert pl_module.record is not None
         phase, epoch = find_phase(self.phases, trainer.current_epoch)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, BestCheckpoint):
                 callback.begin_phase(phase.name)
+        at = self.phases.index(phase)
+        if at > 0 and epoch == 0:
+            self.run.return_to_best(self.phases[at - 1].name)
         self._active = next((step for step in self.steps if step.name == phase.name), None)
+        self.run.share_buffers()
         if self._active is not None:
             self._active.begin_epoch(self.run, epoch)
+        self._masks = find_masks(pl_module.net, pl_module.record.recipe)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -95,9 +106,8 @@ class Compression(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Let the step of this phase change the weights."""
-        if self._active is not None:
-            self._active.after_update(self.run)
+        """Hold weights at zero that have a mask, whichever step or run laid it."""
+        apply_masks(self.run.net, self._masks)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of everything."""

@@ -11,6 +11,13 @@ from cellvision.training.phases import BASE, Phase
 
 ORDER = ("prune", "distill", "quantize")
 
+_WHY_NOT = {
+    ("prune", "distill"): "channels would go that have just learned from the teacher",
+    ("prune", "quantize"): "what was learned of rounding does not hold for a net that loses channels",
+    ("distill", "quantize"): "a net that rounds has only small steps left to learn in",
+    ("quantize", "quantize"): "it rounds already",
+}
+
 
 def check_order(steps: Sequence[Step], before: Sequence[Mapping[str, Any]] = ()) -> None:
     """Raise ConfigError where a step cannot follow those before it.
@@ -32,11 +39,7 @@ def check_order(steps: Sequence[Step], before: Sequence[Mapping[str, Any]] = ())
     for name in names:
         at = ORDER.index(name)
         if at <= last:
-            why = {
-                "prune": "what was learned of rounding does not hold for a net that loses channels",
-                "distill": "a net that rounds has only small steps left to learn in",
-                "quantize": "it rounds already",
-            }[name]
+            why = _WHY_NOT[name, ORDER[last]]
             right = ",".join(each for each in ORDER if each in names)
             got = f"{name} after {ORDER[last]}: {behind or why}"
             raise ConfigError(explain(got=got, need=" < ".join(ORDER), hint=f"steps in the order {right}"))

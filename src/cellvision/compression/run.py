@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -19,6 +18,8 @@ from cellvision.errors import ConfigError, explain
 from cellvision.models.base import SegNet
 from cellvision.training.averaging import Ema
 from cellvision.training.callbacks import BestCheckpoint
+from cellvision.training.checkpoint import NET_PREFIX, load_plain_checkpoint
+from cellvision.training.gathering import share_buffers
 from cellvision.training.task import SegmentationTask
 from cellvision.training.validating import score_net
 from cellvision.types import Batch
@@ -147,7 +148,7 @@ class Run:
             if isinstance(callback, Ema):
                 callback.refit(self.task, None if cut is None else _take_named(cut))
             elif isinstance(callback, BestCheckpoint):
-                callback.score = None
+                callback.forget(self.trainer)
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy):  # else gradients of new parameters would not be exchanged, silently
             strategy.model = self.task
@@ -155,9 +156,21 @@ class Run:
 
     def share_buffers(self) -> None:
         """Give every process the lead's buffers: statistics that each took from its own batches."""
-        if self.trainer.world_size > 1:
-            for buffer in self.net.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        share_buffers(self.net)
+
+    def return_to_best(self, phase: str) -> None:
+        """Go on from the best net of a phase that has ended, in every process; where none was kept, from the last.
+
+        Optimizers keep their moments, and averages what they have averaged.
+        """
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, BestCheckpoint) for callback in callbacks):
+            return
+        weights: dict[str, Tensor] = {}
+        if self.is_lead:
+            state = load_plain_checkpoint(self.folder / "checkpoints" / f"{phase}.ckpt")["state_dict"]
+            weights = {key.removeprefix(NET_PREFIX): each for key, each in state.items() if key.startswith(NET_PREFIX)}
+        self.net.load_state_dict(self.broadcast(weights))
 
     def stop(self, why: str, *, score: float) -> None:
         """End training with the net as it is, which is kept as the best of this phase."""

@@ -33,11 +33,11 @@ class Step:
 
     def __init__(self, *, epochs: int, lr: float) -> None:
         if not isinstance(epochs, int) or epochs < 1:
-            got, need = f"{self.key}.epochs={epochs}", "a whole number from 1 up"
-            raise ConfigError(explain(got=got, need=need, hint=f"{self.key}.epochs=5"))
+            got, need = f"compress.{self.key}.epochs={epochs}", "a whole number from 1 up"
+            raise ConfigError(explain(got=got, need=need, hint=f"compress.{self.key}.epochs=5"))
         if not isinstance(lr, int | float) or not 0 < lr <= 10:
-            got, need = f"{self.key}.lr={lr}", "a share of optim.lr above 0, up to 10"
-            raise ConfigError(explain(got=got, need=need, hint=f"{self.key}.lr=0.3"))
+            got, need = f"compress.{self.key}.lr={lr}", "a share of optim.lr above 0, up to 10"
+            raise ConfigError(explain(got=got, need=need, hint=f"compress.{self.key}.lr=0.3"))
         self.epochs, self.lr = epochs, float(lr)
 
     @property
@@ -56,9 +56,6 @@ class Step:
 
     def before_update(self, run: Run) -> None:
         """Change gradients, in its phase, before the optimizer sees them."""
-
-    def after_update(self, run: Run) -> None:
-        """Change weights, in its phase, after each training batch."""
 
     def end_run(self, run: Run) -> None:
         """Let go of what ``attach`` took hold of; after training."""

@@ -1,14 +1,16 @@
-"""The latency of a net as it will be used, for searches that try many nets."""
+"""How long nets take as they will be used, for searches that try many."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cellvision.bundle import Detecting
 from cellvision.export.onnx import INPUT_NAME, export_part, split_net
 from cellvision.metrics.cost.timing import time_in_turns
 from cellvision.models.base import SegNet
@@ -32,10 +34,24 @@ def measure_graph_ms(net: SegNet, image: Tensor, *, threads: int | None = None, 
     Raises:
         ExportError: the net has no graph.
     """
-    (part,) = split_net(net, detecting=net.detecting)
+    way = open_graph(net, image, threads=threads or torch.get_num_threads(), detecting=net.detecting)
+    return float(np.median(time_in_turns({"net": way}, runs=runs)["net"]))
+
+
+def open_graph(net: SegNet, image: Tensor, *, threads: int, detecting: Detecting | None = None) -> Callable[[], object]:
+    """One run of an image through the net's graph each time it is called, in ONNX Runtime, in fp32.
+
+    Args:
+        net: not touched.
+        image: (1, C, H, W) raw counts.
+        threads: of the processor.
+        detecting: how candidates become detections; None for nets that say something of every pixel.
+
+    Raises:
+        ExportError: the net has no graph.
+    """
+    (part,) = split_net(net, detecting=detecting)
     batch = np.asarray(image.cpu(), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        path = export_part(part, Path(folder) / "graph.onnx")
-        graph = open_onnx_graph(path, RunSettings(threads=threads or torch.get_num_threads()))
-        times_ms = time_in_turns({"net": lambda: graph.run({INPUT_NAME: batch}, part.outputs)}, runs=runs)
-        return float(np.median(times_ms["net"]))
+        graph = open_onnx_graph(export_part(part, Path(folder) / "graph.onnx"), RunSettings(threads=threads))
+    return lambda: graph.run({INPUT_NAME: batch}, part.outputs)

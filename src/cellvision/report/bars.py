@@ -2,46 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from cellvision.report.lines import PER_MILLION, count_threads, show, show_points, show_times
+from cellvision.metrics.accuracy import Headline
+from cellvision.report.lines import ABOUT_FACTORS, PER_MILLION, count_threads, show, show_points, show_times
 from cellvision.report.looks import COLOURS, MEANINGS, escape, find_look, tidy
-from cellvision.report.record import CompressionReport
+from cellvision.report.record import Change, CompressionReport
 
 
 def draw_bars(report: CompressionReport, path: Path) -> None:
-    """A PNG with a panel for each quantity and a bar for each row, the base on top."""
-    figure = Figure(figsize=(11, 2.2 + 0.62 * len(report.rows)), layout="constrained")
-    (score, time), (size, memory) = figure.subplots(2, 2, sharey=True)
-    changes = [report.compare(row, report.base) for row in report.rows]
-    headline, threads = report.headlines[0], report.threads[0]
-    scores = [row.accuracy.get(headline.score, 0.0) for row in report.rows]
-    lost = [f"{show_points(each.lost_points.get(headline.score, float('nan')))} points" for each in changes]
-    _add_bars(score, report, scores, lost, title=headline.words, form=".3f" if abs(headline.points) > 1 else ".1f")
-    times = [row.find_latency(threads) for row in report.rows]
-    _add_bars(
-        time,
-        report,
-        [each.p50_ms for each in times],
-        [show_times(change.latency[threads]) for change in changes],
-        title=f"ms per image of {report.size[0]} x {report.size[1]} px, {count_threads(threads)} (line: to 95 %)",
-        above=[max(0.0, each.p95_ms - each.p50_ms) for each in times],
-    )
+    """A PNG with a panel for each headline and each cost, and in it a bar for each row, the base on top."""
+    count = len(report.headlines) + 3
+    columns = 2 if count <= 4 else 3
+    lines = math.ceil(count / columns)
+    height = 1.2 + lines * (0.6 + 0.31 * len(report.rows))
+    figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for axes, headline in zip(panels, report.headlines, strict=False):
+        _add_scores(axes, report, headline)
+    time, size, memory, *unused = panels[len(report.headlines) :]
+    for axes in unused:
+        axes.set_axis_off()
+    _add_times(time, report)
     megabytes = [row.size_bytes * PER_MILLION for row in report.rows]
-    _add_bars(size, report, megabytes, [show_times(change.size) for change in changes], title="size of the graphs, MB")
+    sizes = _list_changes(report, lambda change: show_times(change.size))
+    _add_bars(size, report, megabytes, sizes, title="size of the graphs, MB")
     peaks = [row.peak_mib or 0.0 for row in report.rows]
-    _add_bars(memory, report, peaks, [show_times(change.memory) for change in changes], title="peak memory, MiB")
+    memories = _list_changes(report, lambda change: show_times(change.memory))
+    _add_bars(memory, report, peaks, memories, title="peak memory, MiB")
     looks = list(dict.fromkeys(find_look(report, row) for row in report.rows))
     handles = [Patch(color=COLOURS[look], label=MEANINGS[look]) for look in looks]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9,
+        title=ABOUT_FACTORS, title_fontsize=8,
+    )  # fmt: skip
     processor = escape(str(report.machine.get("processor", "")))
     figure.suptitle(f"{escape(report.base.model)} on {report.fields} fields, {processor}", fontsize=10)
     figure.savefig(path, format="png", dpi=120)
+
+
+def _add_scores(axes: Axes, report: CompressionReport, headline: Headline) -> None:
+    scores = [row.accuracy.get(headline.score, 0.0) for row in report.rows]
+    is_share = abs(headline.points) > 1
+    _add_bars(
+        axes,
+        report,
+        scores,
+        _list_changes(report, lambda change: f"{show_points(change.lost_points.get(headline.score, math.nan))} points"),
+        title=headline.words if headline.points > 0 else f"{headline.words}, points (less is better)",
+        form=".3f" if is_share else ".1f",
+    )
+
+
+def _add_times(axes: Axes, report: CompressionReport) -> None:
+    """Bars to the median and a line on to 95 %: that is cut off where it would make slivers of the bars."""
+    threads = report.threads[0]
+    times = [row.find_latency(threads) for row in report.rows]
+    limit = 1.2 * max(each.p50_ms for each in times)
+    ends = [min(max(each.p95_ms, each.p50_ms), limit) for each in times]
+    changes = _list_changes(report, lambda change: show_times(change.latency[threads]))
+    for place, (each, end) in enumerate(zip(times, ends, strict=True)):
+        is_cut = each.p95_ms > limit
+        axes.plot([each.p50_ms, end], [place, place], color="0.2", linewidth=1.2, zorder=3)
+        axes.plot(end, place, marker=">" if is_cut else "|", color="0.2", markersize=5, zorder=3)
+        if is_cut:
+            changes[place] = ", ".join(filter(None, (changes[place], f"95 %: {show(each.p95_ms)}")))
+    _add_bars(
+        axes,
+        report,
+        [each.p50_ms for each in times],
+        changes,
+        title=f"ms, {report.size[0]} x {report.size[1]} px, {count_threads(threads)}; line: to 95 %",
+        ends=ends,
+    )
+    if limit in ends:  # its text is longer
+        axes.set_xlim(0, 1.65 * limit)
+
+
+def _list_changes(report: CompressionReport, tell: Callable[[Change], str]) -> list[str]:
+    """What became of the base in each row, in words; "" for the base."""
+    return ["" if row is report.base else tell(report.compare(row, report.base)) for row in report.rows]
 
 
 def _add_bars(
@@ -52,22 +98,19 @@ def _add_bars(
     *,
     title: str,
     form: str = "",
-    above: Sequence[float] | None = None,
+    ends: Sequence[float] | None = None,
 ) -> None:
     places = range(len(values))
     colours = [COLOURS[find_look(report, row)] for row in report.rows]
-    error = None if above is None else [[0.0] * len(values), list(above)]
-    bars = axes.barh(places, values, color=colours, height=0.7, xerr=error, ecolor="0.2", capsize=2)
-    texts = [
-        (format(value, form) if form else show(value)) + (f"  ({change})" if row is not report.base and change else "")
-        for value, change, row in zip(values, changes, report.rows, strict=True)
-    ]
-    axes.bar_label(bars, labels=texts, padding=4, fontsize=8)
+    axes.barh(places, values, color=colours, height=0.7)
+    ends = ends or values
+    for place, value, end, change in zip(places, values, ends, changes, strict=True):
+        text = format(value, form) if form else show(value)
+        text += f"  ({change})" if change else ""
+        axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(places, [escape(row.name) for row in report.rows])
     axes.set_ylim(len(values) - 0.4, -0.6)
-    axes.set_xlim(
-        0, 1.34 * max(*values, *(v + a for v, a in zip(values, above or [0.0] * len(values), strict=True)), 1e-9)
-    )
+    axes.set_xlim(0, 1.4 * max(*ends, 1e-9))
     axes.set_title(title, fontsize=9, loc="left")
     axes.tick_params(labelsize=8)
     tidy(axes)

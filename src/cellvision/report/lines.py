@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cellvision.report.record import Change, CompressionReport, ReportRow
 
 PER_MILLION, PER_BILLION = 1e-6, 1e-9
+ABOUT_FACTORS = "Factors of times are medians over the rounds in which all nets took turns, not quotients of the p50s."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ def _list_totals(report: CompressionReport) -> list[Line]:
         line("parameters, million", lambda row: row.parameters * PER_MILLION, lambda change: change.parameters),
         line("MACs, billion", lambda row: row.macs * PER_BILLION, lambda change: change.macs),
     ]
+    if any(row.zeros for row in report.rows):
+        lines.append(line("weights that are 0, %", lambda row: 100 * row.zeros))
     for number in report.threads:
         words = f"ms, {count_threads(number)}"
         lines += [
@@ -60,16 +63,12 @@ def _list_totals(report: CompressionReport) -> list[Line]:
             ),
             line(f"{words}, p95", lambda row, n=number: row.find_latency(n).p95_ms),  # type: ignore[misc]
         ]
-    most = report.threads[-1]
-    return [
-        *lines,
-        line(
-            f"images/s, {count_threads(most)}, {report.batch} at once",
-            lambda row: row.find_latency(most, report.batch).images_per_s,
-            lambda change: change.throughput,
-        ),
-        line("peak MiB", lambda row: row.peak_mib, lambda change: change.memory),
-    ]
+    most, batch = report.threads[-1], report.batch
+    at_once = f"images/s, {count_threads(most)}, {batch} at once"
+    lines.append(
+        line(at_once, lambda row: row.find_latency(most, batch).images_per_s, lambda change: change.throughput)
+    )
+    return [*lines, line("peak MiB", lambda row: row.peak_mib, lambda change: change.memory)]
 
 
 def _list_scores(report: CompressionReport, at: int) -> Line:

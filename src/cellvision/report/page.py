@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from cellvision.report.lines import list_lines
+from cellvision.report.lines import ABOUT_FACTORS, list_lines
 from cellvision.report.record import CompressionReport
 from cellvision.report.table import describe_findings
 
@@ -39,8 +39,8 @@ def write_page(report: CompressionReport, pictures: Mapping[str, Path], path: Pa
         *_list_findings(report),
         f'<div class="wide">{_draw_table(report)}</div>',
         "<p>In brackets: against the uncompressed net. Times are medians (p50) and 95 % bounds (p95) of runs in which"
-        f" all nets took turns, of {report.size[0]} x {report.size[1]} px, {report.runs} runs each; factors of times"
-        " are medians over the rounds. Memory is that of a process that opens the net and runs one image.</p>",
+        f" all nets took turns, of {report.size[0]} x {report.size[1]} px, {report.runs} runs each."
+        f" {ABOUT_FACTORS} Memory is that of a process that opens the net and runs one image.</p>",
         *(_draw_picture(words, picture) for words, picture in pictures.items()),
         *_list_origin(report),
     ]

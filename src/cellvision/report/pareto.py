@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from matplotlib.text import Annotation
 
 from cellvision.errors import DataError, explain
 from cellvision.metrics.accuracy import Headline
-from cellvision.report.lines import count_threads
+from cellvision.report.lines import ABOUT_FACTORS, count_threads
 from cellvision.report.looks import COLOURS, MEANINGS, escape, find_look, tidy
 from cellvision.report.record import CompressionReport
 
@@ -67,14 +69,15 @@ class Sweep:
     is_relative: bool
 
 
-def collect_points(reports: Mapping[str, CompressionReport]) -> Sweep:
-    """The nets of runs by their first headline and their time with the fewest threads.
+def collect_points(reports: Mapping[str, CompressionReport], *, at: int = 0) -> Sweep:
+    """The nets of runs by a headline and their time with the fewest threads.
 
     Times of several runs are divided by the base's, which took turns with them, where all began with the same net: ms
     of different hours tell more of what else the machine did. The base is then shown once.
 
     Args:
         reports: by the runs' names; where there is one, its name is not shown.
+        at: number of the headline among those of the runs.
 
     Raises:
         DataError: no run, or runs of other headlines, image sizes or machines, which cannot be compared.
@@ -85,7 +88,7 @@ def collect_points(reports: Mapping[str, CompressionReport]) -> Sweep:
     for name, report in reports.items():
         _check_same(name, report, first)
     is_relative = len(reports) > 1 and len({each.base.checkpoint_sha256 for each in reports.values()}) == 1
-    headline, threads = first.headlines[0], first.threads[0]
+    headline, threads = first.headlines[at], first.threads[0]
     points = []
     for name, report in reports.items():
         for row in report.rows:
@@ -126,17 +129,43 @@ def find_front(points: Sequence[Point], *, sign: float = 1.0) -> tuple[Point, ..
     return tuple(front)
 
 
-def draw_pareto(reports: Mapping[str, CompressionReport], path: Path) -> Sweep:
-    """A PNG of accuracy against time, all nets labelled and the best joined by a line; arguments and errors as above.
+def draw_pareto(reports: Mapping[str, CompressionReport], path: Path) -> None:
+    """A PNG of each headline against time, all nets labelled and the best joined by a line.
 
     Args:
-        reports: as for `collect_points`.
+        reports: as for `collect_points`, with its errors.
         path: of the PNG.
     """
-    sweep = collect_points(reports)
-    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
-    axes = figure.subplots()
-    _draw_front(axes, sweep)
+    first = collect_points(reports)
+    headlines = next(iter(reports.values())).headlines
+    others = [collect_points(reports, at=at) for at in range(1, len(headlines))]
+    sweeps = [first, *(sweep for sweep in others if sweep.points)]
+    columns = 2 if len(sweeps) == 4 else min(3, len(sweeps))
+    rows = math.ceil(len(sweeps) / columns)
+    figure = Figure(figsize=(8.5 if columns == 1 else 6.0 * columns, 0.7 + 4.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    height, width = next(iter(reports.values())).size
+    for axes, sweep in zip(panels, sweeps, strict=False):
+        _draw_sweep(axes, sweep, size=f"{height} x {width} px")
+    for unused in panels[len(sweeps) :]:
+        unused.set_axis_off()
+    figure.suptitle("Filled marks are nets that no other beats", fontsize=10)
+    looks = list(dict.fromkeys(point.look for sweep in sweeps for point in sweep.points))
+    handles = [Line2D([], [], marker="o", linestyle="", color=COLOURS[look], label=MEANINGS[look]) for look in looks]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9,
+        title=ABOUT_FACTORS if first.is_relative else None, title_fontsize=8,
+    )  # fmt: skip
+    figure.draw_without_rendering()
+    for axes, sweep in zip(panels, sweeps, strict=False):
+        _place_labels(figure, axes, sweep)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _draw_sweep(axes: Axes, sweep: Sweep, *, size: str) -> None:
+    """Marks and front, without names."""
+    times, scores = _list_corners(sweep.front)
+    axes.plot(times, scores, color="0.6", linewidth=1.2, linestyle="--", zorder=1)
     for point in sweep.points:
         is_best = point in sweep.front
         axes.plot(
@@ -144,35 +173,31 @@ def draw_pareto(reports: Mapping[str, CompressionReport], path: Path) -> Sweep:
             markerfacecolor=COLOURS[point.look] if is_best else "white", markeredgewidth=1.6,
         )  # fmt: skip
     unit = "times the time of the uncompressed net" if sweep.is_relative else "ms per image"
-    height, width = next(iter(reports.values())).size
-    axes.set_xlabel(f"{unit}, {height} x {width} px, {count_threads(sweep.threads)}")
-    words = sweep.headline.words + ("" if sweep.headline.points > 0 else ", points (less is better)")
-    axes.set_ylabel(words)
-    axes.set_title(f"{words} against time: filled marks are those that no other net beats", fontsize=10)
+    axes.set_xlabel(f"{unit}, {size}, {count_threads(sweep.threads)}")
+    axes.set_ylabel(sweep.headline.words + ("" if sweep.headline.points > 0 else ", points (less is better)"))
     axes.margins(0.14)
     axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
     axes.grid(color="0.92")
     tidy(axes)
-    looks = list(dict.fromkeys(point.look for point in sweep.points))
-    handles = [Line2D([], [], marker="o", linestyle="", color=COLOURS[look], label=MEANINGS[look]) for look in looks]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    _place_labels(figure, axes, sweep.points)
-    figure.savefig(path, format="png", dpi=120)
-    return sweep
 
 
-def _draw_front(axes: Axes, sweep: Sweep) -> None:
-    """The best score that is to be had within a time: a step at each net of the front."""
-    times, scores = ([getattr(point, key) for point in sweep.front] for key in ("time", "score"))
-    axes.step(times, scores, where="post", color="0.6", linewidth=1.2, linestyle="--", zorder=1)
+def _list_corners(front: Sequence[Point]) -> tuple[list[float], list[float]]:
+    """Times and scores along the best score that is to be had within a time: a step at each net of the front."""
+    times = [point.time for point in front for _ in range(2)][1:]
+    scores = [point.score for point in front for _ in range(2)][:-1]
+    return times, scores
 
 
-def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """Write each name where it covers no mark and no other name, as near to its mark as there is room."""
-    figure.draw_without_rendering()
+def _place_labels(figure: Figure, axes: Axes, sweep: Sweep) -> None:
+    """Write each name where it covers no mark, no other name and no line, as near to its mark as there is room."""
+    points = sweep.points
+    if not points:
+        return
     marks = axes.transData.transform([(point.time, point.score) for point in points])
     reach = figure.dpi / 72 * 5
     taken: list[tuple[float, ...]] = [(x - reach, y - reach, x + reach, y + reach) for x, y in marks]
+    corners = axes.transData.transform(list(zip(*_list_corners(sweep.front), strict=True)))
+    taken += [(*np.minimum(one, other) - 1, *np.maximum(one, other) + 1) for one, other in pairwise(corners)]
     inside = axes.get_window_extent()
     renderer = figure._get_renderer()  # type: ignore[attr-defined]
     for point in points:

@@ -54,12 +54,13 @@ class ReportRow:
         steps: of compression that the net has behind it.
         precision: "fp32" or "int8".
         parameters: numbers that are trained.
-        macs: multiplications for one image of the report's size.
+        macs: multiplications for one image of the report's size; with weights that are zero too.
         size_bytes: of all graphs.
         cells: found in all fields.
         accuracy: see `Accuracy.compute`.
         timings: one per number of threads with one image, and one with all threads and the report's batch.
         peak_mib: memory of a process that opens it and runs one image; None where the system does not tell.
+        zeros: share of the checkpoint's weights of convolutions and linear layers that are exactly 0, in 0..1.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ReportRow:
     accuracy: Mapping[str, float]
     timings: tuple[Timing, ...]
     peak_mib: float | None
+    zeros: float = 0.0
 
     def find_timing(self, threads: int, batch: int = 1) -> Timing:
         """Of a number of threads and images that was measured."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar, 
 
 from cellvision.errors import check_choice
 from cellvision.training.checkpoint import BEST, LAST, PREVIOUS, remove_drafts
+from cellvision.training.gathering import share_buffers
 
 
 def build_progress() -> Callback:
@@ -34,7 +36,8 @@ class EpochLines(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._started, self._first_epoch, self._first_step, self._enabled = 0.0, 0, 0, True
+        self._started, self._first_epoch, self._first_step = 0.0, 0, 0
+        self._enabled, self._validated = True, False
 
     def enable(self) -> None:
         """Print from now on."""
@@ -49,12 +52,17 @@ class EpochLines(ProgressBar):
         self._started = time.monotonic()
         self._first_epoch, self._first_step = trainer.current_epoch, trainer.global_step
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the epoch has scores of its own."""
+        self._validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
+        is_validated, self._validated = self._validated, False
         if not (self._enabled and trainer.is_global_zero):
             return
         seconds = time.monotonic() - self._started
-        shown = ("train/loss", "val/loss", getattr(pl_module, "monitor", ""))
+        shown = ("train/loss", *(("val/loss", getattr(pl_module, "monitor", "")) if is_validated else ()))
         scores = trainer.callback_metrics
         values = [f"{name} {float(scores[name]):.4f}" for name in shown if name in scores]
         print("  ".join([*self._count(trainer), *values, self._tell_time(trainer, seconds)]), flush=True)
@@ -84,21 +92,41 @@ def _is_limit(planned: int | None) -> bool:
 
 
 class LastValidation(Callback):
-    """The end of the last epoch is always validated.
+    """The end of a run is always validated, and that of each of its phases.
 
     Also where ``check_val_every_n_epoch`` passes it over or the steps end in the midst of an epoch: else the last
     epochs, or all of a short run, could not become the best, and a run would end with the score of an earlier net.
+    Likewise a phase could end without any net of its own, or with one that was cut again since.
     """
+
+    def __init__(self) -> None:
+        self._every: int | None = None
+        self._goes_on = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Have the net validated after the last batch of the run; Lightning does so where a run is asked to stop."""
-        is_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if is_last_epoch or trainer.global_step == trainer.max_steps:
-            if trainer.check_val_every_n_epoch is not None:
+        """Have the net validated after the last batch; Lightning does so where a run is asked to stop."""
+        done = trainer.current_epoch + 1 if trainer.is_last_batch else None
+        is_over = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if is_over or done in accumulate(phase.epochs for phase in getattr(pl_module, "phases", ())):
+            self._every, self._goes_on = trainer.check_val_every_n_epoch, not is_over
+            if self._every is not None:
                 trainer.check_val_every_n_epoch = 1
             trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the next phase."""
+        if self._goes_on:
+            trainer.check_val_every_n_epoch, trainer.should_stop, self._goes_on = self._every, False, False
+
+
+class SameNet(Callback):
+    """Every process validates the same net, statistics of batch normalisations included; behind all that change it."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take those of the first process, whose net it is that is saved."""
+        share_buffers(pl_module)
 
 
 class BestCheckpoint(Checkpoint):
@@ -130,6 +158,12 @@ class BestCheckpoint(Checkpoint):
         """Look for the best net of this phase from now on; nothing happens where it has begun already."""
         if name != self.phase:
             self.phase, self.score = name, None
+
+    def forget(self, trainer: Trainer) -> None:
+        """Look for the best net of this phase anew: the one so far is not of the net's structure any more."""
+        self.score = None
+        if trainer.is_global_zero:
+            self.path.unlink(missing_ok=True)
 
     def publish(self) -> None:
         """Keep the best net of the last phase as that of the run, too."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from cellvision.bundle import Channel, Splitting
+from cellvision.bundle import Channel, Splitting, compute_sha256
 from cellvision.errors import CellvisionError, ConfigError, DataError, explain
 from cellvision.models.base import SegNet
 from cellvision.models.build import build_model
@@ -123,6 +123,23 @@ def check_drift(before: dict[str, Any], now: dict[str, Any]) -> None:
     if drift := find_drift(before, now):
         need = "the settings the run began with"
         raise ConfigError(explain(got="; ".join(drift), need=need, hint="a new run_dir"))
+
+
+def check_start(before: dict[str, Any], checkpoint: Path) -> None:
+    """Raise ConfigError where a checkpoint is not the one that a run began with; a file only moved is the same.
+
+    Args:
+        before: settings of the run; without "ckpt_sha256" nothing is known of its start.
+        checkpoint: as it is now.
+    """
+    known = before.get("ckpt_sha256")
+    sha256 = compute_sha256(checkpoint) if checkpoint.is_file() else None
+    if known in (None, sha256):
+        return
+    found = ", which is no file" if sha256 is None else f" with SHA-256 {sha256[:12]}.."
+    need = f"{before['ckpt']} with SHA-256 {known[:12]}.., which the run began with"
+    same = "the same file again" if before["ckpt"] == str(checkpoint) else f"ckpt={before['ckpt']}"
+    raise ConfigError(explain(got=f"ckpt={checkpoint}{found}", need=need, hint=f"{same}, or a new run_dir"))
 
 
 def find_drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

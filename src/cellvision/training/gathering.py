@@ -1,10 +1,10 @@
-"""What each process of a distributed run has for itself, brought together."""
+"""What each process of a distributed run has for itself, brought together or made alike."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import distributed
+from torch import distributed, nn
 
 
 def gather(value: Any) -> list[Any]:
@@ -22,3 +22,14 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the first one's buffers: statistics that each took from its own batches.
+
+    DistributedDataParallel does so before each training batch, and not before a validation. Every process must take
+    part; one alone keeps what it has.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, src=0)

@@ -1,8 +1,12 @@
 """Which channels go: scores against those of torch-pruning, and what options make of them."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
+from scipy.stats import spearmanr
 from torch import nn
 
 from cellvision.compression.prune.choice import Chooser, score_channels
@@ -32,7 +36,6 @@ def make_gradients(net):
 @pytest.mark.parametrize(
     ("importance", "norm", "oracle"),
     [
-        ("magnitude", "batch", tp.importance.GroupMagnitudeImportance()),
         # torch-pruning 1.6.1 looks for batch normalisations by the name of group normalisations there
         ("taylor", "group", tp.importance.GroupTaylorImportance(target_types=[nn.Conv2d, nn.GroupNorm])),
         ("bn_scale", "batch", tp.importance.BNScaleImportance()),
@@ -53,6 +56,38 @@ def test_scores_are_those_of_torch_pruning(importance, norm, oracle, attention):
                 torch.testing.assert_close(found, expected)
                 compared += 1
     assert compared >= 4
+
+
+def measure_effects(net, part, images):
+    """(part.width,) mean squared change of the results when nobody takes a channel in."""
+    with torch.no_grad():
+        before, effects = net.logits(images)["classes"], []
+        for channel in range(part.width):
+            without = copy.deepcopy(net)
+            for slices in part.slices:
+                if not slices.is_out and isinstance(slices.layer, nn.Conv2d):
+                    for name, _, dim in slices.list_tensors():
+                        places = slices.places[slices.channels == channel]
+                        without.get_parameter(name).index_fill_(dim, places, 0)
+            effects.append((without.logits(images)["classes"] - before).square().mean())
+    return torch.stack(effects)
+
+
+@pytest.mark.parametrize("attention", ["none", "se"])
+def test_channels_of_large_magnitude_are_those_that_the_results_hang_on(attention):
+    net = build(attention=attention)
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
+    with torch.no_grad():
+        for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.weight.copy_(torch.rand_like(norm.weight) * 1.9 + 0.1)
+        for _ in range(30):
+            net.train().logits(images)
+    parts = [part for part in list_parts(net.eval(), IMAGE) if not part.kept_because and "excite" not in part.name]
+    ranks = [
+        spearmanr(score_channels(part, "magnitude"), measure_effects(net, part, images)).statistic for part in parts
+    ]
+    assert len(ranks) >= 5
+    assert np.mean(ranks) > 0.7
 
 
 def choose(net, ratio, **options):
@@ -147,5 +182,8 @@ def test_scales_that_are_all_alike_say_nothing():
 
 
 def test_nothing_to_prune_is_explained():
-    with pytest.raises(ConfigError, match=r"no layer to prune by prune.importance=magnitude \(.*is in prune.protected"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no layer to prune by compress.prune.importance=magnitude \(.*is in compress.prune.protected",
+    ):
         choose(build(), 0.5, protected=("*",))

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from cellvision.compression.prune.masks import apply_masks, build_masks, measure_sparsity
+from cellvision.compression.prune.masks import apply_masks, build_masks, find_masks, measure_sparsity
 from cellvision.errors import ConfigError
 
 
@@ -44,6 +44,7 @@ def test_equal_weights_are_still_counted():
 def test_masks_hold_through_training(net, pattern):
     masks = build_masks(net, pattern=pattern, protected=["5"])
     assert "5.weight" not in masks
+    weights = sum(mask.numel() for mask in masks.values())
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
     start = net[3].weight.detach().clone()
     apply_masks(net, masks)
@@ -53,18 +54,31 @@ def test_masks_hold_through_training(net, pattern):
         loss.backward()
         optimizer.step()
         apply_masks(net, masks)
-        assert measure_sparsity(net, masks) == pytest.approx(0.5, abs=0.01)
+        assert sum(int((net.get_parameter(name) == 0).sum()) for name in masks) / weights == pytest.approx(
+            0.5, abs=0.01
+        )
     kept = masks["3.weight"]
     assert (net[3].weight[kept] != start[kept]).all()
     assert not (net[3].weight[~kept]).any()
+    found = find_masks(net, [{"step": "prune"}, {"step": "prune", "masks": sorted(masks)}, {"step": "quantize"}])
+    assert found.keys() == masks.keys()
+    assert all(torch.equal(found[name], masks[name]) for name in masks)
+
+
+def test_the_share_of_zeros_is_of_all_weights_that_are_multiplied(net):
+    assert measure_sparsity(net) == 0
+    nn.init.zeros_(net[3].weight)  # 32 of 8 * 9 + 32 + 72
+    nn.init.zeros_(net[1].weight)
+    assert measure_sparsity(net) == 32 / 176
+    assert measure_sparsity(nn.ReLU()) == 0
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"pattern": "1:4"}, "unknown prune.pattern '1:4'"),
+        ({"pattern": "1:4"}, "unknown compress.prune.masks '1:4'"),
         ({"sparsity": 1.0}, r"prune.sparsity=1\.0; need a share in \(0, 1\)"),
-        ({"protected": ["*"]}, "no layer for prune.pattern=unstructured; need one or more"),
+        ({"protected": ["*"]}, "no layer for compress.prune.masks=unstructured; need one or more"),
     ],
 )
 def test_masks_that_mean_nothing_are_refused(net, given, message):

@@ -116,7 +116,7 @@ def test_what_the_trace_cannot_follow_keeps_its_channels(arguments, closed):
 def test_protected_layers_keep_their_channels_with_all_they_share_them_with():
     net, image = build("plain")
     reasons = get_reasons(net, image, protected=["encoder.levels.0.*", "decoder.1.convolve.0"])
-    closed = {name for name, reason in reasons.items() if reason == "is in prune.protected"}
+    closed = {name for name, reason in reasons.items() if reason == "is in compress.prune.protected"}
     assert closed == {"encoder.levels.0.0.0", "encoder.levels.0.0.3", "decoder.1.convolve.0"}
 
 

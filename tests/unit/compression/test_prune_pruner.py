@@ -153,7 +153,7 @@ def test_widths_too_coarse_for_the_target_are_explained():
 def test_a_step_beyond_the_last_is_refused():
     pruner = Pruner(build(), IMAGE, PruneOptions(ratio=0.2))
     pruner.step()
-    with pytest.raises(ConfigError, match=r"step 2 of prune.steps=1; need a step that was planned"):
+    with pytest.raises(ConfigError, match=r"step 2 of compress.prune.steps=1; need a step that was planned"):
         pruner.step()
 
 
@@ -173,6 +173,8 @@ class Fixed(nn.Module):
 def test_a_net_that_cannot_be_followed_is_left_whole():
     net = Fixed()
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(ConfigError, match=r"fixed does not run \(.*\) when its layers are cut .*try: prune.protected"):
+    with pytest.raises(
+        ConfigError, match=r"fixed does not run \(.*\) when its layers are cut .*try: compress.prune.protected"
+    ):
         Pruner(net, IMAGE, PruneOptions(ratio=0.5)).step()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -1,15 +1,11 @@
-"""A net that learns to round while it is trained: ranges, phases of the training, what is kept, and two processes."""
+"""A net that learns to round while it is trained: ranges, phases of the training, and what is kept."""
 
 import json
-import os
-import socket
-from datetime import timedelta
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import DDPStrategy
-from torch import multiprocessing, nn
+from torch import nn
 
 from cellvision.bundle import Splitting
 from cellvision.compression.callback import Compression
@@ -68,7 +64,7 @@ class Watch(Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         norms = [module for module in pl_module.net.modules() if isinstance(module, nn.BatchNorm2d)]
-        self.bounds.append([quant.bound.item() for quant in find_fake_quants(pl_module.net)])
+        self.bounds.append([quant.step.item() * quant.levels[1] for quant in find_fake_quants(pl_module.net)])
         self.means.append([norm.running_mean.sum().item() for norm in norms])
         self.modes.append({norm.training for norm in norms})
 
@@ -116,10 +112,21 @@ def test_a_run_resumed_within_the_phase_ends_as_an_unbroken_one(tmp_path, learne
         assert torch.equal(one, other), name
 
 
-def test_learned_steps_are_trained_until_they_are_fixed(tmp_path):
+def test_learned_ranges_are_trained_until_they_are_fixed(tmp_path):
     watch = Watch()
     fit(tmp_path, Quantize(epochs=3, freeze_epochs=1, when="always", calibration_batches=1, learned=True), watch)
-    assert watch.bounds[0] != watch.bounds[1] == watch.bounds[2]
+    first, second, third = watch.bounds
+    assert all(one != other for one, other in zip(first, second, strict=True))
+    assert second == third
+
+
+def test_a_percentile_keeps_smaller_ranges(tmp_path):
+    bounds = []
+    for options in ({}, {"calibration": "percentile", "percentile": 90.0}):
+        given = {"epochs": 1, "tolerance_points": 100, "calibration_batches": 1} | options
+        task, _ = fit(tmp_path, Quantize(**given))
+        bounds.append([quant.bound.item() for quant in find_fake_quants(task.net)])
+    assert all(0 < less < most for most, less in zip(*bounds, strict=True))
 
 
 def test_where_little_is_lost_nothing_is_trained(tmp_path, capsys):
@@ -154,37 +161,6 @@ def test_layers_that_cost_most_stay_float_until_the_budget_is_met(tmp_path, monk
     assert (tmp_path / "sensitivity_quantize.png").stat().st_size > 5000
 
 
-def run_process(rank, folder, results):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": folder.name.rpartition("_")[2], "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": "2", "NODE_RANK": "0", "RANK": str(rank)}
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
-    step = Quantize(epochs=2, freeze_epochs=1, when="always", calibration_batches=1)
-    task, _ = fit(folder, step, strategy=strategy, devices=2)
-    results.put((rank, {name: value.numpy() for name, value in task.net.state_dict().items()}))
-
-
-@pytest.mark.slow
-def test_two_processes_have_the_same_ranges_and_weights(tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp(f"ddp_{port}", numbered=False)
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    workers = [context.Process(target=run_process, args=(rank, folder, results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = dict(results.get() for _ in workers)
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
-    assert sum(name.endswith("bound") for name in found[0]) == 8
-    for name, value in found[0].items():
-        if "running" not in name and "num_batches" not in name:  # statistics are each process's own until saved
-            assert (value == found[1][name]).all(), name
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -192,6 +168,8 @@ def test_two_processes_have_the_same_ranges_and_weights(tmp_path_factory):
         ({"sensitivity": "all"}, "qat.sensitivity 'all'"),
         ({"tolerance_points": -1}, "qat.tolerance_points=-1"),
         ({"budget_points": float("nan")}, "qat.budget_points=nan"),
+        ({"calibration": "max"}, "qat.calibration 'max'"),
+        ({"percentile": 50}, "qat.percentile=50; need a percentile above 50 up to 100"),
         ({"calibration_batches": 0}, "qat.calibration_batches=0"),
         ({"freeze_epochs": 3}, "qat.freeze_epochs=3"),
     ],

@@ -1,8 +1,3 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +9,7 @@ from cellvision.metrics.instances.field import InstanceField
 from cellvision.metrics.instances.overlaps import compute_overlaps, join_overlaps
 from cellvision.metrics.instances.scores import compute_instance_scores, compute_panoptic_per_class
 from crowded_fields import draw_coco, to_fields
+from forked import run_two
 
 CLASSES = ("background", "type1", "type2")
 
@@ -87,36 +83,23 @@ def test_misfits_are_refused():
         InstanceMetrics(CLASSES[:2]).update(*draw_pairs()[2])
 
 
-PROCESS = """
-import json, sys, torch
-sys.path[:0] = sys.argv[3:]
-from test_instance_state import CLASSES, InstanceMetrics, draw_pairs
-rank = int(sys.argv[1])
-torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-plain, named = InstanceMetrics(CLASSES), InstanceMetrics(CLASSES)
-pairs = draw_pairs()
-if rank == 0:
-    for pair in pairs:
-        plain.update(*pair)
-# As a distributed sampler deals five fields to two processes: the first comes again at the end.
-for number in ([0, 2, 4], [1, 3, 0])[rank]:
-    named.update(*pairs[number], name=f"field{number}")
-first = named.compute()
-assert len(named.parts) == 3
-print(json.dumps([plain.compute(), first]))
-torch.distributed.destroy_process_group()
-"""
+def score_part(rank):
+    plain, named = InstanceMetrics(CLASSES), InstanceMetrics(CLASSES)
+    pairs = draw_pairs()
+    if rank == 0:
+        for pair in pairs:
+            plain.update(*pair)
+    # As a distributed sampler deals five fields to two processes: the first comes again at the end.
+    for number in ([0, 2, 4], [1, 3, 0])[rank]:
+        named.update(*pairs[number], name=f"field{number}")
+    first = named.compute()
+    assert len(named.parts) == 3
+    return [plain.compute(), first]
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_scores_of_one(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", PROCESS]
-    here = Path(__file__).parent
-    arguments = [str(tmp_path / "rendezvous"), str(here), str(here.parents[1])]
-    processes = [
-        subprocess.Popen([*command, str(rank), *arguments], stdout=subprocess.PIPE, text=True) for rank in range(2)
-    ]
-    results = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+def test_two_processes_give_the_scores_of_one():
+    results = run_two(score_part)
     metrics = InstanceMetrics(CLASSES)
     for pair in draw_pairs():
         metrics.update(*pair)

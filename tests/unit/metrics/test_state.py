@@ -1,8 +1,3 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +6,7 @@ from torchmetrics.functional.classification import binary_auroc, multiclass_jacc
 from cellvision.errors import ConfigError, DataError, ShapeError
 from cellvision.metrics.cells import compute_cell_scores, compute_field_score, sum_fields
 from cellvision.metrics.state import CellMetrics, PixelMetrics
+from forked import run_two
 
 CLASSES = ("background", "live", "dead")
 
@@ -105,32 +101,20 @@ def test_classes_other_than_live_and_dead_have_no_viability():
     assert metrics.compute() == {"cell/precision": 1.0, "cell/recall": 1.0, "cell/f1": 1.0, "cell/iou": 1.0}
 
 
-PROCESS = """
-import json, sys, torch
-sys.path.insert(0, sys.argv[3])
-from test_state import CLASSES, CellMetrics, PixelMetrics, draw_batch, draw_field
-import numpy as np
-rank = int(sys.argv[1])
-torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-cells, pixels = CellMetrics(CLASSES), PixelMetrics(CLASSES)
-if rank == 0:
-    cells.update(**draw_field(0)); cells.update(**draw_field(1))
-else:
-    cells.update(np.zeros((4, 4), int), np.zeros(0, int), np.zeros(0), np.zeros((4, 4), int), np.zeros(0, int))
-pixels.update(*draw_batch(rank))
-print(json.dumps(cells.compute() | pixels.compute()))
-torch.distributed.destroy_process_group()
-"""
+def score_part(rank):
+    cells, pixels = CellMetrics(CLASSES), PixelMetrics(CLASSES)
+    if rank == 0:
+        cells.update(**draw_field(0))
+        cells.update(**draw_field(1))
+    else:
+        cells.update(np.zeros((4, 4), int), np.zeros(0, int), np.zeros(0), np.zeros((4, 4), int), np.zeros(0, int))
+    pixels.update(*draw_batch(rank))
+    return cells.compute() | pixels.compute()
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_scores_of_one(tmp_path):
-    command = [sys.executable, "-c", PROCESS]
-    arguments = [str(tmp_path / "rendezvous"), str(Path(__file__).parent)]
-    processes = [
-        subprocess.Popen([*command, str(rank), *arguments], stdout=subprocess.PIPE, text=True) for rank in range(2)
-    ]
-    results = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+def test_two_processes_give_the_scores_of_one():
+    results = run_two(score_part)
     cells, pixels = CellMetrics(CLASSES), PixelMetrics(CLASSES)
     for seed in range(2):
         cells.update(**draw_field(seed))

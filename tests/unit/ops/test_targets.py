@@ -60,7 +60,7 @@ def test_forty_cells_take_milliseconds():
         label_image[(rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < 17**2] = label + 1
     fastest = np.inf
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()  # the clock would tell of what else the machine does
         compute_distance(label_image)
-        fastest = min(fastest, time.perf_counter() - start)
+        fastest = min(fastest, time.process_time() - start)
     assert fastest < 0.015

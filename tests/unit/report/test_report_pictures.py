@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from io import StringIO
-from itertools import combinations
+from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,7 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from cellvision.errors import DataError
+from cellvision.metrics.accuracy import choose_headlines
+from cellvision.report.bars import draw_bars
 from cellvision.report.files import FILES, write_report
+from cellvision.report.lines import ABOUT_FACTORS
 from cellvision.report.pareto import Point, collect_points, draw_pareto, find_front
 from cellvision.report.table import print_report
 from report_rows import build_report, build_row, build_rows
@@ -85,10 +88,24 @@ def test_runs_that_were_not_measured_alike_are_refused():
             collect_points({"a": build_run(0.9, 20.0), "b": replace(build_run(0.9, 20.0), **change)})
 
 
-def test_labels_cover_no_mark_and_no_other_label(tmp_path, monkeypatch):
-    figures = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **how: (figures.append(figure), save(figure, *a, **how)))
+@pytest.fixture
+def figures(monkeypatch):
+    """Those that are saved."""
+    found, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **how: (found.append(figure), save(figure, *a, **how)))
+    return found
+
+
+def build_viability():
+    scores = {"cell/f1": 0.9, "cell/live_dead_f1": 0.8, "field/viability_error_pp": 3.0}
+    rows = [
+        replace(row, accuracy={name: score - 0.01 * at for name, score in scores.items()})
+        for at, row in enumerate(build_rows())
+    ]
+    return build_report(rows, headlines=choose_headlines("viability", ("background", "live", "dead")))
+
+
+def test_labels_cover_no_mark_and_no_other_label(tmp_path, figures):
     crowd = [
         build_row(f"net {at}", score=0.9 - 0.0004 * at, ms=20.0 + 0.1 * at, size=100, before="base") for at in range(6)
     ]
@@ -104,6 +121,72 @@ def test_labels_cover_no_mark_and_no_other_label(tmp_path, monkeypatch):
     assert all(inside.x0 <= box.x0 and box.x1 <= figures[0].bbox.x1 for box in boxes)
 
 
+def test_labels_stand_clear_of_the_line_of_the_best(tmp_path, figures):
+    rows = [("base", 0.912, 40.0), ("quantize", 0.85, 10.0), ("ptq", 0.88, 20.0), ("distill", 0.905, 20.8)]
+    draw_pareto({"": build_report([build_row(n, score=s, ms=ms, size=100) for n, s, ms in rows])}, tmp_path / "a.png")
+    (axes,) = figures[0].axes
+    front = next(line for line in axes.lines if line.get_marker() == "None")
+    corners = axes.transData.transform(front.get_xydata())
+    along = np.concatenate([np.linspace(one, other, 400) for one, other in pairwise(corners)])
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert boxes.keys() == {name for name, *_ in rows}
+    crossed = {name for name, box in boxes.items() if any(box.contains(*place) for place in along)}
+    assert not crossed
+
+
+def test_every_headline_is_drawn(tmp_path, figures):
+    report = build_viability()
+    draw_bars(report, tmp_path / "bars.png")
+    draw_pareto({"": report}, tmp_path / "pareto.png")
+    bars, pareto = figures
+    words = [headline.words for headline in report.headlines]
+    assert len(words) == 3
+    for panel, headline in zip(bars.axes, report.headlines, strict=False):
+        assert panel.get_title(loc="left").startswith(headline.words)
+        scores = [row.accuracy[headline.score] for row in report.rows]
+        assert [bar.get_width() for bar in panel.patches] == scores
+    assert [panel.get_title(loc="left")[:4] for panel in bars.axes[3:]] == ["ms, ", "size", "peak"]
+    assert [panel.get_ylabel().removesuffix(", points (less is better)") for panel in pareto.axes] == words
+    marks = [[line.get_xydata()[0, 1] for line in panel.lines if line.get_marker() == "o"] for panel in pareto.axes]
+    assert marks == [[row.accuracy[each.score] for row in report.rows] for each in report.headlines]
+
+
+def test_a_headline_that_no_net_has_takes_no_room(tmp_path, figures):
+    rows = [replace(row, accuracy={"cell/f1": 0.9}) for row in build_rows()]
+    draw_pareto({"": build_report(rows, headlines=build_viability().headlines)}, tmp_path / "pareto.png")
+    assert [panel.get_ylabel() for panel in figures[0].axes] == ["found F1"]
+
+
+def test_times_are_drawn_to_the_scale_of_their_medians(tmp_path, figures):
+    def slow_down(row):
+        first, *rest = row.timings
+        return replace(row, timings=(replace(first, latency=replace(first.latency, p95_ms=16 * 40.0)), *rest))
+
+    report = build_report([slow_down(row) if row.name == "prune" else row for row in build_rows()])
+    draw_bars(report, tmp_path / "bars.png")
+    panel = next(each for each in figures[0].axes if each.get_title(loc="left").startswith("ms, "))
+    assert max(bar.get_width() for bar in panel.patches) > panel.get_xlim()[1] / 2
+    ends = {line.get_ydata()[0]: line for line in panel.lines if line.get_marker() != "None"}
+    assert [ends[place].get_marker() for place in range(6)] == ["|", ">", "|", "|", "|", "|"]
+    assert ends[0].get_xdata()[0] == pytest.approx(1.1 * 40.0)
+    assert 40.0 < ends[1].get_xdata()[0] < panel.get_xlim()[1]
+    texts = [text.get_text() for text in panel.texts]
+    assert texts[:3] == ["40.0", "20.5  (÷1.95, 95 %: 640)", "20.4  (÷1.96)"]
+    figures[0].draw_without_rendering()
+    assert all(text.get_window_extent().x1 <= panel.get_window_extent().x1 for text in panel.texts)
+
+
+def test_where_factors_of_times_come_from_is_said_beside_them(tmp_path, figures):
+    report, out = build_report(), StringIO()
+    draw_bars(report, tmp_path / "bars.png")
+    assert figures[0].legends[0].get_title().get_text() == ABOUT_FACTORS
+    print_report(report, Console(file=out, width=80))
+    assert ABOUT_FACTORS in out.getvalue()
+    for runs, said in ((SWEEP, True), ({"": report}, False)):
+        draw_pareto(runs, tmp_path / "pareto.png")
+        assert (figures[-1].legends[0].get_title().get_text() == ABOUT_FACTORS) == said
+
+
 def test_all_files_are_written_and_the_page_holds_the_pictures(tmp_path):
     write_report(build_report(warnings=("a < b",)), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
@@ -116,6 +199,7 @@ def test_all_files_are_written_and_the_page_holds_the_pictures(tmp_path):
     assert len(list(root.iter("img"))) == 2
     texts = ["".join(each.itertext()) for each in root.iter()]
     assert "warning: a < b" in texts
+    assert any(ABOUT_FACTORS in text for text in texts)
     assert "python compress.py ckpt='a <b>.ckpt' & more" in texts
     lengths = {len(list(row)) for row in root.iter("tr")}
     assert lengths == {7}

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from cellvision.training import callbacks
 from cellvision.training.callbacks import BestCheckpoint, EpochBar, EpochLines, LastValidation, build_progress
+from cellvision.training.phases import Phase
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -36,9 +37,9 @@ class Nothing(LightningModule):
 class Validated(Nothing):
     """Notes the steps after which it was validated."""
 
-    def __init__(self):
+    def __init__(self, phases=()):
         super().__init__()
-        self.validated_at = []
+        self.validated_at, self.phases = [], [Phase(name=str(at), epochs=each) for at, each in enumerate(phases)]
 
     def validation_step(self, batch, batch_idx):
         self.validated_at.append(self.trainer.global_step)
@@ -96,6 +97,18 @@ def test_time_left_is_reckoned_from_what_this_part_of_a_run_has_done(monkeypatch
     assert capsys.readouterr().out.strip().endswith(end)
 
 
+def test_lines_show_scores_of_their_own_epoch_only(capsys):
+    lines, module = EpochLines(), Nothing()
+    run = {"is_global_zero": True, "callback_metrics": {"val/loss": 0.5}, "max_epochs": 5, "max_steps": -1}
+    lines.on_train_start(SimpleNamespace(current_epoch=0, global_step=0, **run), module)
+    for epoch in range(3):
+        trainer = SimpleNamespace(current_epoch=epoch, global_step=epoch + 1, **run)
+        if epoch == 1:
+            lines.on_validation_end(trainer, module)
+        lines.on_train_epoch_end(trainer, module)
+    assert ["val/loss" in line for line in capsys.readouterr().out.splitlines()] == [False, True, False]
+
+
 def test_lines_can_be_switched_off(tmp_path, capsys):
     lines = EpochLines()
     lines.disable()
@@ -145,14 +158,14 @@ def test_a_restored_score_counts_where_its_net_is(tmp_path, is_here):
     assert best.score == (0.9 if is_here else 0.5)
 
 
-def fit_validated(tmp_path, *, every, resume=None, **limits):
+def fit_validated(tmp_path, *, every, resume=None, phases=(), **limits):
     best = BestCheckpoint(folder=tmp_path, monitor="val/score")
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, default_root_dir=tmp_path, callbacks=[best, LastValidation()],
         check_val_every_n_epoch=every, **limits,
     )  # fmt: skip
-    module = Validated()
+    module = Validated(phases)
     trainer.fit(module, ckpt_path=resume)
     return module.validated_at, best
 
@@ -180,3 +193,30 @@ def test_a_resumed_run_is_validated_at_its_own_end(tmp_path):
     validated_at, best = fit_validated(tmp_path, every=2, max_epochs=3, resume=best.path)
     assert validated_at == [8, 12]
     assert best.score == 12
+
+
+@pytest.mark.parametrize(
+    ("every", "limits", "steps"),
+    [
+        (9, {}, [4, 16, 24]),
+        (3, {}, [4, 12, 16, 24]),
+        (1, {}, [4, 8, 12, 16, 20, 24]),
+        (None, {"val_check_interval": 5}, [4, 5, 10, 15, 16, 20, 24]),  # every fifth step
+        (1, {"limit_val_batches": 0}, []),
+    ],
+)
+def test_the_end_of_each_phase_is_validated_once_whatever_the_interval(tmp_path, every, limits, steps):
+    validated_at, best = fit_validated(tmp_path, every=every, phases=(1, 3, 2), max_epochs=6, **limits)
+    assert validated_at == steps
+    assert best.score == (24 if steps else None)
+
+
+@pytest.mark.parametrize("is_lead", [True, False])
+def test_a_net_of_another_structure_is_no_best_one_any_more(tmp_path, is_lead):
+    best = BestCheckpoint(folder=tmp_path, monitor="val/score")
+    best.begin_phase("prune")
+    best.score = 0.9
+    best.path.write_bytes(b"")
+    best.forget(SimpleNamespace(is_global_zero=is_lead))
+    assert best.score is None
+    assert best.path.is_file() != is_lead

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cellvision.bundle import Channel, Splitting
-from cellvision.errors import DataError
+from cellvision.bundle import Channel, Splitting, compute_sha256
+from cellvision.errors import ConfigError, DataError
 from cellvision.models.build import build_model
 from cellvision.training.checkpoint import (
     RECORD_KEY,
     AtomicCheckpointIO,
     NetRecord,
+    check_start,
     find_newest_checkpoint,
     load_net,
     load_plain_checkpoint,
@@ -134,3 +135,23 @@ def test_drafts_of_killed_runs_are_removed(net, tmp_path):
     (tmp_path / ".last.ckpt.123.tmp").write_bytes(b"half")
     remove_drafts(tmp_path)
     assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_run_goes_on_with_the_checkpoint_that_it_began_with(tmp_path):
+    first, moved, other = (tmp_path / name for name in ("first.ckpt", "moved.ckpt", "other.ckpt"))
+    first.write_bytes(b"net")
+    moved.write_bytes(b"net")
+    other.write_bytes(b"another net")
+    before = {"ckpt": str(first), "ckpt_sha256": compute_sha256(first)}
+    check_start(before, moved)
+    check_start({}, other)  # nothing is known
+    known = f"need {first} with SHA-256 {before['ckpt_sha256'][:12]}.., which the run began with"
+    with pytest.raises(ConfigError) as caught:
+        check_start(before, other)
+    assert str(caught.value) == (
+        f"ckpt={other} with SHA-256 {compute_sha256(other)[:12]}..; {known}; try: ckpt={first}, or a new run_dir"
+    )
+    first.unlink()
+    with pytest.raises(ConfigError) as caught:
+        check_start(before, first)
+    assert str(caught.value) == f"ckpt={first}, which is no file; {known}; try: the same file again, or a new run_dir"

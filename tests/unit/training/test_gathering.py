@@ -1,46 +1,40 @@
 """Two processes, each of which has scored some of the fields."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from cellvision.training.gathering import gather
-
-PROCESS = """
-import json, sys, torch
-from types import SimpleNamespace
-import numpy as np
-sys.path[:0] = sys.argv[3:]
-rank = int(sys.argv[1])
-torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instance_state import InstanceMetrics
 from cellvision.models.base import NetSpec
+from cellvision.training.gathering import gather
 from cellvision.training.instance_report import InstanceReport
 from cellvision.training.scoring import Scores
-from test_instance_state import CLASSES, draw_pairs
-pairs = draw_pairs()
-report = InstanceReport()
-spec = NetSpec(name="a", kind="instance", in_channels=1, classes=CLASSES, stride=1, outputs=("boxes",), tiles=False)
-scores = Scores(spec, mask_threshold=0.5)
-for number in range(rank, 5, 2):
-    report.fields[f"field{number}"] = pairs[number][0]
-    scores.found.update(*pairs[number], name=f"field{number}")
-    scores.pixel.confusion += number
-    scores.cell.confusion += 10 * number
-report.gather()
-curves = {
-    name: [curve.recall.tolist(), curve.precision.tolist(), curve.chosen_recall]
-    for name, curve in scores.curves(0.5).items()
-}
-confusions = {name: int(counts[0, 0]) for name, counts in scores.confusions().items()}
-assert len(scores.found.parts) == (3, 2)[rank]
-lengths = {name: len(field) for name, field in report.fields.items()}
-print(json.dumps([lengths, curves, confusions]))
-torch.distributed.destroy_process_group()
-"""
+from crowded_fields import draw_coco, to_fields
+from forked import run_two
+
+CLASSES = ("background", "type1", "type2")
+
+
+def draw_pairs():
+    return to_fields(*draw_coco(11, classes=2, steps=3))
+
+
+def gather_part(rank):
+    pairs = draw_pairs()
+    report = InstanceReport()
+    spec = NetSpec(name="a", kind="instance", in_channels=1, classes=CLASSES, stride=1, outputs=("boxes",), tiles=False)
+    scores = Scores(spec, mask_threshold=0.5)
+    for number in range(rank, 5, 2):
+        report.fields[f"field{number}"] = pairs[number][0]
+        scores.found.update(*pairs[number], name=f"field{number}")
+        scores.pixel.confusion += number
+        scores.cell.confusion += 10 * number
+    report.gather()
+    curves = {
+        name: [curve.recall.tolist(), curve.precision.tolist(), curve.chosen_recall]
+        for name, curve in scores.curves(0.5).items()
+    }
+    confusions = {name: int(counts[0, 0]) for name, counts in scores.confusions().items()}
+    assert len(scores.found.parts) == (3, 2)[rank]
+    return {name: len(field) for name, field in report.fields.items()}, curves, confusions
 
 
 def test_one_process_has_all():
@@ -48,19 +42,8 @@ def test_one_process_has_all():
 
 
 @pytest.mark.slow
-def test_fields_curves_and_confusions_are_those_of_both_processes(tmp_path):
-    tests = Path(__file__).parents[2]
-    arguments = [str(tmp_path / "rendezvous"), str(tests / "unit" / "metrics"), str(tests)]
-    processes = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROCESS, str(rank), *arguments], stdout=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    results = [json.loads(process.communicate(timeout=200)[0].splitlines()[-1]) for process in processes]
-    sys.path[:0] = arguments[1:]
-    try:
-        from test_instance_state import CLASSES, InstanceMetrics, draw_pairs
-    finally:
-        del sys.path[:2]
+def test_fields_curves_and_confusions_are_those_of_both_processes():
+    results = run_two(gather_part)
     metrics = InstanceMetrics(CLASSES)
     for number, pair in enumerate(draw_pairs()):
         metrics.update(*pair, name=f"field{number}")

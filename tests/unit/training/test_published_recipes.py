@@ -31,7 +31,8 @@ TINY = {"backbone": "vovnet19_slim_dw", "fpn_channels": 32, "class_convs": 1, "b
 SMALL_RUN = [
     "trainer=cpu", "trainer.max_steps=2", "trainer.check_val_every_n_epoch=1", "trainer.log_every_n_steps=1",
     "data.batch_size=2", "data.workers=0", "data.augment.resize.sizes=[48,64]", "data.augment.resize.max_size=96",
-    "model.pretrained=false", "logger=csv", "predict=0", *(f"model.{key}={value}" for key, value in TINY.items()),
+    "model.pretrained=false", "logger=csv", "bundle=false", "predict=0",
+    *(f"model.{key}={value}" for key, value in TINY.items()),
 ]  # fmt: skip
 
 
@@ -141,7 +142,7 @@ def write_weights(path):
         ("centermask2_coco_3x", write_coco_2017, ("cat", "dog"), []),
         ("centermask2_lite_coco_4x", write_coco_2017, ("cat", "dog"), []),
         ("centermask2_livecell", write_livecell, ("cell",), ["data.overlap=first"]),
-        ("centermask2_lite_sartorius", write_sartorius, ("astro", "cort", "shsy5y"), []),
+        ("centermask2_lite_sartorius", write_sartorius, ("astro", "cort", "shsy5y"), ["bundle=true"]),
     ],
 )
 def test_two_steps_of_every_recipe(tmp_path, experiment, write, types, given):
@@ -153,6 +154,7 @@ def test_two_steps_of_every_recipe(tmp_path, experiment, write, types, given):
         f"model.weights={tmp_path / 'weights.pth'}",
     )  # fmt: skip
     app.train(cfg)
+    assert (tmp_path / "run" / "bundle" / "manifest.json").is_file() == ("bundle=true" in given)
     assert "mask/ap" in json.loads((tmp_path / "run" / "results.json").read_text())["held_out"]
     epoch = next(csv.DictReader((tmp_path / "run" / "history.csv").open()))
     assert 0 < float(epoch["train/loss"]) < 100

@@ -20,27 +20,45 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 def score_channels(part: Part, importance: str) -> Tensor | None:
     """How much each channel of a part is worth, 1 on average; None where the layers cannot tell.
 
+    "taylor" sums the absolute products of weights and gradients over the layers, "bn_scale" the absolute scales of the
+    normalisations. "magnitude" is what a channel carries times what its takers make of it: the squared scales of its
+    normalisations, or the squared weights that make it where there are none (in front of a normalisation they say
+    nothing: it undoes their size), times the squared weights that take it in. A layer counts as much as any other,
+    however many weights it has.
+
     Args:
         part: any.
         importance: one of IMPORTANCES.
 
     Returns:
-        (part.width,) float32 >= 0: the mean over its layers of the summed squares ("magnitude"), of the summed absolute
-        products with the gradients ("taylor"), or the absolute scales of the normalisations ("bn_scale").
+        (part.width,) float32 >= 0.
 
     Raises:
         ConfigError: "taylor", and a weight has no gradient.
     """
-    total, count = torch.zeros(part.width), 0
+    sides: dict[str, list[Tensor]] = {"norms": [], "makers": [], "takers": []}
     for slices in part.slices:
         found = _score_weight(slices, importance)
         if found is not None:
-            total.index_add_(0, slices.channels, found[slices.places])
-            count += 1
-    if count == 0:
+            is_norm = isinstance(slices.layer, _NORMS)
+            side = sides["norms" if is_norm else "makers" if slices.is_out else "takers"]
+            side.append(torch.zeros(part.width).index_add_(0, slices.channels, found[slices.places]))
+    scores = [each for side in sides.values() for each in side]
+    if not scores:
         return None
-    mean = total.mean()
-    return total / mean if mean > 0 else total
+    if importance != "magnitude":
+        return _to_mean_1(torch.stack(scores).sum(0))
+    carried, taken = sides["norms"] or sides["makers"], sides["takers"]
+    worth = torch.ones(part.width)
+    for side in (carried, taken):
+        if side:
+            worth = worth * torch.stack([_to_mean_1(each) for each in side]).sum(0)
+    return _to_mean_1(worth)
+
+
+def _to_mean_1(values: Tensor) -> Tensor:
+    mean = values.mean()
+    return values / mean if mean > 0 else values
 
 
 def _score_weight(slices: Slices, importance: str) -> Tensor | None:
@@ -58,7 +76,7 @@ def _score_weight(slices: Slices, importance: str) -> Tensor | None:
             if not tensor.requires_grad:
                 return None  # frozen
             if tensor.grad is None:
-                got = f"prune.importance=taylor, and {name} has no gradient"
+                got = f"compress.prune.importance=taylor, and {name} has no gradient"
                 raise ConfigError(explain(got=got, need="one of every weight", hint="a backward pass before the step"))
             values = (weight * tensor.grad.float()).abs()
         return (values.sum(others) if others else values).cpu()
@@ -140,11 +158,11 @@ def _spread(units: Tensor, size: int) -> Tensor:
 def _check(parts: Sequence[Part], open_parts: Mapping[Part, Tensor], options: PruneOptions, spread: float) -> None:
     if not open_parts:
         reasons = sorted({part.kept_because for part in parts if part.kept_because})
-        got = f"no layer to prune by prune.importance={options.importance} ({'; '.join(reasons)})"
+        got = f"no layer to prune by compress.prune.importance={options.importance} ({'; '.join(reasons)})"
         hint = "importance=magnitude" if options.importance == "bn_scale" else "protected=[]"
-        raise ConfigError(explain(got=got, need="one or more", hint=f"prune.{hint}"))
+        raise ConfigError(explain(got=got, need="one or more", hint=f"compress.prune.{hint}"))
     if spread == 0 and options.importance == "bn_scale":
-        got = "prune.importance=bn_scale, and the scales of every layer are all alike"
+        got = "compress.prune.importance=bn_scale, and the scales of every layer are all alike"
         raise ConfigError(
-            explain(got=got, need="scales that training has told apart", hint="prune.importance=magnitude")
+            explain(got=got, need="scales that training has told apart", hint="compress.prune.importance=magnitude")
         )

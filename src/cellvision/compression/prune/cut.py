@@ -1,15 +1,16 @@
-"""A cut: which channels of which tensors stay, and how it is made in nets, their averages and their optimizers."""
+"""A cut: what of which tensors stays, and how it is made in nets, their averages and their optimizers."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cellvision.compression.prune.masks import apply_masks
 from cellvision.compression.prune.parts import Part
 from cellvision.models.structure.widths import fit_attributes, get_groups, replace_tensor, set_groups
 
@@ -21,16 +22,18 @@ class Cut:
     Attributes:
         kept: {tensor name: {dimension: (M,) int64 places that stay, rising}}, of parameters and buffers.
         groups: {module name: how many groups are left}.
+        masks: {parameter name: bool tensor of its shape behind the cut, False where it becomes 0}.
     """
 
-    kept: Mapping[str, Mapping[int, Tensor]]
-    groups: Mapping[str, int]
+    kept: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
     def take(self, name: str, tensor: Tensor) -> Tensor:
         """What stays of a tensor of the named parameter's or buffer's shape."""
         for dim, places in self.kept.get(name, {}).items():
             tensor = tensor.index_select(dim, places.to(tensor.device))
-        return tensor
+        return tensor * self.masks[name].to(tensor.device) if name in self.masks else tensor
 
     @torch.no_grad()
     def apply(self, net: nn.Module) -> dict[nn.Parameter, tuple[str, nn.Parameter]]:
@@ -48,6 +51,7 @@ class Cut:
             set_groups(modules[name], count)
         for owner in {name.rpartition(".")[0] for name in self.kept}:
             fit_attributes(modules[owner])
+        apply_masks(net, self.masks)
         after = dict(net.named_parameters())
         for name, old in before.items():
             if old.grad is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
+from cellvision.compression.prune.cost import count_cost
 from cellvision.compression.prune.options import PruneOptions
 from cellvision.compression.prune.pruner import Pruner
 from cellvision.errors import ConfigError, explain
@@ -34,13 +37,11 @@ class LatencySearch:
     """What a search found.
 
     Attributes:
-        ratio: the smallest ratio tried that met the target; set it as ``PruneOptions.ratio``.
-        target_ms: asked for.
-        trials: every net tried, in order; the first is the whole one, with ratio 0.
+        best: of those tried that met the target the one with the smallest ratio; set that as ``PruneOptions.ratio``.
+        trials: every net tried, in order; the first is the net as it is.
     """
 
-    ratio: float
-    target_ms: float
+    best: LatencyTrial
     trials: tuple[LatencyTrial, ...]
 
 
@@ -51,20 +52,24 @@ def search_latency(
     *,
     target_ms: float,
     options: PruneOptions,
+    state: Mapping[str, Any] | None = None,
+    gone: float = 0.0,
     trials: int = 7,
 ) -> LatencySearch:
     """The smallest ratio by which a net meets a latency, found by halving.
 
-    Nets are pruned in one step from the weights there are, and only their time is looked at: it depends on widths, and
-    hardly on which channels went. Time falls by jumps where kernels prefer some widths, so the result is the best of
+    Nets are pruned in one step from the weights there are, so that the net itself, pruned so before it is trained on,
+    has the widths that were timed. Time falls by jumps where kernels prefer some widths, so the result is the best of
     what was tried and not of all there is.
 
     Args:
-        net: stays as it is; copies are pruned.
+        net: stays as it is; copies are pruned, by its gradients where the importance looks at those.
         image: (1, C, H, W) raw counts, for tracing.
         measure: latency in ms of a net in evaluation mode, as it will be used: exported and run, or as it is.
         target_ms: at most so long.
         options: all but the target count; ``steps`` does not.
+        state: of a `Pruner` that took channels from the net before.
+        gone: ratio that it took.
         trials: nets to measure besides the whole one and the smallest.
 
     Raises:
@@ -72,26 +77,35 @@ def search_latency(
     """
 
     def attempt(ratio: float) -> LatencyTrial:
-        trial = copy.deepcopy(net)
+        trial = _copy_with_gradients(net)
         chosen = replace(options, ratio=ratio, macs=None, parameters=None, steps=1)
-        macs = Pruner(trial, image, chosen).step().macs
-        return LatencyTrial(ratio=ratio, macs=macs, latency_ms=measure(trial.eval()))
+        pruner = Pruner(trial, image, chosen, state=None if state is None else {**state, "done": 0})
+        return LatencyTrial(ratio=ratio, macs=pruner.step().macs, latency_ms=measure(trial.eval()))
 
-    tried = [LatencyTrial(ratio=0.0, macs=1.0, latency_ms=measure(copy.deepcopy(net).eval()))]
-    if tried[0].latency_ms <= target_ms:
-        return LatencySearch(ratio=0.0, target_ms=target_ms, trials=tuple(tried))
-    low, high = 0.0, options.max_ratio
-    tried.append(attempt(high))
-    if (lowest := tried[-1]).latency_ms > target_ms:
-        got = f"prune.latency_ms={target_ms}, and with {lowest.macs:.0%} of the multiplications it is "
-        raise ConfigError(
-            explain(
-                got=f"{got}{lowest.latency_ms:.4g} ms of {tried[0].latency_ms:.4g}",
-                need=f"at least {lowest.latency_ms:.4g} ms, which layers that cannot be pruned take",
-                hint="a smaller net, smaller tiles, or a larger prune.max_ratio",
-            )
-        )
-    for _ in range(trials):
-        tried.append(attempt((low + high) / 2))
-        low, high = (low, tried[-1].ratio) if tried[-1].latency_ms <= target_ms else (tried[-1].ratio, high)
-    return LatencySearch(ratio=high, target_ms=target_ms, trials=tuple(tried))
+    left = 1.0 if state is None else count_cost(net, image).macs / state["cost"]["macs"]
+    tried = [LatencyTrial(ratio=gone, macs=left, latency_ms=measure(copy.deepcopy(net).eval()))]
+    if tried[0].latency_ms > target_ms:
+        tried.append(attempt(options.max_ratio))
+        if tried[-1].latency_ms > target_ms:
+            _refuse(target_ms, tried[0], tried[-1])
+        low, high = gone, options.max_ratio
+        for _ in range(trials):
+            tried.append(attempt((low + high) / 2))
+            low, high = (low, tried[-1].ratio) if tried[-1].latency_ms <= target_ms else (tried[-1].ratio, high)
+    met = [trial for trial in tried if trial.latency_ms <= target_ms]
+    return LatencySearch(best=min(met, key=lambda trial: trial.ratio), trials=tuple(tried))
+
+
+def _copy_with_gradients(net: SegNet) -> SegNet:
+    copied = copy.deepcopy(net)
+    for own, theirs in zip(copied.parameters(), net.parameters(), strict=True):
+        own.grad = theirs.grad
+    return copied
+
+
+def _refuse(target_ms: float, whole: LatencyTrial, smallest: LatencyTrial) -> None:
+    times = f"{smallest.latency_ms:.4g} ms of {whole.latency_ms:.4g}"
+    got = f"compress.prune.latency_ms={target_ms}, and with {smallest.macs:.0%} of the multiplications it is {times}"
+    need = f"at least {smallest.latency_ms:.4g} ms, which layers that cannot be pruned take"
+    enough = math.ceil(11 * smallest.latency_ms) / 10  # a tenth more, for times vary
+    raise ConfigError(explain(got=got, need=need, hint=f"compress.prune.latency_ms={enough:g}"))

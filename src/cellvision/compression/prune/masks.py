@@ -1,13 +1,15 @@
 """Single weights held at zero: for research, as no backend here computes a sparse weight faster than a full one.
 
 (NVIDIA's tensor cores can for two of four.) Without parametrisation: the weights stay plain parameters, and the masks
-are laid over them again after every step of the optimizer.
+are laid over them again after every step of the optimizer. Nor are masks saved: a checkpoint's recipe names the weights
+that have one, and what is zero in them stays so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +43,21 @@ def build_masks(
         >>> masks["weight"].view(-1, 4).sum(1).unique().tolist()
         [2]
     """
-    check_choice("prune.pattern", pattern, PATTERNS)
+    check_choice("compress.prune.masks", pattern, PATTERNS)
     if not 0 < sparsity < 1:
-        got = f"prune.sparsity={sparsity}"
-        raise ConfigError(explain(got=got, need="a share in (0, 1)", hint="prune.sparsity=0.5"))
+        got = f"compress.prune.sparsity={sparsity}"
+        raise ConfigError(explain(got=got, need="a share in (0, 1)", hint="compress.prune.sparsity=0.5"))
     weights = {
-        f"{name}.weight".lstrip("."): module.weight.detach()
-        for name, module in net.named_modules()
-        if isinstance(module, _ConvNd | nn.Linear) and not any(fnmatchcase(name, each) for each in protected)
+        f"{name}.weight".lstrip("."): layer.weight.detach()
+        for name, layer in _list_layers(net).items()
+        if not any(fnmatchcase(name, each) for each in protected)
     }
     if pattern == "2:4":
         weights = {name: weight for name, weight in weights.items() if weight[0].numel() % 4 == 0}
     if not weights:
-        got = f"no layer for prune.pattern={pattern}"
-        raise ConfigError(explain(got=got, need="one or more", hint="prune.protected=[], prune.pattern=unstructured"))
+        got = f"no layer for compress.prune.masks={pattern}"
+        hint = "compress.prune.protected=[] compress.prune.masks=unstructured"
+        raise ConfigError(explain(got=got, need="one or more that is not protected", hint=hint))
     return _keep_two_of_four(weights) if pattern == "2:4" else _keep_largest(weights, sparsity)
 
 
@@ -68,10 +71,20 @@ def apply_masks(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         net.get_parameter(name).mul_(mask.to(net.get_parameter(name).device))
 
 
-def measure_sparsity(net: nn.Module, masks: Mapping[str, Tensor]) -> float:
-    """Share of exact zeros among the weights that have a mask, in 0..1."""
-    zeros = sum(int((net.get_parameter(name) == 0).sum()) for name in masks)
-    return zeros / sum(mask.numel() for mask in masks.values())
+def find_masks(net: nn.Module, recipe: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """The masks that a net has by its recipe, as of ``build_masks``; none where no step of it laid any."""
+    names = {name for record in recipe for name in record.get("masks", ())}
+    return {name: net.get_parameter(name).detach() != 0 for name in sorted(names)}
+
+
+def measure_sparsity(net: nn.Module) -> float:
+    """Share of exact zeros among the weights of all convolutions and linear layers, in 0..1; 0 without any."""
+    weights = [layer.weight for layer in _list_layers(net).values()]
+    return sum(int((weight == 0).sum()) for weight in weights) / max(1, sum(weight.numel() for weight in weights))
+
+
+def _list_layers(net: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
+    return {name: module for name, module in net.named_modules() if isinstance(module, _ConvNd | nn.Linear)}
 
 
 def _keep_two_of_four(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

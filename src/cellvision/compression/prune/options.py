@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cellvision.compression.prune.masks import PATTERNS
 from cellvision.errors import ConfigError, check_choice, explain
 
 IMPORTANCES = ("magnitude", "taylor", "bn_scale")
@@ -13,7 +14,9 @@ SCHEDULES = ("linear", "cubic")
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions:
-    """How channels are chosen, how many, and in how many steps; exactly one of ``ratio``, ``macs``, ``parameters``.
+    """How channels are chosen, how many, and in how many steps; one of ``ratio``, ``macs``, ``parameters``.
+
+    With ``masks`` all channels may stay, and none of the three is needed.
 
     Attributes:
         importance: what a channel's worth is taken from: "magnitude" of all weights that hang on it, "taylor" (weight
@@ -31,6 +34,9 @@ class PruneOptions:
         max_ratio: a layer loses no more than this share of its channels, in (0, 1).
         round_to: widths become multiples of this, which some kernels like; 1 leaves them.
         tolerance: by how much of the whole net's cost the last step may miss ``macs`` or ``parameters``.
+        masks: also hold single weights at zero, see `build_masks`: "unstructured", more of them with each step, or
+            "2:4", from the last one on.
+        sparsity: share of the weights that "unstructured" masks zero in the end, in (0, 1).
     """
 
     importance: str = "magnitude"
@@ -44,25 +50,39 @@ class PruneOptions:
     max_ratio: float = 0.9
     round_to: int = 1
     tolerance: float = 0.05
+    masks: str | None = None
+    sparsity: float = 0.5
 
     def __post_init__(self) -> None:
-        check_choice("prune.importance", self.importance, IMPORTANCES)
-        check_choice("prune.scope", self.scope, SCOPES)
-        check_choice("prune.schedule", self.schedule, SCHEDULES)
-        targets = {key: getattr(self, key) for key in ("ratio", "macs", "parameters")}
-        given = {key: value for key, value in targets.items() if value is not None}
-        if len(given) != 1:
-            got = f"prune has {' and '.join(f'{key}={value}' for key, value in given.items()) or 'no target'}"
-            raise ConfigError(explain(got=got, need="one of ratio, macs, parameters", hint="prune.macs=0.5"))
-        for key, value in (*given.items(), ("max_ratio", self.max_ratio), ("tolerance", self.tolerance)):
+        check_choice("compress.prune.importance", self.importance, IMPORTANCES)
+        check_choice("compress.prune.scope", self.scope, SCOPES)
+        check_choice("compress.prune.schedule", self.schedule, SCHEDULES)
+        if self.masks is not None:
+            check_choice("compress.prune.masks", self.masks, PATTERNS)
+        if self.target or self.masks is None:
+            self.check_target()
+        for key in (*self.target, "max_ratio", "tolerance", "sparsity"):
+            value = getattr(self, key)
             if not 0 < value < 1:
-                raise ConfigError(
-                    explain(got=f"prune.{key}={value}", need="a share in (0, 1)", hint=f"prune.{key}=0.5")
-                )
+                got, need = f"compress.prune.{key}={value}", "a share in (0, 1)"
+                raise ConfigError(explain(got=got, need=need, hint=f"compress.prune.{key}=0.5"))
         for key in ("steps", "round_to"):
             if getattr(self, key) < 1:
-                got, need = f"prune.{key}={getattr(self, key)}", "a whole number from 1 up"
-                raise ConfigError(explain(got=got, need=need, hint=f"prune.{key}=1"))
+                got, need = f"compress.prune.{key}={getattr(self, key)}", "a whole number from 1 up"
+                raise ConfigError(explain(got=got, need=need, hint=f"compress.prune.{key}=1"))
+
+    @property
+    def target(self) -> dict[str, float]:
+        """Which of ratio, macs and parameters is given; empty where no channel is to go."""
+        given = {key: getattr(self, key) for key in ("ratio", "macs", "parameters")}
+        return {key: value for key, value in given.items() if value is not None}
+
+    def check_target(self) -> None:
+        """Raise ConfigError where not exactly one target is given."""
+        if len(self.target) != 1:
+            given = " and ".join(f"{key}={value}" for key, value in self.target.items()) or "no target"
+            need = "one of ratio, macs, parameters"
+            raise ConfigError(explain(got=f"compress.prune has {given}", need=need, hint="compress.prune.macs=0.5"))
 
     def share_done(self, step: int) -> float:
         """How much of the way lies behind after ``step`` steps, in 0..1.
@@ -73,3 +93,33 @@ class PruneOptions:
         """
         part = min(step / self.steps, 1.0)
         return part if self.schedule == "linear" else 1 - (1 - part) ** 3
+
+
+def choose_targets(**targets: float | None) -> dict[str, float | None]:
+    """The target of PruneOptions; any ratio where that is to be looked for by "latency_ms".
+
+    Raises:
+        ConfigError: a latency beside another target, or one of no time.
+    """
+    latency_ms = targets.pop("latency_ms")
+    if latency_ms is None:
+        return targets
+    if given := [key for key, value in targets.items() if value is not None]:
+        got, need = (
+            f"compress.prune.latency_ms={latency_ms} with compress.prune.{given[0]}={targets[given[0]]}",
+            "one target",
+        )
+        raise ConfigError(explain(got=got, need=need, hint=f"compress.prune.{given[0]}=null"))
+    if latency_ms <= 0:
+        got, need = f"compress.prune.latency_ms={latency_ms}", "a time above 0 ms"
+        raise ConfigError(explain(got=got, need=need, hint="compress.prune.latency_ms=100"))
+    return {"ratio": 0.5}
+
+
+def check_counts(*, every: int, batches: int, sparse_epochs: int, latency_px: int | None) -> None:
+    """Raise ConfigError where a number of epochs, batches or pixels is too small."""
+    counts = {"every": (every, 1), "batches": (batches, 1), "sparse_epochs": (sparse_epochs, 0)}
+    for key, (value, least) in (counts | {"latency_px": (32 if latency_px is None else latency_px, 32)}).items():
+        if value < least:
+            got, need = f"compress.prune.{key}={value}", f"a whole number from {least} up"
+            raise ConfigError(explain(got=got, need=need, hint=f"compress.prune.{key}={max(least, 1)}"))

@@ -149,7 +149,7 @@ def _find_reason(
             return "leads into attention heads or a deformable convolution"
     for each in slices:
         if each.is_out and any(fnmatchcase(each.name, pattern) for pattern in protected):
-            return "is in prune.protected"
+            return "is in compress.prune.protected"
         is_uneven = isinstance(each.layer, _ConvNd) and each.layer.groups > 1 and not _is_even(each.layer)
         if is_uneven or (_find_unit(each) > 1 and not torch.equal(each.channels // unit, each.places // unit)):
             return "has groups of channels that do not fit those of its neighbours"

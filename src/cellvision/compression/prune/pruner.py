@@ -82,6 +82,7 @@ class Pruner:
         Raises:
             ConfigError: nothing can be pruned, or not so much.
         """
+        options.check_target()
         self.net, self.image, self.options = net, image, options
         self.positions = count_positions(net, image)
         self._parts = self._list_parts()
@@ -116,8 +117,10 @@ class Pruner:
                 does not run when it is cut as its layers seem to hang together.
         """
         if self.is_done:
-            got = f"step {self.done + 1} of prune.steps={self.options.steps}"
-            raise ConfigError(explain(got=got, need="a step that was planned", hint=f"prune.steps={self.done + 1}"))
+            got = f"step {self.done + 1} of compress.prune.steps={self.options.steps}"
+            raise ConfigError(
+                explain(got=got, need="a step that was planned", hint=f"compress.prune.steps={self.done + 1}")
+            )
         chooser = self._build_chooser()
         removed = chooser.choose(self._find_ratio(chooser))
         cut = build_cut(removed)
@@ -179,16 +182,20 @@ class Pruner:
         key, wanted = self._target
         lowest = self._weigh(chooser, 1.0)
         if lowest > wanted:
-            got = f"prune.{key}={wanted}, and {lowest:.2f} is left at the least ({self._tell_limits(chooser)})"
-            raise ConfigError(explain(got=got, need=f"at least {lowest:.2f}", hint=f"prune.{key}={lowest + 0.01:.2f}"))
+            got = f"compress.prune.{key}={wanted}, and {lowest:.2f} is left at the least ({self._tell_limits(chooser)})"
+            raise ConfigError(
+                explain(got=got, need=f"at least {lowest:.2f}", hint=f"compress.prune.{key}={lowest + 0.01:.2f}")
+            )
 
     def _check_reached(self, found: float) -> None:
         key, wanted = self._target
         if wanted - found > self.options.tolerance:
-            got = f"prune.{key}={wanted}, and the widths there are leave {found:.3f} or too much"
-            need = f"{wanted} within prune.tolerance={self.options.tolerance}"
+            got = f"compress.prune.{key}={wanted}, and the widths there are leave {found:.3f} or too much"
+            need = f"{wanted} within compress.prune.tolerance={self.options.tolerance}"
             enough = math.ceil(100 * (wanted - found)) / 100
-            hint = f"prune.tolerance={enough}, a smaller prune.round_to, or prune.scope=global"
+            hint = (
+                f"compress.prune.tolerance={enough}, a smaller compress.prune.round_to, or compress.prune.scope=global"
+            )
             raise ConfigError(explain(got=got, need=need, hint=hint))
 
     def _tell_limits(self, chooser: Chooser) -> str:
@@ -199,7 +206,7 @@ class Pruner:
         kept = f"{len(closed)} of {len(self._parts)} layers keep their channels"
         which = f", besides results and gates {', '.join(named[:5])}" if named else ""
         lowest = sum(chooser.lowest.values())
-        by = f"prune.max_ratio={self.options.max_ratio} and prune.round_to={self.options.round_to}"
+        by = f"compress.prune.max_ratio={self.options.max_ratio} and compress.prune.round_to={self.options.round_to}"
         return f"{kept}{which}; of {whole} channels the others keep {lowest} by {by}"
 
     def _check_runs(self, cut: Cut) -> None:
@@ -214,7 +221,9 @@ class Pruner:
             is_sound, why = False, f"does not run ({str(error).splitlines()[0]})"
         if not is_sound:
             got = f"{self.net.spec.name} {why} when its layers are cut as the trace shows them"
-            raise ConfigError(explain(got=got, need="layers that can be followed", hint="prune.protected=[PATTERN]"))
+            raise ConfigError(
+                explain(got=got, need="layers that can be followed", hint="compress.prune.protected=[PATTERN]")
+            )
 
 
 @torch.no_grad()

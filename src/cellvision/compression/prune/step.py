@@ -1,25 +1,30 @@
-"""Pruning as a step of a run: whole channels leave the net, at once or at the beginning of several epochs."""
+"""Pruning as a step of a run: channels leave the net, or weights become zero, at once or in several epochs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from cellvision.compression.prune.latency import search_latency
-from cellvision.compression.prune.options import PruneOptions
+from cellvision.compression.prune.cut import Cut
+from cellvision.compression.prune.latency import LatencyTrial, search_latency
+from cellvision.compression.prune.masks import build_masks, measure_sparsity
+from cellvision.compression.prune.options import PruneOptions, check_counts, choose_targets
 from cellvision.compression.prune.pruner import Pruner, PruneStep
 from cellvision.compression.prune.scales import pull_scales
 from cellvision.compression.prune.sensitivity import draw_sensitivity, scan_sensitivity
 from cellvision.compression.prune.statistics import refresh_batch_norm
 from cellvision.compression.run import Run
 from cellvision.compression.step import Step
-from cellvision.errors import ConfigError, explain
+from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.models.build import build_model
 from cellvision.models.structure.widths import read_widths
+
+T = TypeVar("T")
 
 
 class Prune(Step):
@@ -28,7 +33,8 @@ class Prune(Step):
     Args:
         epochs, lr: see Step.
         ratio, macs, parameters: the target, see PruneOptions; or
-        latency_ms: at most so long on this machine, as the run measures it; looked for by halving before the first cut.
+        latency_ms: at most so long on this machine, as the run measures it; looked for by halving before the first cut,
+            and again before the last.
         latency_px: edge of the square that it is measured on, a training crop repeated; None for the crop as it is.
         steps: cuts on the way there, each at the beginning of an epoch.
         every: epochs from one cut to the next.
@@ -37,7 +43,7 @@ class Prune(Step):
             importance "bn_scale" says something; needed there.
         sparse_strength: of that force, see `pull_scales`.
         sensitivity: first score the net with each layer alone pruned, and draw it as ``sensitivity_prune.png``.
-        importance, scope, schedule, protected, max_ratio, round_to, tolerance: see PruneOptions.
+        importance, scope, schedule, protected, max_ratio, round_to, tolerance, masks, sparsity: see PruneOptions.
 
     Raises:
         ConfigError: numbers out of range, or more cuts than the epochs have room for.
@@ -68,13 +74,16 @@ class Prune(Step):
         max_ratio: float = 0.9,
         round_to: int = 1,
         tolerance: float = 0.05,
+        masks: str | None = None,
+        sparsity: float = 0.5,
     ) -> None:
         super().__init__(epochs=epochs, lr=lr)
-        targets: dict[str, Any] = _choose_targets(ratio=ratio, macs=macs, parameters=parameters, latency_ms=latency_ms)
+        targets: dict[str, Any] = choose_targets(ratio=ratio, macs=macs, parameters=parameters, latency_ms=latency_ms)
         choice: dict[str, Any] = {"importance": importance, "scope": scope, "schedule": schedule}
         limits: dict[str, Any] = {"max_ratio": max_ratio, "round_to": round_to, "tolerance": tolerance}
-        self.options = PruneOptions(steps=steps, protected=tuple(protected), **targets, **choice, **limits)
-        _check_counts(every=every, batches=batches, sparse_epochs=sparse_epochs, latency_px=latency_px)
+        zeros: dict[str, Any] = {"masks": masks, "sparsity": sparsity}
+        self.options = PruneOptions(steps=steps, protected=tuple(protected), **targets, **choice, **limits, **zeros)
+        check_counts(every=every, batches=batches, sparse_epochs=sparse_epochs, latency_px=latency_px)
         self.every, self.count, self.sensitivity = every, batches, sensitivity
         self.latency_ms, self.latency_px = latency_ms, latency_px
         self.sparse_epochs, self.sparse_strength = sparse_epochs, sparse_strength
@@ -83,7 +92,7 @@ class Prune(Step):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the pruner has done, and the ratio that was found for a latency."""
+        """Cuts done, what the pruner has done, and the ratio that was found for a latency; empty before the first."""
         return dict(self._state)
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -92,109 +101,139 @@ class Prune(Step):
 
     def attach(self, run: Run) -> None:
         """Look whether the net can be pruned so far, by weights: gradients and scales say nothing yet."""
-        Pruner(run.net, run.sample_image(), replace(self.options, importance="magnitude"))
+        record = run.task.record
+        before = [] if record is None else [known.get("options", {}).get("masks") for known in record.recipe]
+        if self.options.target:
+            if "2:4" in before and self.options.masks != "2:4":
+                got, need = "channels to be taken from a net with masks 2:4, whose fours would come apart", "new masks"
+                raise ConfigError(explain(got=got, need=need, hint="compress.prune.masks=2:4"))
+            Pruner(run.net, run.sample_image(), replace(self.options, importance="magnitude"))
+        if self.options.masks is not None:
+            self._build_masks(run, share=1.0)
 
     def begin_epoch(self, run: Run, epoch: int) -> None:
         """Cut, where a cut is due."""
         number, rest = divmod(epoch - self.sparse_epochs, self.every)
         if epoch < self.sparse_epochs or rest or number >= self.options.steps:
             return
-        image = run.sample_image()
-        if number == 0:
-            self._look_around(run, image)
-        options = replace(self.options, ratio=self._state.get("ratio", self.options.ratio))
-        pruner = Pruner(run.net, image, options, state=self._state.get("pruner"))
+        if self.sensitivity and number == 0:
+            _scan(run, self.options)
         batches = run.batches(self.count)
-        if options.importance == "taylor":
-            _take_gradients(run, batches)
-        cut = run.broadcast(pruner.plan() if run.is_lead else None)
-        assert cut is not None
-        done = pruner.apply(cut)
-        run.net.zero_grad(set_to_none=True)
-        run.changed(cut=cut, replaced=done.replaced)
+        done = self._cut(run, batches, number) if self.options.target else None
+        masks = self._mask(run, self.options.share_done(number + 1))
         refresh_batch_norm(run.net, [batch.images for batch in batches])
         run.share_buffers()
-        self._state["pruner"] = pruner.state
-        self._tell(run, done)
+        self._state["done"] = number + 1
+        self._tell(run, done, masks)
 
     def before_update(self, run: Run) -> None:
         """Pull the scales of normalisations, before the first cut."""
-        if self.sparse_epochs and "pruner" not in self._state:
+        if self.sparse_epochs and not self._state:
             pull_scales(run.net, self.sparse_strength)
 
     def _check_epochs(self) -> None:
         if self.options.importance == "bn_scale" and not self.sparse_epochs:
-            got, need = "prune.importance=bn_scale with prune.sparse_epochs=0", "epochs that pull the scales to 0"
-            raise ConfigError(explain(got=got, need=need, hint="prune.sparse_epochs=5"))
+            got, need = "compress.prune.sparse_epochs=0 with importance=bn_scale", "epochs that pull the scales to 0"
+            raise ConfigError(explain(got=got, need=need, hint="compress.prune.sparse_epochs=5"))
         needed = self.sparse_epochs + (self.options.steps - 1) * self.every + 1
         if needed > self.epochs:
-            got = f"prune.epochs={self.epochs} with prune.steps={self.options.steps}, every and sparse_epochs"
-            raise ConfigError(explain(got=got, need=f"{needed} epochs or more", hint=f"prune.epochs={needed + 1}"))
+            steps = f"compress.prune.steps={self.options.steps}, every and sparse_epochs"
+            got = f"compress.prune.epochs={self.epochs} with {steps}"
+            need, hint = f"{needed} epochs or more", f"compress.prune.epochs={needed + 1}"
+            raise ConfigError(explain(got=got, need=need, hint=hint))
 
-    def _look_around(self, run: Run, image: torch.Tensor) -> None:
-        """What is measured on the whole net, before the first cut."""
-        if self.sensitivity and run.is_lead:
-            _scan(run, image, self.options)
-        if self.latency_ms is None:
-            return
-        found = None
-        if run.is_lead:
-            timed = image if self.latency_px is None else _repeat(image, self.latency_px)
+    def _cut(self, run: Run, batches: Sequence[Any], number: int) -> PruneStep:
+        """Take channels, and let everything follow that holds on to them."""
+        image = run.sample_image()
+        if self.options.importance == "taylor":
+            _take_gradients(run, batches)
+        if self.latency_ms is not None and number in (0, self.options.steps - 1):
+            self._state["ratio"] = self._find_ratio(run, image, number, target_ms=self.latency_ms)
+        options = replace(self.options, ratio=self._state.get("ratio", self.options.ratio))
+        pruner = Pruner(run.net, image, options, state=self._state.get("pruner"))
+        done = pruner.apply(_ask_lead(run, pruner.plan))
+        run.net.zero_grad(set_to_none=True)
+        run.changed(cut=done.cut, replaced=done.replaced)
+        self._state["pruner"] = pruner.state
+        return done
+
+    def _find_ratio(self, run: Run, image: Tensor, number: int, *, target_ms: float) -> float:
+        """The ratio that a latency needs, by the net and its gradients as they are before this cut."""
+        timed = image if self.latency_px is None else _repeat(image, self.latency_px)
+        gone = self._state["ratio"] * self.options.share_done(number) if number else 0.0
+
+        def search() -> LatencyTrial:
             found = search_latency(
                 run.net,
                 image,
                 lambda net: run.measure_ms(net, timed),
-                target_ms=self.latency_ms,
+                target_ms=target_ms,
                 options=self.options,
+                state=self._state.get("pruner"),
+                gone=gone,
             )
             for trial in found.trials:
-                run.say(f"prune     ratio {trial.ratio:.3f}: {trial.latency_ms:.2f} ms, {trial.macs:.0%} of the MACs")
-        found = run.broadcast(found)
-        assert found is not None
-        if found.ratio == 0:
-            got, need = f"prune.latency_ms={self.latency_ms}, which the net meets already", "less than it takes now"
-            hint = f"prune.latency_ms={found.trials[0].latency_ms / 2:.4g}"
-            raise ConfigError(explain(got=got, need=need, hint=hint))
-        self._state["ratio"] = found.ratio
+                run.say(f"prune     ratio {trial.ratio:.3f}: {trial.latency_ms:.4g} ms, {trial.macs:.0%} of the MACs")
+            return found.best
 
-    def _tell(self, run: Run, done: PruneStep) -> None:
+        best = _ask_lead(run, search)
+        if best.ratio == 0:
+            got, need = f"compress.prune.latency_ms={target_ms}, which the net meets already", "less than it takes now"
+            hint = f"compress.prune.latency_ms={best.latency_ms / 2:.4g}"
+            raise ConfigError(explain(got=got, need=need, hint=hint))
+        return best.ratio
+
+    def _mask(self, run: Run, share: float) -> dict[str, Tensor]:
+        """Lay the masks that are due, over averages of the weights too; none where none are."""
+        if self.options.masks is None or (self.options.masks == "2:4" and share < 1):
+            return {}
+        cut = Cut(masks=self._build_masks(run, share=share))
+        run.changed(cut=cut, replaced=cut.apply(run.net))
+        return dict(cut.masks)
+
+    def _build_masks(self, run: Run, *, share: float) -> dict[str, Tensor]:
+        assert self.options.masks is not None
+        given: dict[str, Any] = {"pattern": self.options.masks, "protected": self.options.protected}
+        return build_masks(run.net, sparsity=self.options.sparsity * share, **given)
+
+    def _tell(self, run: Run, done: PruneStep | None, masks: dict[str, Tensor]) -> None:
         """Let the checkpoint and the user know what was done."""
-        structure = read_widths(run.net, build_model(**run.net.config))
         options = {key: value for key, value in asdict(self.options).items() if value is not None}
+        targets = {"ratio": self._state.get("ratio"), "latency_ms": self.latency_ms} if self.latency_ms else {}
         record = {
             "step": self.name,
-            **structure,
-            "options": options | {"protected": list(self.options.protected)},
-            "done": done.step,
-            "macs": done.macs,
-            "parameters": done.parameters,
-            "cost": asdict(done.cost),
+            **read_widths(run.net, build_model(**run.net.config)),
+            "options": options | targets | {"protected": list(self.options.protected)},
+            "done": self._state["done"],
         }
+        lines = []
+        if done is not None:
+            record |= {"macs": done.macs, "parameters": done.parameters, "cost": asdict(done.cost)}
+            left = f"{done.macs:.0%} of the MACs and {done.parameters:.0%} of the parameters left"
+            lines.append(f"{left}, {len(done.widths)} layers narrower")
+        if masks:
+            zeros = measure_sparsity(run.net)
+            record |= {"masks": sorted(masks), "zeros": zeros}
+            lines.append(f"{zeros:.1%} of the weights are zero ({self.options.masks}), in {len(masks)} layers")
         run.write_record(record)
-        left = f"{done.macs:.0%} of the MACs and {done.parameters:.0%} of the parameters left"
-        run.say(f"prune     {done.step} of {done.of}: {left}, {len(done.widths)} layers narrower")
+        for line in lines:
+            run.say(f"prune     {self._state['done']} of {self.options.steps}: {line}")
 
 
-def _choose_targets(**targets: float | None) -> dict[str, float | None]:
-    """The target of PruneOptions; a ratio where that is to be looked for by the latency."""
-    latency_ms = targets.pop("latency_ms")
-    if latency_ms is None:
-        return targets
-    if given := [key for key, value in targets.items() if value is not None]:
-        got, need = f"prune.latency_ms={latency_ms} with prune.{given[0]}={targets[given[0]]}", "one target"
-        raise ConfigError(explain(got=got, need=need, hint=f"prune.{given[0]}=null"))
-    if latency_ms <= 0:
-        got, need = f"prune.latency_ms={latency_ms}", "a time above 0 ms"
-        raise ConfigError(explain(got=got, need=need, hint="prune.latency_ms=100"))
-    return {"ratio": 0.5}
-
-
-def _check_counts(*, every: int, batches: int, sparse_epochs: int, latency_px: int | None) -> None:
-    counts = {"every": (every, 1), "batches": (batches, 1), "sparse_epochs": (sparse_epochs, 0)}
-    for key, (value, least) in (counts | {"latency_px": (32 if latency_px is None else latency_px, 32)}).items():
-        if value < least:
-            got, need = f"prune.{key}={value}", f"a whole number from {least} up"
-            raise ConfigError(explain(got=got, need=need, hint=f"prune.{key}={max(least, 1)}"))
+def _ask_lead(run: Run, ask: Callable[[], T]) -> T:
+    """What the lead process finds, in every process; so are its errors, as the others would wait for it else."""
+    found: T | None = None
+    error: CellvisionError | None = None
+    if run.is_lead:
+        try:
+            found = ask()
+        except CellvisionError as raised:
+            error = raised
+    found, error = run.broadcast((found, error))
+    if error is not None:
+        raise error
+    assert found is not None
+    return found
 
 
 def _repeat(image: torch.Tensor, edge_px: int) -> torch.Tensor:
@@ -216,16 +255,19 @@ def _take_gradients(run: Run, batches: Sequence[Any]) -> None:
                 torch.distributed.all_reduce(parameter.grad)
 
 
-def _scan(run: Run, image: torch.Tensor, options: PruneOptions) -> None:
+def _scan(run: Run, options: PruneOptions) -> None:
+    """Score the net with each layer alone pruned, in all processes, as each has its part of the fields."""
     base = run.score()
     rows = scan_sensitivity(
         run.net,
-        image,
+        run.sample_image(),
         run.score,
         importance="magnitude",
         protected=options.protected,
         progress=lambda done, total: run.say(f"prune     sensitivity: {done} of {total}") if done % 20 == 0 else None,
     )
+    if not run.is_lead:
+        return
     path = run.folder / "sensitivity_prune.png"
     draw_sensitivity(rows, path, base=base, score_name=run.task.monitor)
     plain = {"monitor": run.task.monitor, "base": base, "rows": [asdict(row) for row in rows]}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from cellvision.compression.prune.cost import count_positions
 from cellvision.compression.prune.runs import run_layers
-from cellvision.compression.qat.calibrate import calibrate
+from cellvision.compression.qat.calibrate import METHODS, calibrate
 from cellvision.compression.qat.mixed import SENSITIVITIES, Mixed, choose_float, draw_mixed
 from cellvision.compression.qat.plan import plan_rounding
 from cellvision.compression.run import Run
@@ -41,7 +42,9 @@ class Quantize(Step):
         tolerance_points: loss of the monitored score that needs no training.
         calibration_batches: training batches that the ranges are found on.
         freeze_epochs: so many last epochs have fixed ranges and statistics of batch normalisations.
-        learned: steps are trained like weights (LSQ) and do not follow the batches.
+        calibration: how ranges are found: "minmax", or "percentile", which gives up rare extremes for finer steps.
+        percentile: share of the values kept, in percent, in (50, 100]; for "percentile".
+        learned: ranges of activations are trained like weights and do not follow the batches.
         keep_float: layers that stay float, by name or pattern.
         budget_points: what rounding may cost before any training; where it is more, the layers that cost most stay
             float, until it is not. None rounds all.
@@ -62,6 +65,8 @@ class Quantize(Step):
         when: str = "needed",
         tolerance_points: float = 1.0,
         calibration_batches: int = 8,
+        calibration: str = "minmax",
+        percentile: float = 99.99,
         freeze_epochs: int = 1,
         learned: bool = False,
         keep_float: Sequence[str] = (),
@@ -71,6 +76,10 @@ class Quantize(Step):
         super().__init__(epochs=epochs, lr=lr)
         check_choice("qat.when", when, WHEN)
         check_choice("qat.sensitivity", sensitivity, SENSITIVITIES)
+        check_choice("qat.calibration", calibration, METHODS)
+        if not is_finite_number(percentile) or not 50 < percentile <= 100:
+            got, need = f"qat.percentile={percentile}", "a percentile above 50 up to 100"
+            raise ConfigError(explain(got=got, need=need, hint="qat.percentile=99.99"))
         for key, points in (("tolerance_points", tolerance_points), ("budget_points", budget_points)):
             if points is not None and (not is_finite_number(points) or points < 0):
                 got, need = f"qat.{key}={points}", "points of the monitored score, from 0 up"
@@ -82,9 +91,20 @@ class Quantize(Step):
             got, need = f"qat.freeze_epochs={freeze_epochs}", f"0 to qat.epochs={epochs}"
             raise ConfigError(explain(got=got, need=need, hint=f"qat.freeze_epochs={min(1, epochs)}"))
         self.when, self.tolerance_points, self.count = when, float(tolerance_points), calibration_batches
+        self.calibration, self.percentile = calibration, percentile
         self.freeze_epochs, self.learned, self.keep_float = freeze_epochs, learned, tuple(keep_float)
         self.budget_points, self.sensitivity = budget_points, sensitivity
         self._is_frozen = False
+        self._score_untrained: float | None = None
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The score of the rounded net, once it needs no training."""
+        return {} if self._score_untrained is None else {"score_untrained": self._score_untrained}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Remember that no training is needed."""
+        self._score_untrained = state.get("score_untrained")
 
     def attach(self, run: Run) -> None:
         """Look whether the net can round so."""
@@ -95,6 +115,8 @@ class Quantize(Step):
         """Let the net round, before the first epoch; fix ranges and statistics, before the last ones."""
         if not is_rounding(run.net):
             self._begin(run)
+        if self._score_untrained is not None:
+            run.stop("quantize  no training needed", score=self._score_untrained)
         self._is_frozen = epoch >= self.epochs - self.freeze_epochs
         set_phase(run.net, observing=not self._is_frozen, rounding=True)
         for module in run.net.modules():
@@ -102,10 +124,11 @@ class Quantize(Step):
                 module.eval()
 
     def before_update(self, run: Run) -> None:
-        """Leave learned steps as they are, in the last epochs."""
+        """Leave learned ranges as they are, in the last epochs."""
         if self.learned and self._is_frozen:
             for quant in find_fake_quants(run.net):
-                quant.bound.grad = None
+                assert quant.growth is not None
+                quant.growth.grad = None
 
     def _begin(self, run: Run) -> None:
         batches, before = run.batches(self.count), run.score()
@@ -114,7 +137,7 @@ class Quantize(Step):
             """The plan that keeps some layers float, which the net follows now, and its score."""
             plan = self._plan(run, [*self.keep_float, *names])
             set_fake_quant(run.net, plan)
-            calibrate(run.net, batches)
+            calibrate(run.net, batches, method=self.calibration, percentile=self.percentile)
             return plan, run.score()
 
         def lose(names: Sequence[str]) -> float:
@@ -138,10 +161,12 @@ class Quantize(Step):
             }
         )
         run.changed()
-        run.say(f"quantize  {len(plan.layers)} layers round; {lost:.2f} points lost in {run.task.monitor} by that")
+        allowed = f", of {self.tolerance_points:g} allowed without training" if self.when == "needed" else ""
+        run.say(
+            f"quantize  {len(plan.layers)} layers round; {lost:.2f} points lost in {run.task.monitor} by that{allowed}"
+        )
         if enough:
-            why = f"quantize  no training needed: {lost:.2f} points are within {self.tolerance_points:g}"
-            run.stop(why, score=after)
+            self._score_untrained = after
 
     def _choose(self, run: Run, lose: Callable[[Sequence[str]], float], *, budget: float) -> Mixed:
         """Which layers have to stay float."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cellvision.bundle import compute_sha256
 from cellvision.compression.prune.cost import count_cost
+from cellvision.compression.prune.masks import measure_sparsity
 from cellvision.errors import ConfigError, check_choice, explain, unknown_name
 from cellvision.export.folder import make_folder
 from cellvision.export.forms import Quantizing, write_int8
@@ -62,18 +63,35 @@ def list_rows(run: Path, *, base: Path, scratch: Path | None = None, static: Seq
             others.
 
     Raises:
-        ConfigError: a name in ``static`` that is no row.
+        ConfigError: see `check_static`.
     """
     found = {name: run / "checkpoints" / f"{name}.ckpt" for name in PHASES}
     steps = {"base": base, **{name: path for name, path in found.items() if path.is_file()}}
-    for name in static:
-        if name not in steps:
-            raise ConfigError(unknown_name("row to round after training", name, steps))
+    check_static(static, list(steps))
     rows = [Row(name=name, checkpoint=path) for name, path in steps.items()]
     rows += [
         Row(name="ptq" if name == "base" else f"{name} ptq", checkpoint=steps[name], role="static") for name in static
     ]
     return rows + ([Row(name="scratch", checkpoint=scratch, role="scratch")] if scratch else [])
+
+
+def check_static(names: Sequence[str], steps: Sequence[str]) -> None:
+    """Raise ConfigError where these are no names, or one is that of no net in float, or there twice.
+
+    Args:
+        names: as ``static`` of `list_rows`.
+        steps: those of the run, besides the base.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        got, need = f"report.ptq={names}", "a list of names of steps"
+        raise ConfigError(explain(got=got, need=need, hint="report.ptq=[base]"))
+    floats = ["base", *(name for name in PHASES if name in steps and name != "quantize")]
+    for at, name in enumerate(names):
+        if name not in floats:
+            raise ConfigError(unknown_name("report.ptq entry", name, floats))
+        if name in names[:at]:
+            given = ",".join(dict.fromkeys(names))
+            raise ConfigError(explain(got=f"report.ptq names {name} twice", need="once", hint=f"report.ptq=[{given}]"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +104,7 @@ class Facts:
     steps: tuple[str, ...]
     parameters: int
     macs: int
+    zeros: float
 
 
 def describe_net(checkpoint: Path, image: Tensor) -> Facts:
@@ -99,6 +118,7 @@ def describe_net(checkpoint: Path, image: Tensor) -> Facts:
         DataError: the checkpoint cannot be used.
     """
     net, record = load_net(checkpoint)
+    zeros = measure_sparsity(net)
     if any(step["step"] == "quantize" for step in record.recipe):  # rounded weights cannot be told from any tensor
         net = build_model(**record.net)
         restore_structure(net, [step for step in record.recipe if step["step"] != "quantize"])
@@ -110,6 +130,7 @@ def describe_net(checkpoint: Path, image: Tensor) -> Facts:
         steps=tuple(step["step"] for step in record.recipe),
         parameters=cost.parameters,
         macs=cost.macs,
+        zeros=zeros,
     )
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +16,13 @@ from cellvision.compression.prune.options import PruneOptions
 from cellvision.compression.prune.pruner import Pruner
 from cellvision.compression.prune.runs import REGIONS
 from cellvision.errors import ConfigError, explain
-from cellvision.export.onnx import INPUT_NAME, export_part, split_net
+from cellvision.export.latency_probe import open_graph
 from cellvision.export.progress import Tell, say_nothing
 from cellvision.metrics.cost.timing import time_in_turns
 from cellvision.models.base import SegNet
 from cellvision.models.build import build_model
 from cellvision.models.structure.restore import restore_structure
 from cellvision.models.structure.widths import read_widths
-from cellvision.runtime.graphs.onnx_graph import OnnxGraph, open_onnx_graph
-from cellvision.runtime.run_settings import RunSettings
 
 TOLERANCE = 0.05
 """How far apart two nets may be that count as equally fast."""
@@ -102,19 +98,17 @@ def shrink_to_latency(
     """
     config = dict(config)
     steps = [step for step in recipe if step["step"] != "quantize"]
-    batch = image.numpy().astype(np.float32)
-    with tempfile.TemporaryDirectory() as workplace:
-        reference = _open(start_fresh(config, _join(config, steps)), Path(workplace), threads)
-        tried: dict[float, float] = {}
-        records: dict[float, dict[str, Any]] = {}
-        low, high = 0.0, MAX_RATIO
-        while len(tried) < trials and not any(abs(times - 1) <= tolerance for times in tried.values()):
-            ratio = _choose(tried, low, high)
-            records[ratio] = narrow(config, image, ratio)
-            candidate = _open(start_fresh(config, records[ratio]), Path(workplace), threads)
-            tried[ratio] = _compare(candidate, reference, batch, runs)
-            tell(f"small net: {tried[ratio]:.3f} times as long with {1 - ratio:.1%} of the channels")
-            low, high = (ratio, high) if tried[ratio] > 1 else (low, ratio)
+    reference = _open(start_fresh(config, _join(config, steps)), image, threads)
+    tried: dict[float, float] = {}
+    records: dict[float, dict[str, Any]] = {}
+    low, high = 0.0, MAX_RATIO
+    while len(tried) < trials and not any(abs(times - 1) <= tolerance for times in tried.values()):
+        ratio = _choose(tried, low, high)
+        records[ratio] = narrow(config, image, ratio)
+        candidate = _open(start_fresh(config, records[ratio]), image, threads)
+        tried[ratio] = _compare(candidate, reference, runs)
+        tell(f"small net: {tried[ratio]:.3f} times as long with {1 - ratio:.1%} of the channels")
+        low, high = (ratio, high) if tried[ratio] > 1 else (low, ratio)
     best = min(tried, key=lambda ratio: abs(math.log(tried[ratio])))
     if abs(tried[best] - 1) > tolerance:
         got = f"the nearest of {len(tried)} widths takes {tried[best]:.3f} times as long as the compressed net"
@@ -217,18 +211,12 @@ def _choose(tried: Mapping[float, float], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-def _open(net: SegNet, folder: Path, threads: int) -> OnnxGraph:
+def _open(net: SegNet, image: Tensor, threads: int) -> Callable[[], object]:
     detecting = net.detecting and replace(net.detecting, min_score=0.0, max_cells=REGIONS)
-    (part,) = split_net(net, detecting=detecting)
-    return open_onnx_graph(export_part(part, folder / "graph.onnx"), RunSettings(threads=threads))
+    return open_graph(net, image, threads=threads, detecting=detecting)
 
 
-def _compare(candidate: OnnxGraph, reference: OnnxGraph, batch: np.ndarray, runs: int) -> float:
+def _compare(candidate: Callable[[], object], reference: Callable[[], object], runs: int) -> float:
     """Median over the rounds of the candidate's time over the reference's."""
-    times = time_in_turns({"reference": _bind(reference, batch), "candidate": _bind(candidate, batch)}, runs=runs)
+    times = time_in_turns({"reference": reference, "candidate": candidate}, runs=runs)
     return float(np.median(np.divide(times["candidate"], times["reference"])))
-
-
-def _bind(graph: OnnxGraph, batch: np.ndarray) -> Callable[[], object]:
-    names = [port.name for port in graph.outputs]
-    return lambda: graph.run({INPUT_NAME: batch}, names)

@@ -53,9 +53,10 @@ def test_channels_cut_unknown_to_it_are_an_error():
 
 
 def test_places_that_only_one_has_are_cut_off():
-    first, second = cut_to_shared(torch.rand(1, 2, 4, 6), torch.rand(1, 3, 5, 5))
-    assert first.shape == (1, 2, 4, 5)
-    assert second.shape == (1, 3, 4, 5)
+    first, second = torch.rand(1, 2, 4, 6), torch.rand(1, 3, 5, 5)
+    found = cut_to_shared(first, second)
+    assert torch.equal(found[0], first[..., :5])
+    assert torch.equal(found[1], second[..., :4, :])
 
 
 @pytest.mark.parametrize("name", ["unet", "centermask2"])
@@ -86,7 +87,7 @@ def test_a_cut_of_the_pruner_is_followed(kit, name):
     net = kit.build_net(name).eval()
     before = {stride: net.get_parameter(source).detach().clone() for stride, source in list_sources(net).items()}
     adapters = build_adapters(net, net)
-    cut = Pruner(net, torch.zeros(1, 1, 64, 64), PruneOptions(macs=0.6)).step().cut
+    cut = Pruner(net, torch.zeros(1, 1, 64, 64), PruneOptions(macs=0.4)).step().cut
     for stride, adapter in adapters.items():
         adapter.follow(cut.kept)
         after = net.get_parameter(adapter.source)

@@ -2,22 +2,14 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
-from cellvision.bundle import Splitting
-from cellvision.compression.callback import Compression
 from cellvision.compression.distill.step import Distill
 from cellvision.compression.prune.step import Prune
-from cellvision.data.augment import RandomCrop
-from cellvision.data.datamodule import CellDataModule
-from cellvision.data.synthetic import SyntheticLiveDead
 from cellvision.errors import ConfigError
-from cellvision.models.build import build_model
 from cellvision.training.averaging import Ema
-from cellvision.training.callbacks import BestCheckpoint
 from cellvision.training.checkpoint import AtomicCheckpointIO, load_net, load_plain_checkpoint
-from cellvision.training.optim import Optim
-from cellvision.training.task import SegmentationTask
+from compressed_fit import build_data, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -34,36 +26,10 @@ class Keep(Callback):
         self.taught.append(sum(value.item() for name, value in metrics if "loss_distill" in name))
 
 
-def fit(folder, *, resume=None, **settings):
-    torch.manual_seed(0)
-    data = CellDataModule(
-        datasets={"all": SyntheticLiveDead(fields=4, height=64, width=64, cells=(3, 5))},
-        fractions={"train": 0.5, "val": 0.5},
-        augment={"crop": RandomCrop(size=32)},
-        batch_size=2,
-        draws_per_epoch=4,
-        workers=0,
-    )
-    data.setup()
+def teach(folder, *, resume=None, **settings):
     steps = [Prune(epochs=1, ratio=0.3, batches=1), Distill(epochs=2, **settings)]
-    compression = Compression(steps, folder=folder, base_epochs=1)
-    net = build_model(name="unet", in_channels=3, classes=data.classes, kind="viability", widths=[8, 16])
-    task = SegmentationTask(net=net, optim=Optim(), splitting=Splitting(), phases=compression.phases)
-    best = BestCheckpoint(folder=folder / "checkpoints", monitor="val/pixel/miou")
     keep = Keep(folder)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=compression.epochs,
-        callbacks=[compression, Ema(decay=0.9), best, keep],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        plugins=[AtomicCheckpointIO()],
-    )
-    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    task, *_ = fit(folder, steps, Ema(decay=0.9), keep, data=build_data(), base_epochs=1, resume=resume)
     return task, keep.taught
 
 
@@ -71,7 +37,7 @@ FEATURES = {"schedule": "linear_to_zero", "weights": {"features": 1.0}}
 
 
 def test_a_run_is_taught_by_the_net_it_trained_and_goes_on_as_it_was(tmp_path):
-    task, taught = fit(tmp_path, **FEATURES)
+    task, taught = teach(tmp_path, **FEATURES)
     assert taught[0] == 0
     assert all(value > 0 for value in taught[1:])
     checkpoints = tmp_path / "checkpoints"
@@ -84,17 +50,17 @@ def test_a_run_is_taught_by_the_net_it_trained_and_goes_on_as_it_was(tmp_path):
     assert [each["step"] for each in record.recipe] == ["prune", "distill"]
     assert record.recipe[1]["teacher"] == "base.ckpt"
     for epoch in (1, 2):  # pruned, and in the middle of its own phase
-        again, rest = fit(tmp_path, resume=str(tmp_path / f"epoch_{epoch}.ckpt"), **FEATURES)
+        again, rest = teach(tmp_path, resume=str(tmp_path / f"epoch_{epoch}.ckpt"), **FEATURES)
         assert rest == taught[epoch + 1 :]
         for name, value in task.state_dict().items():
             assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_a_teacher_trained_anew_stops_a_resumed_run(tmp_path):
-    fit(tmp_path)
+    teach(tmp_path)
     path = tmp_path / "checkpoints" / "base.ckpt"
     checkpoint = load_plain_checkpoint(path)
     checkpoint["state_dict"]["net.head.bias"] += 1
     AtomicCheckpointIO().save_checkpoint(checkpoint, path)
     with pytest.raises(ConfigError, match=r"base\.ckpt with SHA-256"):
-        fit(tmp_path, resume=str(tmp_path / "epoch_2.ckpt"))
+        teach(tmp_path, resume=str(tmp_path / "epoch_2.ckpt"))

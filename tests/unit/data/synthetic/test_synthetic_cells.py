@@ -75,9 +75,9 @@ def test_an_empty_field_has_light_and_no_cells():
 
 @pytest.mark.parametrize("count", [300, 3000])
 def test_as_many_cells_as_asked_for_in_good_time(count):
-    begun = time.monotonic()
+    begun = time.process_time()  # the clock would tell of what else the machine does
     sample = SyntheticCells(fields=1, height=520, width=704, cells=(count, count)).sample(0)
-    assert time.monotonic() - begun < 30
+    assert time.process_time() - begun < 30
     assert len(np.unique(sample.label_image)) - 1 == len(sample.cell_classes) == count
     assert np.bincount(sample.label_image.ravel())[1:].min() >= 10
 
@@ -86,9 +86,9 @@ def test_small_fields_are_quick():
     data = SyntheticCells(fields=12, height=128, width=128, cells=(20, 60))
     seconds = []
     for index in range(12):
-        begun = time.monotonic()
+        begun = time.process_time()
         data.sample(index)
-        seconds.append(time.monotonic() - begun)
+        seconds.append(time.process_time() - begun)
     assert min(seconds) < 0.5
 
 

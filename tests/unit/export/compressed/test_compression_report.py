@@ -158,7 +158,7 @@ def test_pictures_show_something(run):
 
 def test_progress_names_the_row_and_how_far_it_has_come(report, told):
     for text in (
-        "prune: making the graph",
+        "prune: making the graph: whole",
         "ptq: accuracy: 2 of 2 fields",
         "times of 4 images, 1 thread: 5 of 5 rounds",
     ):
@@ -188,5 +188,5 @@ def test_rows_that_make_no_report_are_refused(run, tmp_path):
         Row(name="../x", checkpoint=tmp_path)
     with pytest.raises(ConfigError, match="unknown role of a row 'teacher'"):
         Row(name="x", checkpoint=tmp_path, role="teacher")
-    with pytest.raises(ConfigError, match="unknown row to round after training 'distill'"):
+    with pytest.raises(ConfigError, match=r"unknown report\.ptq entry 'distill'"):
         list_rows(run[0], base=rows[0].checkpoint, static=("distill",))

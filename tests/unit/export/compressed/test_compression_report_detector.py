@@ -18,13 +18,13 @@ DETECTOR = {
     "backbone": "vovnet19_slim_dw",
     "levels": [3, 4],
     "roi_levels": [3, 4],
-    "top_levels": 1,
+    "top_levels": 0,
     "fpn_channels": 32,
     "class_convs": 1,
     "box_convs": 1,
     "mask_convs": 1,
     "mask_iou": False,
-    "assigning": {"sizes_of_interest": [16, 32]},
+    "assigning": {"sizes_of_interest": [32]},
     "decoding": {"score_threshold": 0.0, "post_nms": 20},
 }
 pytestmark = pytest.mark.slow

@@ -94,7 +94,7 @@ def test_the_small_net_is_as_fast_as_the_compressed_one(tmp_path):
     record = prune(net, macs=0.4)
     said = []
     image = torch.zeros(1, 1, 64, 64)
-    found = shrink_to_latency(config, [record], image, tolerance=0.25, runs=9, tell=said.append)
+    found = shrink_to_latency(config, [record], image, tolerance=0.25, runs=31, tell=said.append)
     assert abs(found.times - 1) <= 0.25
     assert found.times == next(trial.times for trial in found.trials if trial.ratio == found.ratio)
     assert len(said) == len(found.trials)
@@ -113,8 +113,8 @@ def count(net):
 @pytest.fixture
 def stopwatch(monkeypatch):
     """Times in place of measured ones: a net takes as long as it has parameters."""
-    monkeypatch.setattr(scratch, "_open", lambda net, folder, threads: count(net))
-    monkeypatch.setattr(scratch, "_compare", lambda one, other, batch, runs: one / other)
+    monkeypatch.setattr(scratch, "_open", lambda net, image, threads: count(net))
+    monkeypatch.setattr(scratch, "_compare", lambda one, other, runs: one / other)
 
 
 def test_the_search_ends_within_the_tolerance(stopwatch):
@@ -131,7 +131,7 @@ def test_a_time_that_no_width_has_is_explained(stopwatch, monkeypatch):
     net = start(name="unet", widths=(8, 16))
     config = net.config
     record = prune(net, macs=0.5)
-    monkeypatch.setattr(scratch, "_compare", lambda one, other, batch, runs: 1.6 if one > 1000 else 0.7)
+    monkeypatch.setattr(scratch, "_compare", lambda one, other, runs: 1.6 if one > 1000 else 0.7)
     with pytest.raises(
         ConfigError, match=r"nearest of 4 widths takes 0\.700 times .* tolerance=0\.05; try: tolerance=0\.3"
     ):

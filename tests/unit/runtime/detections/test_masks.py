@@ -181,9 +181,9 @@ def test_three_thousand_cells_take_no_time_and_no_memory():
     centres = rng.random((3000, 2)) * [704, 520]
     half = rng.uniform(3, 9, (3000, 2))
     found = detect(np.concatenate([centres - half, centres + half], axis=1), rng.random(3000))
-    start = time.perf_counter()
+    start = time.process_time()  # the clock would tell of what else the machine does
     label_image, kept = paint(found, shape=(520, 704), score_threshold=0.0)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert len(kept) > 1500
     assert label_image.max() == len(kept)
     assert seconds < 2.0, "0.1 s on one idle core"

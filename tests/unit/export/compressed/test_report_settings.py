@@ -1,0 +1,69 @@
+"""Settings of the report, looked at before anything is trained, and what it tells of weights that are zero."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from compressed_run import MAPS, SIZE, prune, save, start
+from omegaconf import OmegaConf
+
+from cellvision.compression.prune.masks import apply_masks, build_masks
+from cellvision.delivery import check_report
+from cellvision.errors import ConfigError
+from cellvision.export.compressed.rows import describe_net
+from cellvision.report.lines import list_lines
+from report_rows import build_report
+
+STEPS = [SimpleNamespace(name="prune"), SimpleNamespace(name="quantize")]
+USUAL = {"samples": 20, "tolerance_points": 1.0, "ptq": ["base", "prune"], "calibration_fields": 16}
+
+
+def check(**changed):
+    check_report(OmegaConf.create({"report": USUAL | changed}), SimpleNamespace(steps=STEPS))
+
+
+def test_names_of_nets_in_float_are_fine():
+    check()
+    check(ptq=[])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ptq": ["base", "distill"]}, r"unknown report\.ptq entry 'distill'; need one of: base, prune;"),
+        ({"ptq": ["quantize"]}, r"unknown report\.ptq entry 'quantize'; need one of: base, prune;"),
+        ({"ptq": ["prune", "base", "prune"]}, r"report\.ptq names prune twice; .* try: report\.ptq=\[prune,base\]"),
+        ({"ptq": "base"}, r"report\.ptq=base; need a list of names of steps; try: report\.ptq=\[base\]"),
+        ({"ptq": None}, r"report\.ptq=None; need a list"),
+        ({"samples": 0}, r"report\.samples=0; need a whole number from 1 up"),
+        ({"calibration_fields": 0}, r"report\.calibration_fields=0; need"),
+        ({"tolerance_points": -1}, r"tolerance_points=-1; need points of accuracy"),
+    ],
+)
+def test_settings_that_no_report_can_be_made_with(changed, message):
+    with pytest.raises(ConfigError, match=message):
+        check(**changed)
+
+
+def test_zeros_are_counted_whatever_the_net_was_led_through(tmp_path):
+    net = start(name="unet", widths=(8, 16))
+    image = torch.zeros(1, 1, *SIZE)
+    record = prune(net, macs=0.6)
+    before = describe_net(save(net, tmp_path / "whole.ckpt", record, splitting=MAPS), image)
+    apply_masks(net, build_masks(net, sparsity=0.7))
+    weights = [module.weight for module in net.modules() if type(module).__name__ in ("Conv2d", "ConvTranspose2d")]
+    zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+    for more in ([], [{"step": "quantize", "plan": {"layers": ["head"]}}]):
+        found = describe_net(save(net, tmp_path / "masked.ckpt", record, *more, splitting=MAPS), image)
+        assert found.zeros == pytest.approx(zeros) == pytest.approx(0.7, abs=0.001)
+        assert (found.macs, found.parameters) == (before.macs, before.parameters)
+    assert before.zeros == 0
+
+
+def test_zeros_are_shown_where_there_are_any():
+    report = build_report()
+    rows = (report.rows[0], *(replace(row, zeros=0.5) for row in report.rows[1:]))
+    shown = {line.label: line.values for line in list_lines(replace(report, rows=rows))}
+    assert shown["weights that are 0, %"] == ("0", *["50.0"] * (len(rows) - 1))
+    assert "weights that are 0, %" not in {line.label for line in list_lines(report)}

@@ -1,0 +1,22 @@
+"""What a compression is compared with."""
+
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+from cellvision.bundle import compute_sha256
+from cellvision.delivery import deliver
+from cellvision.errors import ConfigError
+
+
+def test_no_report_compares_with_another_net_than_the_run_began_with(tmp_path):
+    base = tmp_path / "best.ckpt"
+    base.write_bytes(b"the net of the beginning")
+    report = {"scratch": False, "ptq": []}
+    cfg = OmegaConf.create({"ckpt": str(base), "ckpt_sha256": compute_sha256(base), "report": report})
+    base.write_bytes(b"another one")
+    task = SimpleNamespace(net=SimpleNamespace(spec=SimpleNamespace(exportable=True)))
+    compression = SimpleNamespace(start=base)
+    with pytest.raises(ConfigError, match="which the run began with; try: the same file again, or a new run_dir"):
+        deliver(cfg, None, task, tmp_path, best=base, compression=compression)
