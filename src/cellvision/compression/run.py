@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cellvision.compression.distill.adapters import Adapter
 from cellvision.compression.prune.cut import Cut
 from cellvision.data.datamodule import CellDataModule
-from cellvision.errors import ConfigError, explain
+from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.models.base import SegNet
 from cellvision.training.averaging import Ema
 from cellvision.training.callbacks import BestCheckpoint
@@ -72,6 +72,21 @@ class Run:
     def broadcast(self, value: T) -> T:
         """The value of the lead process, in every process."""
         return self.trainer.strategy.broadcast(value)
+
+    def ask_lead(self, ask: Callable[[], T]) -> T:
+        """What the lead process finds, in every process; so are its errors, as the others would wait for it else."""
+        found: T | None = None
+        error: CellvisionError | None = None
+        if self.is_lead:
+            try:
+                found = ask()
+            except CellvisionError as raised:
+                error = raised
+        found, error = self.broadcast((found, error))
+        if error is not None:
+            raise error
+        assert found is not None
+        return found
 
     def say(self, line: str) -> None:
         """Print a line, once."""
@@ -161,16 +176,18 @@ class Run:
     def return_to_best(self, phase: str) -> None:
         """Go on from the best net of a phase that has ended, in every process; where none was kept, from the last.
 
-        Optimizers keep their moments, and averages what they have averaged.
+        Optimizers keep their moments; averages of the weights begin anew.
         """
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, BestCheckpoint) for callback in callbacks):
+        path = self.folder / "checkpoints" / f"{phase}.ckpt"
+        weights = self.ask_lead(lambda: _read_weights(path) if path.is_file() else {})
+        if not weights:
+            self.say(f"{phase:9} no best net was kept: going on from the last")
             return
-        weights: dict[str, Tensor] = {}
-        if self.is_lead:
-            state = load_plain_checkpoint(self.folder / "checkpoints" / f"{phase}.ckpt")["state_dict"]
-            weights = {key.removeprefix(NET_PREFIX): each for key, each in state.items() if key.startswith(NET_PREFIX)}
-        self.net.load_state_dict(self.broadcast(weights))
+        self.net.load_state_dict(weights)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, Ema):
+                callback.restart(self.task)
 
     def stop(self, why: str, *, score: float) -> None:
         """End training with the net as it is, which is kept as the best of this phase."""
@@ -185,3 +202,8 @@ class Run:
 def _take_named(cut: Cut) -> Callable[[str, Tensor], Tensor]:
     """What stays of a tensor of the task, by its name there."""
     return lambda name, value: cut.take(name.removeprefix("net."), value)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    state = load_plain_checkpoint(path)["state_dict"]
+    return {key.removeprefix(NET_PREFIX): each for key, each in state.items() if key.startswith(NET_PREFIX)}

@@ -34,6 +34,11 @@ class Ema(EMAWeightAveraging):
                 values[name].copy_(kept)
         after.n_averaged.copy_(before.n_averaged)
 
+    def restart(self, task: LightningModule) -> None:
+        """Begin anew with the weights that the task has by now."""
+        if self._average_model is not None:
+            self.setup(task.trainer, task, "fit")
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up the average of a run; its net may have been changed since the run began."""
         if self._average_model is not None:

@@ -40,15 +40,17 @@ class Manner:
         for key in ("temperature", "channel_temperature"):
             value = getattr(self, key)
             if not is_finite_number(value) or value <= 0:
-                got = f"distill.{key}={value!r}"
-                raise ConfigError(explain(got=got, need="a number above 0", hint=f"distill.{key}=2.0"))
+                got = f"compress.distill.{key}={value!r}"
+                raise ConfigError(explain(got=got, need="a number above 0", hint=f"compress.distill.{key}=2.0"))
         if not isinstance(self.boundary_px, int) or self.boundary_px < 1:
-            got = f"distill.boundary_px={self.boundary_px!r}"
-            raise ConfigError(explain(got=got, need="a whole number from 1 up", hint="distill.boundary_px=2"))
-        check_number("distill.quality_power", self.quality_power, low=0, example=1.0)
+            got = f"compress.distill.boundary_px={self.boundary_px!r}"
+            raise ConfigError(explain(got=got, need="a whole number from 1 up", hint="compress.distill.boundary_px=2"))
+        check_number("compress.distill.quality_power", self.quality_power, low=0, example=1.0)
         if not is_finite_number(self.confident) or not 0 <= self.confident < 1:
-            got = f"distill.confident={self.confident!r}"
-            raise ConfigError(explain(got=got, need="a number from 0 up and below 1", hint="distill.confident=0.3"))
+            got = f"compress.distill.confident={self.confident!r}"
+            raise ConfigError(
+                explain(got=got, need="a number from 0 up and below 1", hint="compress.distill.confident=0.3")
+            )
 
 
 @dataclass(kw_only=True)

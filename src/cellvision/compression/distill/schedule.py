@@ -26,7 +26,7 @@ def compute_share(schedule: str, epoch: int, epochs: int) -> float:
         >>> [round(compute_share("cosine_from_zero", epoch, 4), 3) for epoch in range(4)]
         [0.146, 0.5, 0.854, 1.0]
     """
-    check_choice("distill.schedule", schedule, SCHEDULES)
+    check_choice("compress.distill.schedule", schedule, SCHEDULES)
     shape, _, direction = schedule.partition("_")
     if shape == "constant":
         return 1.0

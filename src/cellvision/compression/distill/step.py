@@ -83,12 +83,12 @@ class Distill(Step):
             ConfigError: a number out of range.
         """
         super().__init__(epochs=epochs, lr=lr)
-        check_number("distill.weight", weight, low=0, example=1.0)
-        check_number("distill.cache_mib", cache_mib, low=0, example=512)
+        check_number("compress.distill.weight", weight, low=0, example=1.0)
+        check_number("compress.distill.cache_mib", cache_mib, low=0, example=512)
         compute_share(schedule, 0, 1)
         if weights is not None and not isinstance(weights, Mapping):
-            got, need = f"distill.weights={weights!r}", "a weight for each term to change"
-            raise ConfigError(explain(got=got, need=need, hint="distill.weights.features=1.0"))
+            got, need = f"compress.distill.weights={weights!r}", "a weight for each term to change"
+            raise ConfigError(explain(got=got, need=need, hint="compress.distill.weights.features=1.0"))
         self.manner = Manner(
             temperature=temperature,
             channel_temperature=channel_temperature,
@@ -215,7 +215,7 @@ class Distill(Step):
     def _check_digest(self, before: str | None, now: str) -> None:
         if before is not None and before != now:
             path = self.path or self._run.teacher
-            got = f"distill.teacher={path} with SHA-256 {now[:12]}.., which was {before[:12]}.."
+            got = f"compress.distill.teacher={path} with SHA-256 {now[:12]}.., which was {before[:12]}.."
             need = "the teacher that the run began with"
             raise ConfigError(explain(got=got, need=need, hint="the same file again, or a new run_dir"))
 

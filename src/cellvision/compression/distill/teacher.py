@@ -184,9 +184,11 @@ def _load_bundle(path: Path, student: SegNet, images: Images) -> Teacher:
     taught = Images(channels=manifest.channels, dtypes=manifest.image_dtypes)
     _check_fit(path, student, images, kind=manifest.kind, classes=manifest.classes, taught=taught)
     if manifest.kind == "instance":
-        got = f"distill.teacher={path}, a bundle of detections"
+        got = f"compress.distill.teacher={path}, a bundle of detections"
         need = "what the net says at every place and in the student's boxes, which no graph gives out"
-        raise ConfigError(explain(got=got, need=need, hint="distill.teacher=the checkpoint that it was exported from"))
+        raise ConfigError(
+            explain(got=got, need=need, hint="compress.distill.teacher=the checkpoint that it was exported from")
+        )
     assert isinstance(student, UNet)
     return BundleTeacher(path, activation=student.activation)
 
@@ -206,7 +208,7 @@ def _check_fit(
         got = ", ".join(f"{what} {theirs}" for what, theirs, _ in faults)
         need = ", ".join(f"{what} {ours}" for what, _, ours in faults) + " as the student has"
         hint = "a teacher trained on the same channels for the same classes"
-        raise ConfigError(explain(got=f"distill.teacher={path} with {got}", need=need, hint=hint))
+        raise ConfigError(explain(got=f"compress.distill.teacher={path} with {got}", need=need, hint=hint))
 
 
 def compute_digest(path: Path) -> str:
@@ -217,6 +219,6 @@ def compute_digest(path: Path) -> str:
     """
     file = path / MANIFEST_NAME if path.is_dir() else path
     if not file.is_file():
-        got, need = f"distill.teacher={path}", "a checkpoint file or a bundle folder"
-        raise ConfigError(explain(got=got, need=need, hint="distill.teacher=RUN_DIR/checkpoints/best.ckpt"))
+        got, need = f"compress.distill.teacher={path}", "a checkpoint file or a bundle folder"
+        raise ConfigError(explain(got=got, need=need, hint="compress.distill.teacher=RUN_DIR/checkpoints/best.ckpt"))
     return compute_sha256(file)

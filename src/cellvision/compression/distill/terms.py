@@ -50,9 +50,11 @@ def choose_terms(
         ConfigError: a term is unknown, asked for and missing, no weight, or none is left.
     """
     for name, weight in given.items():
-        key = f"distill.weights.{name}"
+        key = f"compress.distill.weights.{name}"
         if name not in usual:
-            raise ConfigError(unknown_name("loss of this net", key, [f"distill.weights.{each}" for each in usual]))
+            raise ConfigError(
+                unknown_name("loss of this net", key, [f"compress.distill.weights.{each}" for each in usual])
+            )
         if weight is not None:
             check_number(key, weight, low=0, example=1.0)
             if name in missing:
@@ -61,6 +63,6 @@ def choose_terms(
     lines = [f"distill: no {name}: {missing[name]}" for name in weights if name in missing]
     chosen = {name: weight for name, weight in weights.items() if name not in missing}
     if not chosen:
-        got, need = "distill.weights with nothing to learn", f"a weight above 0 for one of {', '.join(usual)}"
-        raise ConfigError(explain(got=got, need=need, hint=f"distill.weights.{next(iter(usual))}=1.0"))
+        got, need = "compress.distill.weights with nothing to learn", f"a weight above 0 for one of {', '.join(usual)}"
+        raise ConfigError(explain(got=got, need=need, hint=f"compress.distill.weights.{next(iter(usual))}=1.0"))
     return chosen, lines

@@ -19,10 +19,10 @@ class PruneOptions:
     With ``masks`` all channels may stay, and none of the three is needed.
 
     Attributes:
-        importance: what a channel's worth is taken from: "magnitude" of all weights that hang on it, "taylor" (weight
-            times gradient, Molchanov et al. 2017; needs the gradients of a backward pass before each step), or
-            "bn_scale", the scale of its normalisation (Liu et al. 2017; says something after training that pulls the
-            scales to 0, and prunes only layers with a normalisation).
+        importance: what a channel's worth is taken from: "magnitude" of what makes it and takes it in (see
+            `score_channels`), "taylor" (weight times gradient, Molchanov et al. 2017; needs the gradients of a backward
+            pass before each step), or "bn_scale", the scale of its normalisation (Liu et al. 2017; says something after
+            training that pulls the scales to 0, and prunes only layers with a normalisation).
         scope: among which channels the least are looked for: "local" those of one layer, "global" those of the net,
             "isomorphic" those of layers of the same make (Fang et al. 2024).
         ratio: share of the prunable channels to remove, in (0, 1).

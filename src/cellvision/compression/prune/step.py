@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from cellvision.compression.prune.sensitivity import draw_sensitivity, scan_sens
 from cellvision.compression.prune.statistics import refresh_batch_norm
 from cellvision.compression.run import Run
 from cellvision.compression.step import Step
-from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.errors import ConfigError, explain
 from cellvision.models.build import build_model
 from cellvision.models.structure.widths import read_widths
 
@@ -151,7 +151,7 @@ class Prune(Step):
             self._state["ratio"] = self._find_ratio(run, image, number, target_ms=self.latency_ms)
         options = replace(self.options, ratio=self._state.get("ratio", self.options.ratio))
         pruner = Pruner(run.net, image, options, state=self._state.get("pruner"))
-        done = pruner.apply(_ask_lead(run, pruner.plan))
+        done = pruner.apply(run.ask_lead(pruner.plan))
         run.net.zero_grad(set_to_none=True)
         run.changed(cut=done.cut, replaced=done.replaced)
         self._state["pruner"] = pruner.state
@@ -176,7 +176,13 @@ class Prune(Step):
                 run.say(f"prune     ratio {trial.ratio:.3f}: {trial.latency_ms:.4g} ms, {trial.macs:.0%} of the MACs")
             return found.best
 
-        best = _ask_lead(run, search)
+        try:
+            best = run.ask_lead(search)
+        except ConfigError as error:
+            if number == 0:
+                raise
+            run.say(f"prune     the ratio found before the first cut stays: {error}")
+            return float(self._state["ratio"])
         if best.ratio == 0:
             got, need = f"compress.prune.latency_ms={target_ms}, which the net meets already", "less than it takes now"
             hint = f"compress.prune.latency_ms={best.latency_ms / 2:.4g}"
@@ -218,22 +224,6 @@ class Prune(Step):
         run.write_record(record)
         for line in lines:
             run.say(f"prune     {self._state['done']} of {self.options.steps}: {line}")
-
-
-def _ask_lead(run: Run, ask: Callable[[], T]) -> T:
-    """What the lead process finds, in every process; so are its errors, as the others would wait for it else."""
-    found: T | None = None
-    error: CellvisionError | None = None
-    if run.is_lead:
-        try:
-            found = ask()
-        except CellvisionError as raised:
-            error = raised
-    found, error = run.broadcast((found, error))
-    if error is not None:
-        raise error
-    assert found is not None
-    return found
 
 
 def _repeat(image: torch.Tensor, edge_px: int) -> torch.Tensor:

@@ -74,22 +74,22 @@ class Quantize(Step):
         sensitivity: str = "alone",
     ) -> None:
         super().__init__(epochs=epochs, lr=lr)
-        check_choice("qat.when", when, WHEN)
-        check_choice("qat.sensitivity", sensitivity, SENSITIVITIES)
-        check_choice("qat.calibration", calibration, METHODS)
+        check_choice("compress.qat.when", when, WHEN)
+        check_choice("compress.qat.sensitivity", sensitivity, SENSITIVITIES)
+        check_choice("compress.qat.calibration", calibration, METHODS)
         if not is_finite_number(percentile) or not 50 < percentile <= 100:
-            got, need = f"qat.percentile={percentile}", "a percentile above 50 up to 100"
-            raise ConfigError(explain(got=got, need=need, hint="qat.percentile=99.99"))
+            got, need = f"compress.qat.percentile={percentile}", "a percentile above 50 up to 100"
+            raise ConfigError(explain(got=got, need=need, hint="compress.qat.percentile=99.99"))
         for key, points in (("tolerance_points", tolerance_points), ("budget_points", budget_points)):
             if points is not None and (not is_finite_number(points) or points < 0):
-                got, need = f"qat.{key}={points}", "points of the monitored score, from 0 up"
-                raise ConfigError(explain(got=got, need=need, hint=f"qat.{key}=1"))
+                got, need = f"compress.qat.{key}={points}", "points of the monitored score, from 0 up"
+                raise ConfigError(explain(got=got, need=need, hint=f"compress.qat.{key}=1"))
         if calibration_batches < 1:
-            got, need = f"qat.calibration_batches={calibration_batches}", "a whole number from 1 up"
-            raise ConfigError(explain(got=got, need=need, hint="qat.calibration_batches=8"))
+            got, need = f"compress.qat.calibration_batches={calibration_batches}", "a whole number from 1 up"
+            raise ConfigError(explain(got=got, need=need, hint="compress.qat.calibration_batches=8"))
         if not 0 <= freeze_epochs <= epochs:
-            got, need = f"qat.freeze_epochs={freeze_epochs}", f"0 to qat.epochs={epochs}"
-            raise ConfigError(explain(got=got, need=need, hint=f"qat.freeze_epochs={min(1, epochs)}"))
+            got, need = f"compress.qat.freeze_epochs={freeze_epochs}", f"0 to compress.qat.epochs={epochs}"
+            raise ConfigError(explain(got=got, need=need, hint=f"compress.qat.freeze_epochs={min(1, epochs)}"))
         self.when, self.tolerance_points, self.count = when, float(tolerance_points), calibration_batches
         self.calibration, self.percentile = calibration, percentile
         self.freeze_epochs, self.learned, self.keep_float = freeze_epochs, learned, tuple(keep_float)
@@ -107,7 +107,10 @@ class Quantize(Step):
         self._score_untrained = state.get("score_untrained")
 
     def attach(self, run: Run) -> None:
-        """Look whether the net can round so."""
+        """Look whether the net can round so, and learn its ranges: their steps are relative with AdamW only."""
+        if self.learned and run.task.optim.name != "adamw":
+            got = f"compress.qat.learned=true with optim.name={run.task.optim.name}"
+            raise ConfigError(explain(got=got, need="optim.name=adamw", hint="optim=adamw"))
         if not is_rounding(run.net):
             self._plan(run, self.keep_float)
 
@@ -153,6 +156,8 @@ class Quantize(Step):
             {
                 "step": self.name,
                 "plan": plan.to_plain(),
+                "calibration": self.calibration,
+                "percentile": self.percentile,
                 "trained": not enough,
                 "score_before": before,
                 "score_rounded": after,

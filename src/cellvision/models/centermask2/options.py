@@ -98,8 +98,8 @@ class FcosDecoding:
     Attributes:
         score_threshold: a candidate's class probability is above it; in 0..1.
         nms_iou: of two boxes of a class that overlap more, the worse is left out; in 0..1.
-        pre_nms: at most so many candidates per level; None for 9 times ``post_nms``. A cell has up to 9 in a level:
-            the places within 1.5 strides of its centre, which learn it.
+        pre_nms: at most so many candidates per level; None for 9 times ``post_nms``. A cell has some 9 in a level:
+            the places within 1.5 strides of its centre, if `FcosAssigning.radius` is 1.5, which learn it.
         post_nms: at most so many boxes per image. 50 as published; crowded fields hold thousands of cells.
         threshold_with_centreness: compare class probability times centre-ness with the threshold.
         soft_nms_sigma: let overlapped boxes fade instead (see ``suppress_softly``), and leave out those that fade below

@@ -18,7 +18,11 @@ def test_usual_terms_and_changed_ones():
 @pytest.mark.parametrize(
     ("given", "missing", "message"),
     [
-        ({"class": 1}, {}, r"unknown loss of this net 'distill.weights.class'; need one of: .*boundary.*focus.*try"),
+        (
+            {"class": 1},
+            {},
+            r"unknown loss of this net 'compress.distill.weights.class'; need one of: .*boundary.*focus.*try",
+        ),
         ({"masks": 1}, {}, r"distill.weights.boundary, .*distill.weights.features"),
         ({"distance": 1}, {"distance": "there is none"}, r"distill.weights.distance=1 and there is none"),
         ({"classes": -1}, {}, r"distill.weights.classes=-1; need a number from 0 up"),
@@ -47,7 +51,7 @@ def test_a_schedule_never_ends_the_teaching_early(schedule):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"schedule": "linear"}, r"unknown distill.schedule 'linear'; need one of: .*try: 'linear_"),
+        ({"schedule": "linear"}, r"unknown compress.distill.schedule 'linear'; need one of: .*try: 'linear_"),
         ({"temperature": 0}, r"distill.temperature=0; need a number above 0"),
         ({"channel_temperature": -1.0}, r"distill.channel_temperature=-1.0"),
         ({"boundary_px": 0.5}, r"distill.boundary_px=0.5; need a whole number"),
