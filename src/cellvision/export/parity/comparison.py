@@ -48,6 +48,9 @@ def compare_with_net(
 ) -> ParityReport:
     """Differences between a net and the graph of its bundle: every size, batch of 1 and 2, every allowed image dtype.
 
+    An instance net does the work of its graph in PyTorch here (see `open_eager`), which is not the code that decodes in
+    training; that both find the same is tested on nets of the tests only.
+
     Args:
         net: what was exported.
         bundle: folder with graph and manifest; splitting and dtypes come from the manifest.
