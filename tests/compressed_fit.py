@@ -12,13 +12,14 @@ from lightning.pytorch import Callback, Trainer
 
 from cellvision.bundle import Splitting
 from cellvision.compression.callback import Compression
+from cellvision.compression.run import Measure
 from cellvision.compression.step import Step
 from cellvision.data.augment import RandomCrop
 from cellvision.data.datamodule import CellDataModule
 from cellvision.data.synthetic import SyntheticLiveDead
 from cellvision.models.build import build_model
-from cellvision.training.callbacks import BestCheckpoint
-from cellvision.training.checkpoint import AtomicCheckpointIO
+from cellvision.training.callbacks import BestCheckpoint, SameNet
+from cellvision.training.checkpoint import AtomicCheckpointIO, load_net
 from cellvision.training.optim import Optim
 from cellvision.training.task import SegmentationTask
 
@@ -44,24 +45,40 @@ def fit(
     folder: Path,
     steps: Sequence[Step],
     *callbacks: Callback,
-    data: CellDataModule,
+    data: CellDataModule | None = None,
     net: Mapping[str, Any] = UNET,
+    start: Path | None = None,
     base_epochs: int = 0,
     resume: Path | None = None,
+    measure_ms: Measure | None = None,
+    optim: str = "adamw",
     **settings: Any,
 ) -> tuple[SegmentationTask, Trainer, BestCheckpoint]:
-    """Train ``net`` for ``base_epochs``, then through ``steps``, always alike; ``settings`` are of the trainer."""
+    """Train a net for ``base_epochs``, then through ``steps``, always alike; ``settings`` are of the trainer.
+
+    The net is a fresh one, or that of the checkpoint ``start``; ``resume`` goes on with a whole run.
+    """
     torch.manual_seed(0)
-    compression = Compression(steps, folder=folder, base_epochs=base_epochs)
-    built = build_model(in_channels=3, classes=data.classes, **net)
+    data = build_data() if data is None else data
+    compression = Compression(steps, folder=folder, base_epochs=base_epochs, measure_ms=measure_ms)
+    built, record = (
+        (build_model(in_channels=3, classes=data.classes, **net), None) if start is None else load_net(start)
+    )
     monitor = "val/mask/ap" if built.spec.kind == "instance" else "val/pixel/miou"
     splitting = Splitting(method=METHODS[built.spec.kind])
-    task = SegmentationTask(net=built, optim=Optim(), splitting=splitting, phases=compression.phases, monitor=monitor)
+    task = SegmentationTask(
+        net=built.train(),
+        optim=Optim(name=optim),
+        splitting=splitting,
+        phases=compression.phases,
+        monitor=monitor,
+        record=record,
+    )
     best = BestCheckpoint(folder=folder / "checkpoints", monitor=monitor)
     given = {
         "accelerator": "cpu",
         "max_epochs": compression.epochs,
-        "callbacks": [compression, *callbacks, best],
+        "callbacks": [compression, *callbacks, best, SameNet()],
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,

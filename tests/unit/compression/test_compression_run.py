@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from lightning.pytorch import Callback
-from small_run import fit
 
 from cellvision.compression.callback import Compression
 from cellvision.compression.prune.step import Prune
@@ -15,6 +14,7 @@ from cellvision.training.averaging import Ema
 from cellvision.training.callbacks import EarlyStop
 from cellvision.training.checkpoint import load_net
 from cellvision.training.optim import Optim
+from compressed_fit import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from lightning.pytorch import Callback
-from small_run import fit
 
 from cellvision.compression.prune.step import Prune
 from cellvision.compression.qat.step import Quantize
@@ -13,6 +12,7 @@ from cellvision.errors import ConfigError
 from cellvision.models.structure.fake_quant import is_rounding
 from cellvision.training.averaging import Ema
 from cellvision.training.checkpoint import load_net
+from compressed_fit import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from small_run import fit
 
 from cellvision.compression.distill.step import Distill
 from cellvision.compression.prune.step import Prune
@@ -12,7 +11,7 @@ from cellvision.compression.run import Run
 from cellvision.errors import ConfigError
 from cellvision.training.averaging import Ema
 from cellvision.training.checkpoint import load_net
-from cellvision.training.optim import Optim
+from compressed_fit import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -71,7 +70,6 @@ def test_without_a_best_net_the_last_goes_on(tmp_path, monkeypatch, capsys):
     assert task.record.recipe[-1]["step"] == "prune"
 
 
-def test_ranges_are_learned_with_adamw_only(tmp_path, monkeypatch):
-    monkeypatch.setattr("small_run.Optim", lambda: Optim(name="sgd"))
+def test_ranges_are_learned_with_adamw_only(tmp_path):
     with pytest.raises(ConfigError, match=r"compress.qat.learned=true with optim.name=sgd; need optim.name=adamw"):
-        fit(tmp_path, [Quantize(epochs=1, when="always", calibration_batches=1, learned=True)])
+        fit(tmp_path, [Quantize(epochs=1, when="always", calibration_batches=1, learned=True)], optim="sgd")

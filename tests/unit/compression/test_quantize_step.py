@@ -4,56 +4,16 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from torch import nn
 
-from cellvision.bundle import Splitting
-from cellvision.compression.callback import Compression
 from cellvision.compression.qat.step import Quantize, compute_points
-from cellvision.data.augment import RandomCrop
-from cellvision.data.datamodule import CellDataModule
-from cellvision.data.synthetic import SyntheticLiveDead
 from cellvision.errors import ConfigError
-from cellvision.models.build import build_model
 from cellvision.models.structure.fake_quant import find_fake_quants, is_rounding
-from cellvision.training.callbacks import BestCheckpoint
-from cellvision.training.checkpoint import AtomicCheckpointIO, load_net
-from cellvision.training.optim import Optim
-from cellvision.training.task import SegmentationTask
+from cellvision.training.checkpoint import load_net
+from compressed_fit import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def fit(folder, step, *callbacks, resume=None, **settings):
-    torch.manual_seed(0)
-    data = CellDataModule(
-        datasets={"all": SyntheticLiveDead(fields=4, height=64, width=64, cells=(3, 5))},
-        fractions={"train": 0.5, "val": 0.5},
-        augment={"crop": RandomCrop(size=32)},
-        batch_size=2,
-        draws_per_epoch=4,
-        workers=0,
-    )
-    data.setup()
-    compression = Compression([step], folder=folder)
-    net = build_model(name="unet", in_channels=3, classes=data.classes, kind="viability", widths=[8, 16])
-    task = SegmentationTask(net=net, optim=Optim(), splitting=Splitting(), phases=compression.phases)
-    best = BestCheckpoint(folder=folder / "checkpoints", monitor="val/pixel/miou")
-    given = {
-        "accelerator": "cpu",
-        "max_epochs": compression.epochs,
-        "callbacks": [compression, *callbacks, best],
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-        "plugins": [AtomicCheckpointIO()],
-    }
-    trainer = Trainer(**(given | settings))
-    trainer.fit(task, datamodule=data, ckpt_path=resume)
-    return task, trainer
 
 
 class Watch(Callback):
@@ -79,7 +39,7 @@ class Keep(Callback):
 
 def test_ranges_follow_the_batches_and_stay_in_the_last_epochs(tmp_path):
     watch = Watch()
-    task, _ = fit(tmp_path, Quantize(epochs=4, freeze_epochs=2, when="always", calibration_batches=2), watch)
+    task, _, _ = fit(tmp_path, [Quantize(epochs=4, freeze_epochs=2, when="always", calibration_batches=2)], watch)
     first, second, third, last = watch.bounds
     assert len(first) == 8
     assert min(first) > 0
@@ -94,7 +54,7 @@ def test_ranges_follow_the_batches_and_stay_in_the_last_epochs(tmp_path):
 
 
 def test_a_checkpoint_gives_the_rounding_net_again(tmp_path):
-    task, _ = fit(tmp_path, Quantize(epochs=1, when="always", calibration_batches=1))
+    task, _, _ = fit(tmp_path, [Quantize(epochs=1, when="always", calibration_batches=1)])
     net, record = load_net(tmp_path / "checkpoints" / "quantize.ckpt")
     assert is_rounding(net)
     assert record.recipe == task.record.recipe
@@ -106,15 +66,15 @@ def test_a_checkpoint_gives_the_rounding_net_again(tmp_path):
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_run_resumed_within_the_phase_ends_as_an_unbroken_one(tmp_path, learned):
     given = {"epochs": 3, "freeze_epochs": 1, "when": "always", "calibration_batches": 1, "learned": learned}
-    unbroken, _ = fit(tmp_path / "a", Quantize(**given), Keep())
-    resumed, _ = fit(tmp_path / "b", Quantize(**given), resume=str(tmp_path / "a" / "first.ckpt"))
+    unbroken, _, _ = fit(tmp_path / "a", [Quantize(**given)], Keep())
+    resumed, _, _ = fit(tmp_path / "b", [Quantize(**given)], resume=str(tmp_path / "a" / "first.ckpt"))
     for (name, one), other in zip(unbroken.net.state_dict().items(), resumed.net.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
 
 def test_learned_ranges_are_trained_until_they_are_fixed(tmp_path):
     watch = Watch()
-    fit(tmp_path, Quantize(epochs=3, freeze_epochs=1, when="always", calibration_batches=1, learned=True), watch)
+    fit(tmp_path, [Quantize(epochs=3, freeze_epochs=1, when="always", calibration_batches=1, learned=True)], watch)
     first, second, third = watch.bounds
     assert all(one != other for one, other in zip(first, second, strict=True))
     assert second == third
@@ -124,14 +84,14 @@ def test_a_percentile_keeps_smaller_ranges(tmp_path):
     bounds = []
     for options in ({}, {"calibration": "percentile", "percentile": 90.0}):
         given = {"epochs": 1, "tolerance_points": 100, "calibration_batches": 1} | options
-        task, _ = fit(tmp_path, Quantize(**given))
+        task, _, _ = fit(tmp_path, [Quantize(**given)])
         bounds.append([quant.bound.item() for quant in find_fake_quants(task.net)])
     assert all(0 < less < most for most, less in zip(*bounds, strict=True))
 
 
 def test_where_little_is_lost_nothing_is_trained(tmp_path, capsys):
     watch = Watch()
-    task, trainer = fit(tmp_path, Quantize(epochs=3, tolerance_points=100, calibration_batches=2), watch)
+    task, trainer, _ = fit(tmp_path, [Quantize(epochs=3, tolerance_points=100, calibration_batches=2)], watch)
     assert "no training needed" in capsys.readouterr().out
     assert trainer.global_step == 0
     (record,) = task.record.recipe
@@ -150,7 +110,7 @@ def test_layers_that_cost_most_stay_float_until_the_budget_is_met(tmp_path, monk
 
     monkeypatch.setattr("cellvision.compression.run.Run.score", score)
     step = Quantize(epochs=1, calibration_batches=1, budget_points=1.0, tolerance_points=1.0)
-    task, _ = fit(tmp_path, step)
+    task, _, _ = fit(tmp_path, [step])
     (record,) = task.record.recipe
     assert record["mixed"]["kept"] == [costly]
     assert record["mixed"]["met"]
@@ -181,7 +141,7 @@ def test_settings_that_cannot_be(given, said):
 
 def test_unknown_layers_are_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(ConfigError, match="has 'nose'"):
-        fit(tmp_path, Quantize(epochs=1, keep_float=["nose"]))
+        fit(tmp_path, [Quantize(epochs=1, keep_float=["nose"])])
 
 
 @pytest.mark.parametrize(

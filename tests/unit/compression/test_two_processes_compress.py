@@ -10,7 +10,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
-from small_run import fit
 from torch import multiprocessing
 
 from cellvision.compression.prune.masks import measure_sparsity
@@ -19,6 +18,7 @@ from cellvision.compression.qat.step import Quantize
 from cellvision.models.structure.fake_quant import find_fake_quants
 from cellvision.training.averaging import Ema
 from cellvision.training.checkpoint import load_net
+from compressed_fit import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
