@@ -138,7 +138,7 @@ def measure_prediction(chosen: argparse.Namespace) -> dict[str, Any]:
     from cellvision.runtime.detections.found import read_detections
 
     torch.set_num_threads(chosen.threads)
-    decoding = {"score_threshold": 0.0, "nms_iou": 0.9, "pre_nms": 4000, "post_nms": chosen.cells}
+    decoding = {"score_threshold": 0.0, "nms_iou": 0.9, "post_nms": chosen.cells}
     net, sample = build_net(chosen, decoding=decoding).eval(), draw_sample(chosen)
     splitting = Splitting(method="instances", score_threshold=1e-6, min_visible=1e-6, min_area_px=1)
     counts = []
