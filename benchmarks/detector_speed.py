@@ -10,7 +10,8 @@ detectron2 lacks (VoVNet, the FCOS head, the mask and MaskIoU head) are ours the
 Timed is everything from the image tensor to boxes, scores, classes and masks of 28 px, and inside the same call the
 trunk: backbone and pyramid. Weights are untrained, so what is found says nothing; instead every net gives exactly as
 many masks as asked for, or the run stops. Thresholds are 0 and suppression is nearly off, so that each net compares as
-many candidates as its options allow: ours up to 2,000 per level, Mask R-CNN ``--proposals`` per level and in all.
+many candidates as its options allow: CenterMask2 nine for each cell per level, Mask R-CNN ``--proposals`` per level and
+in all.
 
 A ratio is the median over the rounds of their time by ours in the same round. Prints a table and one line of JSON, and
 exits with 1 when a ratio of whole nets in fp32 is below ``--least-ratio``. The bridge runs our own layers, so that its
@@ -141,7 +142,7 @@ def build_theirs(chosen: argparse.Namespace, ours: SegNet) -> list[Contender]:
     settings = {name.replace("fpn_channels", "out_channels"): value for name, value in LITE.items()}
     settings |= {"backbone": chosen.backbone, "levels": (3, 4, 5), "norm": "batch", "freeze_at": 0, "num_classes": 1}
     settings |= {"mask_attention": True, "mask_iou": True, "roi_criterion": "ratio", "pixel_mean": (0.0,)}
-    settings |= {"score_threshold": 0.0, "nms_iou": NMS_IOU, "pre_nms": 2000, "pixel_std": (255.0,)}
+    settings |= {"score_threshold": 0.0, "nms_iou": NMS_IOU, "pixel_std": (255.0,)}
     bridge = build_centermask(**settings)
     bridge.load_state_dict(ours.detector.state_dict())
     own = use_their_parts(copy.deepcopy(bridge))
@@ -222,11 +223,11 @@ def wrap_theirs(name: str, model: Any, limit: Callable[[int], None]) -> Contende
 
 
 def limit_fcos(detector: Any) -> Callable[[int], None]:
-    """How to say how many boxes FCOS gives."""
+    """How to say how many boxes FCOS gives, out of as many candidates as this takes by default."""
 
     def limit(count: int) -> None:
         fcos = detector.proposal_generator
-        fcos.decoding = replace(fcos.decoding, post_nms=count)
+        fcos.decoding = replace(fcos.decoding, pre_nms=None, post_nms=count)
 
     return limit
 
