@@ -1,5 +1,6 @@
 """An instance net as a bundle: the same cells in PyTorch, in one ONNX graph and in two, at ten sizes."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from cellvision.export.forms import write_half
 from cellvision.export.gate.found import open_bundle
 from cellvision.export.graph_options import GraphOptions
 from cellvision.export.onnx import open_eager
-from cellvision.export.parity.detections import pair_detections
+from cellvision.export.parity.detections import check_forward, pair_detections
 from cellvision.export.writer import export_bundle
 from cellvision.models.build import build_model
 from cellvision.runtime.detections.cells import build_detected_cells
@@ -124,6 +125,21 @@ def test_a_batch_gives_the_detections_of_its_images(net, bundle):
     session = open_session(bundle, threads=1)
     for at, found in enumerate(session.run_batch(batch)):
         compare(found, detect(net, batch[at : at + 1])[0])
+
+
+def test_a_net_that_does_something_else_than_its_graph_is_refused(net):
+    batch = np.stack([make_image(64, 64, kind) for kind in ("dense", "noise")])
+    run, given = open_eager(net), {"detecting": net.detecting, "tolerance": 1e-3}
+    check_forward(net, run, batch, **given)
+    check_forward(net, run, batch, **given | {"detecting": replace(net.detecting, min_score=0.02, max_cells=100)})
+    other = copy.deepcopy(net)
+    other.detector.roi_heads.mask_head.predictor.bias += 0.1
+    with pytest.raises(ExportError, match=r"differ by up to 0\.02\d, with 0 of \d+ boxes unmatched; need"):
+        check_forward(other, run, batch, **given)
+    other = copy.deepcopy(net)
+    other.detector.proposal_generator.decoding = replace(net.detector.proposal_generator.decoding, post_nms=90)
+    with pytest.raises(ExportError, match=r"[1-9]\d* of \d+ boxes unmatched"):
+        check_forward(other, run, batch, **given)
 
 
 def test_predictor_gives_the_cells_of_the_net(net, bundle):

@@ -15,7 +15,7 @@ from cellvision.bundle import Manifest, Splitting, load_manifest
 from cellvision.errors import ExportError, explain
 from cellvision.export.onnx import INPUT_NAME, open_eager, to_inference
 from cellvision.export.parity.case import ParityCase, ParityReport
-from cellvision.export.parity.detections import compare_detections
+from cellvision.export.parity.detections import check_forward, compare_detections
 from cellvision.export.progress import Tell, say_nothing
 from cellvision.models.base import SegNet
 from cellvision.runtime.graphs.detection_session import DetectionSession
@@ -48,8 +48,8 @@ def compare_with_net(
 ) -> ParityReport:
     """Differences between a net and the graph of its bundle: every size, batch of 1 and 2, every allowed image dtype.
 
-    An instance net does the work of its graph in PyTorch here (see `open_eager`), which is not the code that decodes in
-    training; that both find the same is tested on nets of the tests only.
+    An instance net does the work of its graph in PyTorch here (see `open_eager`). That this is also what the net itself
+    does, and was scored with in training, is looked at on the smallest case.
 
     Args:
         net: what was exported.
@@ -75,6 +75,9 @@ def compare_with_net(
     else:
         compare = partial(_compare, to_inference(net), open_graph(bundle / manifest.graphs[0].file), manifest)
     batches, cases = list(_batches(images, sizes, manifest)), []
+    if isinstance(session, DetectionSession) and must_agree:
+        smallest = min((batch for batch, _ in batches), key=np.size)
+        check_forward(net, run, smallest, detecting=session.detecting, tolerance=tolerance)
     for batch, dtype in batches:
         cases.append(compare(batch, dtype))
         tell(f"comparing with PyTorch: {len(cases)} of {len(batches)} cases")

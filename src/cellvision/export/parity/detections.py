@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from cellvision.bundle import Manifest
-from cellvision.export.parity.case import ParityCase
+from cellvision.bundle import Detecting, Manifest
+from cellvision.errors import ExportError, explain
+from cellvision.export.onnx import to_inference
+from cellvision.export.parity.case import PIXELS_TOLERANCE, ParityCase
+from cellvision.models.base import SegNet
 from cellvision.runtime.detections.cells import build_detected_cells
 from cellvision.runtime.detections.found import Detections, read_detections
 from cellvision.runtime.graphs.detection_session import DetectionSession
@@ -19,9 +22,51 @@ SAME_BOX_PX = 1.0
 
 FAR_PX = 1e6
 
+COMPARED = ("boxes", "scores", "mask_scores", "masks")
+
+
+Run = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
+
+
+def check_forward(net: SegNet, run: Run, batch: np.ndarray, *, detecting: Detecting, tolerance: float) -> None:
+    """Raise ExportError where ``net.forward``, which was scored in training, finds other cells than the graph's work.
+
+    Of both the best boxes are looked at, as many as both can have.
+
+    Args:
+        net: what was exported.
+        run: see `compare_detections`.
+        batch: (B, C, H, W) raw counts. Small, since ``forward`` draws masks for all boxes.
+        detecting: of the bundle.
+        tolerance: largest absolute difference of boxes (px), scores and masks that counts as agreement.
+    """
+    assert net.detecting is not None
+    images = torch.from_numpy(batch)
+    with torch.inference_mode():
+        scored = {name: values.numpy() for name, values in to_inference(net)(images).items()}
+    exported = {name: values.numpy() for name, values in run(images).items()}
+    most = min(detecting.max_cells, net.detecting.max_cells)
+    unmatched, total, largest = 0, 0, 0.0
+    for at in range(len(batch)):
+        of_net, of_graph = (_take_best(read_detections(outputs, at), detecting, most) for outputs in (scored, exported))
+        pair = pair_detections(of_net, of_graph)
+        unmatched += len(of_net) + len(of_graph) - 2 * len(pair[0])
+        total += len(of_net) + len(of_graph)
+        known = [name for name in COMPARED if getattr(of_net, name) is not None]
+        largest = max(largest, *(float(_difference(name, *pair).max(initial=0.0)) for name in known))
+    if not (largest <= tolerance and unmatched <= PIXELS_TOLERANCE * total):  # a NaN does not pass
+        got = f"forward and export differ by up to {largest:.2g}, with {unmatched} of {total} boxes unmatched"
+        need = f"at most {tolerance:g} and the same boxes"
+        raise ExportError(explain(got=got, need=need, hint="look at what the net's forward does and its part does not"))
+
+
+def _take_best(found: Detections, detecting: Detecting, most: int) -> Detections:
+    order = np.argsort(-found.scores, kind="stable")[:most]
+    return found.take(order[found.scores[order] >= detecting.min_score])
+
 
 def compare_detections(
-    run: Callable[[torch.Tensor], Mapping[str, torch.Tensor]],
+    run: Run,
     session: DetectionSession,
     batch: np.ndarray,
     image_dtype: str,
