@@ -6,10 +6,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint cpp cpp-test clean
+.PHONY: help setup train pipeline test lint cpp cpp-test clean
 
 help:
 	@echo "make train   train the default net, export a bundle, predict with it, say where the pictures are"
+	@echo "make pipeline  train, compress, export, evaluate, register and serve a small net, and look whether it answers"
 	@echo "make test    lint, type check and all tests"
 	@echo "make lint    lint and format check only"
 	@echo "make cpp     the C++ library and cellvision_predict, into build/cpp"
@@ -21,6 +22,9 @@ setup: $(INSTALLED)
 
 train: $(INSTALLED)
 	$(BIN)/python train.py
+
+pipeline: $(INSTALLED)
+	$(BIN)/python pipeline.py
 
 test: lint
 	$(BIN)/mypy

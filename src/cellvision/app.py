@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cellvision.building import (
@@ -68,6 +68,7 @@ def train(cfg: DictConfig) -> float | None:
         The best value of ``cfg.monitor``, which sweepers compare; None where no checkpoint was kept.
     """
     check_settings(cfg)
+    _check_place(cfg)
     folder = _find_run_folder(cfg)
     # All settings are checked before a long time goes into reading: names before any file is opened, values before
     # pixels are.
@@ -82,6 +83,7 @@ def compress(cfg: DictConfig) -> float | None:
         The best value of ``cfg.monitor`` of the compressed net, which sweepers compare.
     """
     check_settings(cfg)
+    _check_place(cfg)
     folder = _find_run_folder(cfg)
     check_groups(resolve(cfg), ("optim", "trainer", "mixing", "callbacks", "logger", "compress"))
     OmegaConf.update(cfg, "data", _choose_data(cfg, Path(cfg.ckpt)), force_add=True)
@@ -234,3 +236,19 @@ def _find_run_folder(cfg: DictConfig) -> Path:
     if HydraConfig.initialized():
         cfg.run_dir = HydraConfig.get().runtime.output_dir
     return Path(cfg.run_dir)
+
+
+def _check_place(cfg: DictConfig) -> None:
+    """Take ``trainer.where`` out of the settings; a run that was meant for Azure begins nowhere else.
+
+    Raises:
+        ConfigError: ``trainer=azure`` came here, past its launcher: chosen in a sweep, or with another launcher.
+    """
+    where = cfg.trainer.get("where")
+    if where == "azure" and not {"AZUREML_RUN_ID", "MLFLOW_RUN_ID"} & set(os.environ):
+        got, need = "trainer=azure outside of a job of Azure ML", "the launcher that submits one"
+        hint = "trainer=azure alone, neither in a list nor with hydra/launcher or hydra.mode"
+        raise ConfigError(explain(got=got, need=need, hint=hint))
+    if where is not None:
+        with open_dict(cfg):
+            del cfg.trainer["where"]

@@ -141,6 +141,7 @@ def build_trainer(
 
     from cellvision.training.callbacks import LastValidation, SameNet
     from cellvision.training.checkpoint import AtomicCheckpointIO
+    from cellvision.training.distributed import Together
 
     groups = (
         {"callbacks": cfg.callbacks or {}, "logger": cfg.logger or {}} if record else {"callbacks": {}, "logger": {}}
@@ -156,7 +157,7 @@ def build_trainer(
     return build(
         cfg.trainer,
         "trainer",
-        callbacks=callbacks + ([SameNet(), LastValidation(), record] if record else []),
+        callbacks=callbacks + ([Together(folder=folder), SameNet(), LastValidation(), record] if record else []),
         logger=loggers,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],

@@ -12,9 +12,12 @@ import cellvision
 from cellvision.commands.benchmarking.options import add_benchmark, run_benchmark
 from cellvision.commands.engine import add_engine, open_predictor
 from cellvision.commands.lines import to_line
+from cellvision.commands.release import add_deploy, add_models, add_register, run_deploy, run_models, run_register
 from cellvision.commands.report import add_report, run_report
+from cellvision.commands.serve import add_serve, run_serve
 from cellvision.errors import CellvisionError, ConfigError, explain
 
+VERBS = ("predict", "evaluate", "benchmark", "report", "info", "serve", "register", "models", "deploy")
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -43,19 +46,24 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of all verbs; after parsing, ``run`` is the verb's function."""
     parser = argparse.ArgumentParser(prog="cellvision", description="Cells from microscopy images, by a bundle.")
     parser.add_argument("--version", action=_PrintVersion)
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{predict,evaluate,benchmark,report,info}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar=f"{{{','.join(VERBS)}}}")
     _add_predict(verbs.add_parser("predict", help="find the cells of images", description=_run_predict.__doc__))
     _add_evaluate(
         verbs.add_parser(
             "evaluate", help="score predictions or a bundle against truth", description=_run_evaluate.__doc__
         )
     )
-    benchmark = verbs.add_parser("benchmark", help="measure bundles side by side", description=run_benchmark.__doc__)
-    add_benchmark(benchmark)
-    _add_debug(benchmark, run_benchmark)
-    report = verbs.add_parser("report", help="compare compression runs", description=run_report.__doc__)
-    add_report(report)
-    _add_debug(report, run_report)
+    for name, about, add, run in (
+        ("benchmark", "measure bundles side by side", add_benchmark, run_benchmark),
+        ("report", "compare compression runs", add_report, run_report),
+        ("serve", "answer over HTTP with the cells of images", add_serve, run_serve),
+        ("register", "put a bundle into a registry, if it is good enough", add_register, run_register),
+        ("models", "list what is in a registry", add_models, run_models),
+        ("deploy", "take a registered bundle into production", add_deploy, run_deploy),
+    ):
+        verb = verbs.add_parser(name, help=about, description=run.__doc__)
+        add(verb)
+        _add_debug(verb, run)
     info = verbs.add_parser("info", help="show what is in a bundle", description=_run_info.__doc__)
     info.add_argument("bundle", type=Path, help="bundle folder")
     info.add_argument("--all", action="store_true", help="show all that the manifest holds")

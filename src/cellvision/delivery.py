@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cellvision.building import Start, build_task, build_trainer
 from cellvision.composition import resolve
+from cellvision.errors import ConfigError, explain
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -34,6 +35,9 @@ def check_report(cfg: DictConfig, compression: Compression) -> None:
     check_count("report.samples", cfg.report.samples, least=1)
     check_count("report.calibration_fields", cfg.report.calibration_fields, least=1)
     check_static(cfg.report.ptq, [step.name for step in compression.steps])
+    if cfg.report.scratch and (cfg.trainer.devices != 1 or cfg.trainer.get("num_nodes", 1) != 1):
+        got = f"report.scratch=true with trainer.devices={cfg.trainer.devices}"
+        raise ConfigError(explain(got=got, need="one process, which trains that net", hint="report.scratch=false"))
 
 
 def deliver(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ from hydra.errors import CompactHydraException, MissingConfigException, Override
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from cellvision.errors import explain, unknown_name
+from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
 
 
 def launch(command: Callable[[], Any], *, open_groups: Sequence[str] = ()) -> None:
@@ -26,15 +27,37 @@ def launch(command: Callable[[], Any], *, open_groups: Sequence[str] = ()) -> No
             command has to know what it is laid over.
     """
     sys.argv = [f"++{word}" if "=" in word and word.split(".")[0] in open_groups else word for word in sys.argv]
+    # Hydra takes no setting before -m together with one after it.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     # Hydra prints its errors in its own words and leaves; nothing public keeps it from that for a whole sweep.
     utils.run_and_report = lambda func: func()
     try:
+        _check_trainer(sys.argv[1:])
         command()
+    except CellvisionError as error:  # of a launcher, which runs no job here
+        _leave(error, str(error))
     except (CompactHydraException, OmegaConfBaseException) as error:
         _leave(error, explain_composition(error))
     except OSError as error:  # of Hydra, which makes the run folder before a command begins
         got, need = f"cannot make {error.filename} ({error.strerror})", "a run_dir that can be written to"
         _leave(error, explain(got=got, need=need, hint="run_dir=runs/another"))
+
+
+def _check_trainer(words: Sequence[str]) -> None:
+    """Raise ConfigError for Azure's trainer in a sweep over several, or with a launcher that is not Azure's.
+
+    Hydra chooses the launcher before it looks at what is swept, so that all of them would train here.
+    """
+    launchers = [word for word in words if word.startswith("hydra/launcher=") and word != "hydra/launcher=azureml"]
+    if launchers and "trainer=azure" in words:
+        got, need = f"trainer=azure with {launchers[0]}", "the launcher that submits a job"
+        raise ConfigError(explain(got=got, need=need, hint=f"trainer=azure alone, or trainer=gpu {launchers[0]}"))
+    for word in words:
+        key, _, value = word.partition("=")
+        choices = re.findall(r"[\w-]+", value)
+        if key.lstrip("+") == "trainer" and "azure" in choices and len(choices) > 1:
+            need = "trainer=azure alone, as where jobs run is chosen once for a sweep"
+            raise ConfigError(explain(got=word, need=need, hint="two commands, of which one has trainer=azure"))
 
 
 def _leave(error: Exception, explained: str) -> NoReturn:

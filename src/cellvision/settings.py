@@ -12,7 +12,8 @@ from cellvision.errors import ConfigError, explain, unknown_name
 ALLOWED_MODULES = (
     "cellvision.bundle", "cellvision.compression", "cellvision.data", "cellvision.export.tensorrt.options",
     "cellvision.models.build", "cellvision.training.averaging", "cellvision.training.callbacks",
-    "cellvision.training.history", "cellvision.training.optim", "cellvision.training.pictures",
+    "cellvision.training.distributed", "cellvision.training.history", "cellvision.training.optim",
+    "cellvision.training.pictures", "cellvision.training.tracking",
     "lightning.pytorch.callbacks", "lightning.pytorch.loggers",
 )  # fmt: skip
 """Where a ``_target_`` may come from: settings beside a checkpoint must not run other code. Classes and ``build_``

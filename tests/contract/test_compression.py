@@ -24,6 +24,7 @@ CELLS = {"name": "centermask2", "decoding": {"score_threshold": 0.0, "post_nms":
 NETS = {
     "unet": {"name": "unet", "kind": "viability", "widths": (8, 16, 16)},
     "unet with an encoder": {"name": "unet", "kind": "semantic", "widths": (8,) * 4, "encoder": "resnet10t"},
+    "swin_unet": {"name": "swin_unet", "kind": "viability", "widths": (8, 16), "depths": (1, 2), "heads": (1, 2)},
     "centermask2": {
         **CELLS,
         "backbone": "vovnet19_slim_dw",

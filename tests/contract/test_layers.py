@@ -26,7 +26,7 @@ ALLOWED = {
     "compression": TO_TRAINING | {"training"},
     "report": {"errors", "metrics"},
     "export": TO_TRAINING | {"training", "compression", "report"},
-    "serve": {"errors", "bundle", "images", "runtime"},
+    "serve": {"errors", "bundle", "images", "data", "runtime"},
     "release": {"errors", "bundle", "serve"},
     "cloud": {"errors", "bundle"},
     "commands": BASE | {"images", "data", "metrics", "runtime", "report", "serve", "release"},
@@ -37,6 +37,9 @@ ALLOWED = {
     | {"settings", "composition", "building", "delivery", "training", "compression", "export", "commands"},
 }
 """From each layer, the layers it may see besides itself. A new layer needs a row here."""
+
+LIGHT = {"runtime", "report", "serve", "release", "cloud", "commands", "cli"}
+"""Layers that load where torch is not installed, with all they bring in."""
 
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 TRAINING_PACKAGES = {"torch", "torchvision", "torchmetrics", "timm", "onnx", "onnxscript", "tensorboard"} | LIGHTNING
@@ -138,8 +141,7 @@ def find_misplaced_packages(graph):
             forbidden |= SETTINGS_PACKAGES
         if layer not in ("training", "compression", "building", "delivery", "app") and inner != "data.datamodule":
             forbidden |= LIGHTNING
-        light = BASE | {"images", "runtime", "report", "commands", "cli", None}
-        free_of_torch = layer in light or inner in WITHOUT_TORCH
+        free_of_torch = layer in LIGHT | BASE | {"images", None} or inner in WITHOUT_TORCH
         in_numpy = layer in ("data", "metrics") and not is_part(inner, TORCH_IN_DATA | TORCH_IN_METRICS)
         if free_of_torch or in_numpy:
             forbidden |= TRAINING_PACKAGES
@@ -156,7 +158,7 @@ def find_heavy_loads(graph):
     faults = []
     for module in graph:
         inner = module.removeprefix(f"{PACKAGE}.")
-        if find_layer(module) in ("runtime", "report", "commands", "cli") or inner in WITHOUT_TORCH:
+        if find_layer(module) in LIGHT or inner in WITHOUT_TORCH:
             for reached, way in _load(graph, module).items():
                 loaded = {i.target.split(".")[0] for i in graph[reached] if i.at_load and not i.for_types}
                 if heavy := loaded & (TRAINING_PACKAGES | SETTINGS_PACKAGES):

@@ -12,7 +12,10 @@ from cellvision.types import IGNORE, DataStats, Targets
 CLASSES = {"semantic": ("background", "nucleus", "debris"), "viability": ("background", "live", "dead")}
 STATS = DataStats(offset=(100.0, 20.0), scale=(80.0, 50.0), class_pixels=(900, 90, 10))
 
-SMALL = {"unet": {"widths": (4, 8, 8)}}
+SMALL = {
+    "unet": {"widths": (4, 8, 8)},
+    "swin_unet": {"widths": (8, 16), "depths": (2, 2), "heads": (1, 2), "window": 4},
+}
 """Arguments that keep a net fast; a model without a row is tested as it comes."""
 
 VARIANTS = {
@@ -23,7 +26,13 @@ VARIANTS = {
         {"widths": (4, 8)},
         {"widths": (4, 4, 4, 4, 4, 4)},
         {"encoder": "resnet10t", "kind": "viability", "attention": "gate"},
-    ]
+    ],
+    "swin_unet": [
+        *({"kind": kind} for kind in MAP_KINDS),
+        {"activation": "sigmoid", "drop_path": 0.2},
+        {"patch_size": 4, "window": 3},
+        {"widths": (4, 4, 4), "depths": (1, 2, 3), "heads": (1, 2, 4), "mlp_ratio": 0.5},
+    ],
 }
 FIND_CELLS = {"centermask2", "detectron2"}
 """Nets of kind instance, which have tests of their own."""

@@ -15,7 +15,7 @@ BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | r
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)|<(?:img|a|source)\b[^>]*?\b(?:src|href|srcset)=\"([^\"]+)\"")
 PICTURE = re.compile(r"!\[[^\]]*\]\([^)\s]+\)|<img\b[^>]*\bsrc=")
-ORDINARY = {"git", "cd", "source", "ls", "cat", "head", "tensorboard", "pip", "docker", "open"}
+ORDINARY = {"az", "git", "cd", "source", "ls", "cat", "head", "tensorboard", "pip", "docker", "open"}
 
 
 def read_commands(text):

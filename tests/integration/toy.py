@@ -40,7 +40,7 @@ def finish_python(*command: object) -> str:
     """The same of a new Python, which imports everything by itself and hashes with a seed of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *map(str, command)]
-    return check(subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240))
+    return check(subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=290))
 
 
 def count_epochs(folder: Path) -> int:

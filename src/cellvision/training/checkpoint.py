@@ -118,13 +118,6 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def check_drift(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ConfigError, with all that changed, where a run cannot go on from a record with what it has now."""
-    if drift := find_drift(before, now):
-        need = "the settings the run began with"
-        raise ConfigError(explain(got="; ".join(drift), need=need, hint="a new run_dir"))
-
-
 def check_start(before: dict[str, Any], checkpoint: Path) -> None:
     """Raise ConfigError where a checkpoint is not the one that a run began with; a file only moved is the same.
 
@@ -140,23 +133,6 @@ def check_start(before: dict[str, Any], checkpoint: Path) -> None:
     need = f"{before['ckpt']} with SHA-256 {known[:12]}.., which the run began with"
     same = "the same file again" if before["ckpt"] == str(checkpoint) else f"ckpt={before['ckpt']}"
     raise ConfigError(explain(got=f"ckpt={checkpoint}{found}", need=need, hint=f"{same}, or a new run_dir"))
-
-
-def find_drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed between two records of ``NetRecord.to_plain``, in words: net, settings, training data."""
-    changes = [
-        f"{name}: {old!r} became {new!r}"
-        for prefix, part in (("model.", "net"), ("", "settings"))
-        for name, old, new in _compare(before.get(part, {}), now[part], prefix)
-    ]
-    return changes + (["the training data changed"] if before["fingerprint"] != now["fingerprint"] else [])
-
-
-def _compare(before: Any, now: Any, path: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [found for key in keys for found in _compare(before.get(key), now.get(key), f"{path}{key}.")]
-    return [] if before == now else [(path.rstrip("."), before, now)]
 
 
 def remove_drafts(folder: Path) -> None:

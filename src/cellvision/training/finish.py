@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
@@ -25,6 +26,7 @@ from cellvision.training.instance_fields import limit_score
 from cellvision.training.instance_report import InstanceReport, describe_evaluation, fit_threshold
 from cellvision.training.pictures import Pictures
 from cellvision.training.task import SegmentationTask
+from cellvision.training.tracking.tracker import keep_files
 
 SHOWN = {
     "pixel/miou": "mean IoU, pixels",
@@ -90,8 +92,7 @@ def finish_run(
     _keep_scores(best.checkpoint, scores, "test" if kind == "test" else "val")
     splitting = asdict(task.splitting)
     record = {"monitored": best.score, "fields": fields, "splitting": splitting, "held_out": scores, **baseline.scores}
-    with StagedFiles(folder) as staged:
-        staged.path("results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    _write_results(folder, record)
     draw_confusions(task.confusions, task.net.spec.classes, folder / "confusion.png")
     written = [name for name in ("results.json", "curves.png", "confusion.png") if (folder / name).is_file()]
     if rows:
@@ -102,6 +103,7 @@ def finish_run(
     print(f"results   {folder}: {', '.join(written)}")
     if report is not None and scores.get("instance/true_count"):  # without true cells there is nothing to score by
         print(f"again     {describe_evaluation(folder, task.splitting)}")
+    keep_files(trainer, folder)
     return best
 
 
@@ -187,6 +189,11 @@ def print_scores(scores: dict[str, float], baselines: dict[str, dict[str, float]
 def _find_pictures(trainer: Trainer) -> Pictures | None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, Pictures)), None)
+
+
+def _write_results(folder: Path, record: dict[str, Any]) -> None:
+    with StagedFiles(folder) as staged:
+        staged.path("results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _find_best(trainer: Trainer, monitor: str) -> Best:

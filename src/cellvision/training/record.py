@@ -17,6 +17,7 @@ from cellvision.data.datamodule import CellDataModule
 from cellvision.errors import explain
 from cellvision.models.base import SegNet
 from cellvision.training.task import SegmentationTask
+from cellvision.training.tracking.tracker import begin_tracking
 from cellvision.types import IGNORE
 
 COUNTED_FIELDS = 40
@@ -35,7 +36,7 @@ PACKAGES = (
 
 
 class RunRecord(Callback):
-    """Writes ``run.json`` when training begins, after a resumed run was found to fit; see ``write_run_record``."""
+    """Writes ``run.json`` when training begins, after a resumed run was found to fit, and tells the trackers of it."""
 
     def __init__(
         self, folder: Path, *, settings: dict[str, Any], data: CellDataModule, link: str | None = "latest"
@@ -48,8 +49,9 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         mark_latest(self.folder, self.link)
-        write_run_record(self.folder, settings=self.settings, data=self.data, net=pl_module.net)
+        record = write_run_record(self.folder, settings=self.settings, data=self.data, net=pl_module.net)
         print(f"run       {self.folder}")
+        begin_tracking(trainer, record)
         for line in describe_run(self.data, pl_module.net, monitor=pl_module.monitor):
             print(line, flush=True)
 

@@ -18,7 +18,8 @@ from cellvision.errors import ConfigError, explain
 from cellvision.metrics.instances.coco_ap import PrCurve
 from cellvision.models.base import SegNet
 from cellvision.models.structure.restore import restore_structure
-from cellvision.training.checkpoint import RECORD_KEY, NetRecord, check_drift
+from cellvision.training.checkpoint import RECORD_KEY, NetRecord
+from cellvision.training.drift import PER_STEP, check_drift
 from cellvision.training.field_report import FieldRow
 from cellvision.training.optim import Mode, Optim
 from cellvision.training.phases import Phase
@@ -117,6 +118,7 @@ class SegmentationTask(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CellDataModule):
             data.with_distance = self.net.spec.kind == "viability"
+            self.settings[PER_STEP] = data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         if self.record is not None or not isinstance(data, CellDataModule) or data.stats is None:
             return
         self.net.set_statistics(data.stats)
@@ -135,10 +137,8 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule for the planned number of steps."""
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, CellDataModule):
-            copies = self.trainer.world_size * self.trainer.accumulate_grad_batches
-            self.optim = self.optim.scale_lr(data.batch_size * copies)
+        if PER_STEP in self.settings:
+            self.optim = self.optim.scale_lr(self.settings[PER_STEP])
         optimizer = self.optim.build_optimizer(self)
         steps = int(self.trainer.estimated_stepping_batches)
         schedules = self.optim.build_schedules(
@@ -198,9 +198,9 @@ class SegmentationTask(LightningModule):
         if not self._skipped.note_loss(fine, f"loss: {values}; {', '.join(batch.names)}"):
             return None
         size = len(batch.names)
-        self.log("train/loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
-        named = {f"train/loss_{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=size)
+        told: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
+        self.log("train/loss", total.detach(), prog_bar=True, **told)
+        self.log_dict({f"train/loss_{name}": value.detach() for name, value in losses.items()}, **told)
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

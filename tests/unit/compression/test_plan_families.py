@@ -13,6 +13,7 @@ from cellvision.types import Targets
 
 CLASSES = ("background", "cell")
 UNET = {"name": "unet", "kind": "semantic", "widths": (8, 16, 16)}
+SWIN = {"name": "swin_unet", "kind": "semantic", "widths": (8, 16), "depths": (1, 2), "heads": (1, 2)}
 DETECTOR = {
     "name": "centermask2", "fpn_channels": 16, "class_convs": 1, "box_convs": 1, "mask_convs": 1, "maskiou_convs": 1,
 }  # fmt: skip
@@ -22,6 +23,7 @@ HEADS = {"cls_logits", "bbox_pred", "ctrness", "predictor", "maskiou"}
 NETS = {
     **{f"unet {attention}": UNET | {"attention": attention} for attention in ATTENTIONS},
     **{f"unet {encoder}": UNET | {"encoder": encoder} for encoder in ("mobilenetv3_small_050", "regnetx_002")},
+    "swin_unet": SWIN,
     **{
         f"centermask2 {backbone}": DETECTOR | {"backbone": backbone}
         for backbone in ("vovnet19_slim_dw", "vovnet19_slim", "resnet50", "mobilenetv2", "regnetx_002")

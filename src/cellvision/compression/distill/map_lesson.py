@@ -16,7 +16,7 @@ from cellvision.compression.distill.map_losses import (
     find_valid,
 )
 from cellvision.compression.distill.teacher import Teacher
-from cellvision.models.unet.model import UNet
+from cellvision.models.map_net import MapNet
 from cellvision.ops.loss_term import compute_weighted_mean
 
 
@@ -24,7 +24,7 @@ from cellvision.ops.loss_term import compute_weighted_mean
 class MapLesson(Lesson):
     """Classes, boundaries, distances and decoder maps; see Lesson."""
 
-    net: UNet
+    net: MapNet
 
     def classes(self) -> Tensor:
         """Mean over the pixels of the divergence of their classes."""
@@ -75,7 +75,7 @@ class MapLesson(Lesson):
         return find_valid(self.batch.images, self.batch.targets.sizes)
 
 
-def list_missing_of_maps(student: UNet, teacher: Teacher | None) -> dict[str, str]:
+def list_missing_of_maps(student: MapNet, teacher: Teacher | None) -> dict[str, str]:
     """{term: why it cannot be taught}; no teacher stands for one that is the student as it is."""
     missing = {} if student.has_distance else {"distance": "the net has no distance map"}
     if teacher is not None and teacher.net is None:

@@ -22,7 +22,7 @@ from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, explain
 from cellvision.models.base import SegNet
 from cellvision.models.centermask2.model import CenterMask2
-from cellvision.models.unet.model import UNet
+from cellvision.models.map_net import MapNet
 from cellvision.ops.loss_term import check_number
 from cellvision.training.phases import BASE
 from cellvision.types import Batch
@@ -190,7 +190,7 @@ class Distill(Step):
             told = self.cache.look(batch.images, sizes, teacher.look)
         shared: dict[str, Any] = {"batch": batch, "seen": self._taps.take(), "told": told}
         shared |= {"adapters": self._adapters, "manner": self.manner}
-        if isinstance(net, UNet):
+        if isinstance(net, MapNet):
             return MapLesson(net=net, **shared)
         assert isinstance(net, CenterMask2)
         assert isinstance(teacher.net, CenterMask2)
@@ -245,5 +245,5 @@ def _list_missing(student: SegNet, teacher: Teacher | None) -> dict[str, str]:
         net = student if teacher is None else teacher.net
         assert isinstance(net, CenterMask2)
         return list_missing_of_cells(student, net)
-    assert isinstance(student, UNet)
+    assert isinstance(student, MapNet)
     return list_missing_of_maps(student, teacher)

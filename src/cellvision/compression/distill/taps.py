@@ -14,6 +14,7 @@ from cellvision.errors import ConfigError, explain
 from cellvision.models.base import SegNet
 from cellvision.models.centermask2.model import CenterMask2
 from cellvision.models.centermask2.roi.mask_head import SpatialAttention
+from cellvision.models.swin_unet.model import SwinUNet
 from cellvision.models.unet.blocks import DecoderBlock
 from cellvision.models.unet.model import UNet
 
@@ -28,7 +29,7 @@ def list_points(net: SegNet) -> dict[str, nn.Module]:
     Raises:
         ConfigError: the net has none that are known.
     """
-    got, need = f"distill with the net {net.spec.name!r}", "one whose layers are known: centermask2, unet"
+    got, need = f"distill with the net {net.spec.name!r}", "one whose layers are known: centermask2, swin_unet, unet"
     raise ConfigError(explain(got=got, need=need, hint="model=unet or model=centermask2"))
 
 
@@ -36,6 +37,12 @@ def list_points(net: SegNet) -> dict[str, nn.Module]:
 def _(net: UNet) -> dict[str, nn.Module]:
     blocks = {f"stride_{2**level}": block for level, block in enumerate(reversed(net.decoder))}
     return {"head": net.head, **blocks}
+
+
+@list_points.register
+def _(net: SwinUNet) -> dict[str, nn.Module]:
+    blocks = zip(net.strides, reversed(net.decoder), strict=False)
+    return {"head": net.head, "stride_1": net.full, **{f"stride_{stride}": block for stride, block in blocks}}
 
 
 @list_points.register
@@ -72,6 +79,12 @@ def _(net: UNet) -> dict[int, str]:
         # The last normalisation of a block stands before its last ReLU.
         names.append(f"decoder.{name}.convolve.{len(block.convolve) - 2}.weight")
     return {2**level: name for level, name in enumerate(reversed(names))}
+
+
+@list_sources.register
+def _(net: SwinUNet) -> dict[int, str]:
+    names = [f"decoder.{name}.reduce.weight" for name, _ in net.decoder.named_children()]
+    return {1: "full.1.weight"} | dict(zip(net.strides, reversed(names), strict=False))
 
 
 @list_sources.register

@@ -18,7 +18,7 @@ from cellvision.compression.distill.taps import Seen, list_points, watch
 from cellvision.errors import ConfigError, explain
 from cellvision.models.base import SegNet
 from cellvision.models.centermask2.model import CenterMask2
-from cellvision.models.unet.model import UNet
+from cellvision.models.map_net import MapNet
 from cellvision.training.checkpoint import load_net
 
 Sizes = tuple[tuple[int, int], ...] | None
@@ -67,11 +67,11 @@ class _FrozenNet(Teacher):
 
 
 class MapTeacher(_FrozenNet):
-    """A U-Net of any size."""
+    """A net of maps, of any size and of any family."""
 
-    net: UNet
+    net: MapNet
 
-    def __init__(self, net: UNet, *, activation: str, with_features: bool = True) -> None:
+    def __init__(self, net: MapNet, *, activation: str, with_features: bool = True) -> None:
         """``activation``: of the student, in which class logits are given; without features they are not kept."""
         super().__init__(net)
         self.activation, self.with_features = activation, with_features
@@ -173,7 +173,7 @@ def build_teacher(net: SegNet, student: SegNet, *, with_features: bool = True) -
         ConfigError: a net without known layers.
     """
     list_points(net)
-    if isinstance(net, UNet) and isinstance(student, UNet):
+    if isinstance(net, MapNet) and isinstance(student, MapNet):
         return MapTeacher(net, activation=student.activation, with_features=with_features)
     assert isinstance(net, CenterMask2), "every kind of net has one class with known layers"
     return CellTeacher(net)
@@ -189,7 +189,7 @@ def _load_bundle(path: Path, student: SegNet, images: Images) -> Teacher:
         raise ConfigError(
             explain(got=got, need=need, hint="compress.distill.teacher=the checkpoint that it was exported from")
         )
-    assert isinstance(student, UNet)
+    assert isinstance(student, MapNet)
     return BundleTeacher(path, activation=student.activation)
 
 

@@ -1,9 +1,11 @@
 """Which layers of a net share their channels: torch-pruning's graph, with what it cannot see for itself.
 
-torch-pruning follows gradients from the results back to the image. Four things of our nets it would get wrong:
+torch-pruning follows gradients from the results back to the image. Five things of our nets it would get wrong:
 
 - A map of one channel that weighs all channels of another (a gate) would be tied to them. The trace is cut there.
 - So would a mean or maximum over the channels, which has one channel whatever the width.
+- Queries, keys and values that are taken apart along the last axis, for whose heads it finds other channels than there
+  are. The trace is cut there too.
 - A convolution that holds its normalisation (ConvNorm) hides it.
 - Normalisations without parameters, and convolutions of several groups, are unknown to it.
 """
@@ -35,6 +37,7 @@ class ChannelGraph(tp.DependencyGraph):
 
     Attributes:
         ends: gradient functions of what must keep its channels: the net's results, and gates.
+        parted: the same of what is taken apart for attention heads.
     """
 
     def __init__(self, net: SegNet, image: Tensor) -> None:
@@ -49,6 +52,7 @@ class ChannelGraph(tp.DependencyGraph):
         """
         super().__init__()
         self.ends: set[Any] = set()
+        self.parted: set[Any] = set()
         for kind in {type(module) for module in net.modules() if _is_frozen_norm(module)}:
             self.register_customized_layer(kind, _FrozenNormPruner())
         with _ready_to_trace(net):
@@ -78,27 +82,30 @@ class ChannelGraph(tp.DependencyGraph):
             results = forward_fn(model, example_inputs)
         # Multiplied, so that the gradient function of an end is its own and not that of the last layer.
         ends = [found * 1 for found in (*results, *cutting.gates)]
-        self.ends = {found.grad_fn for found in ends}
+        parted = [found * 1 for found in cutting.parted]
+        self.ends, self.parted = ({found.grad_fn for found in each} for each in (ends, parted))
         reused = [module for module, count in calls.items() if count > 1]
         nodes: dict[Any, Any] = {}
         seen: set[Any] = set()
-        for found in (*ends, *cutting.reduced):
+        for found in (*ends, *parted, *cutting.reduced):
             self._trace_computational_graph(nodes, found, owners, reused, visited=seen)
         return nodes
 
 
 class _Cutting(TorchFunctionMode):
-    """Lets no gradient through where a tensor has one channel however many there were before.
+    """Lets no gradient through where a tensor has one channel however many there were before, nor into attention heads.
 
     Attributes:
         gates: tensors of one channel that were joined with maps of several.
         reduced: results of reductions over the channels.
+        parted: tensors that were taken apart along the last axis.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.gates: list[Tensor] = []
         self.reduced: list[Tensor] = []
+        self.parted: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -110,6 +117,9 @@ class _Cutting(TorchFunctionMode):
             if found.requires_grad:
                 self.reduced.append(found)
             return found.detach()
+        if name == "chunk" and _get_dims(args[1:], kwargs) in (-1, args[0].ndim - 1):
+            self.parted.append(args[0])
+            return tuple(part.detach() for part in found)
         return found
 
     def _cut_gate(self, args: tuple[Any, ...]) -> tuple[Any, ...]:

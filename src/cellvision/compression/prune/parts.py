@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from cellvision.compression.prune.graph import ChannelGraph
 from cellvision.models.base import SegNet
 
+_HEADS = "leads into attention heads or a deformable convolution"
 _NOT_FOLLOWED = ("scaleddotproduct", "softmax", "deformconv", "deform_conv")
 """Operations between whose channels there are ties that the trace does not see: attention heads, moved samples."""
 
@@ -144,9 +145,11 @@ def _find_reason(
         made_by = item.dep.target.grad_fn
         if made_by in graph.ends:
             return "is a result of the net, or a gate"
+        if made_by in graph.parted:
+            return _HEADS
         operation = made_by.name().lower() if hasattr(made_by, "name") else ""
         if any(word in operation for word in _NOT_FOLLOWED):
-            return "leads into attention heads or a deformable convolution"
+            return _HEADS
     for each in slices:
         if each.is_out and any(fnmatchcase(each.name, pattern) for pattern in protected):
             return "is in compress.prune.protected"

@@ -22,7 +22,7 @@ NEVER_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
 
 VIEWS = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous", "squeeze", "unsqueeze"),
-    *("expand", "chunk", "split", "getitem", "float", "to", "type"),
+    *("expand", "chunk", "split", "roll", "getitem", "float", "to", "type"),
 }
 """Functions whose values are those of their first argument."""
 

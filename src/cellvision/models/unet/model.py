@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from cellvision.errors import ConfigError, check_choice, explain
+from cellvision.errors import check_choice
 from cellvision.models.backbones.norms import explain_lone_values
-from cellvision.models.base import MAP_KINDS, NetSpec, SegNet
 from cellvision.models.build import MODELS
-from cellvision.models.preprocess import Normalize, pad_to_stride
+from cellvision.models.map_net import LossTerms, MapNet, are_counts, check_rules
+from cellvision.models.preprocess import pad_to_stride
 from cellvision.models.unet.attention import (
     ATTENTIONS,
     LOCAL_ATTENTIONS,
@@ -22,30 +20,23 @@ from cellvision.models.unet.attention import (
 )
 from cellvision.models.unet.blocks import NORMS, DecoderBlock
 from cellvision.models.unet.encoder import Encoder, TimmEncoder
-from cellvision.ops.loss_term import ACTIVATIONS
-from cellvision.ops.losses import WeightedLoss
-from cellvision.types import DataStats, Targets
-
-_Terms = Mapping[str, Mapping[str, Any] | None]
 
 
 @MODELS.register("unet")
-class UNet(SegNet):
+class UNet(MapNet):
     """U-Net after Ronneberger et al. (2015), with batch normalisation, optional attention and any timm encoder.
 
     Takes images of any size: they are padded to the stride inside and the results cut back.
 
     Attributes:
         spec: see NetSpec. ``tiles`` is true for attention "none" and "gate" with norm "batch" and a local encoder.
-        config: plain data for ``build_model``, which sets it.
 
     Example:
+        >>> import torch
         >>> net = UNet(in_channels=2, classes=("background", "live", "dead"), kind="viability", widths=(4, 8)).eval()
         >>> {name: tuple(maps.shape) for name, maps in net(torch.zeros(1, 2, 31, 33)).items()}
         {'probabilities': (1, 3, 31, 33), 'distance': (1, 1, 31, 33)}
     """
-
-    config: dict[str, Any]
 
     def __init__(
         self,
@@ -60,7 +51,7 @@ class UNet(SegNet):
         norm: str = "batch",
         dropout: float = 0.0,
         activation: str = "softmax",
-        loss: _Terms | None = None,
+        loss: LossTerms | None = None,
     ) -> None:
         """Build the net.
 
@@ -83,72 +74,15 @@ class UNet(SegNet):
         Raises:
             ConfigError: an argument is unknown or out of range, or two do not fit together.
         """
-        super().__init__()
-        _check_plain(in_channels, classes, widths, dropout)
-        _check_choices(kind=(kind, MAP_KINDS), attention=(attention, ATTENTIONS), norm=(norm, NORMS))
-        _check_choices(activation=(activation, ACTIVATIONS))
-        _check_fit(kind, classes, widths, norm, activation, encoder, pretrained)
+        super().__init__(in_channels=in_channels, classes=classes, kind=kind, activation=activation, dropout=dropout)
+        _check_choices(attention=(attention, ATTENTIONS), norm=(norm, NORMS))
+        _check_fit(widths, norm, encoder, pretrained)
         self.decided = {"pretrained": False}
-        self.activation = activation
-        self.has_distance = kind == "viability"
-        self.class_outputs = len(classes) - (activation == "sigmoid")
-        self.normalize = Normalize(in_channels)
         self.encoder = _build_encoder(encoder, pretrained, in_channels, widths, norm, attention)
         self.context = SelfAttention(widths[-1]) if attention == "self" else nn.Identity()
-        self.dropout = nn.Dropout2d(dropout)
         self.decoder = _build_decoder(widths, norm, attention, self.encoder.has_skip)
-        self.head = nn.Conv2d(widths[0], self.class_outputs + self.has_distance, 1)
-        self.loss = _build_loss(loss, len(classes), activation, self.has_distance)
-        self.spec = NetSpec(
-            name="unet",
-            kind=kind,
-            in_channels=in_channels,
-            classes=tuple(classes),
-            stride=2 ** (len(widths) - 1),
-            outputs=("probabilities", "distance") if self.has_distance else ("probabilities",),
-            tiles=attention in LOCAL_ATTENTIONS and norm == "batch" and self.encoder.tiles,
-        )
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Probabilities, and for viability distances; see SegNet."""
-        return self.decode(self.logits(images))
-
-    def logits(self, images: Tensor) -> dict[str, Tensor]:
-        """What ``decode`` and ``losses_from`` start from, so that validation runs the net once for both.
-
-        Args:
-            images: (B, C, H, W) raw counts.
-
-        Returns:
-            "classes" (B, K, H, W), under sigmoid (B, K-1, H, W); for viability also "distance" (B, 1, H, W).
-        """
-        height, width = images.shape[-2:]
-        finest = next(iter(self.features(images).values()))
-        found = self.head(self.dropout(finest))[..., :height, :width]
-        logits = {"classes": found[:, : self.class_outputs]}
-        if self.has_distance:
-            logits["distance"] = found[:, self.class_outputs :]
-        return logits
-
-    def decode(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The results of ``forward`` from those of ``logits``: float32 in 0..1."""
-        classes = logits["classes"].float()
-        if self.activation == "softmax":
-            results = {"probabilities": _softmax(classes)}
-        else:
-            foreground = classes.sigmoid()
-            results = {"probabilities": torch.cat([1 - foreground.amax(1, keepdim=True), foreground], dim=1)}
-        if self.has_distance:
-            results["distance"] = logits["distance"].float().sigmoid()
-        return results
-
-    def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Named scalar losses, already weighted."""
-        return self.losses_from(self.logits(images), targets)
-
-    def losses_from(self, logits: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The same, from the results of ``logits``."""
-        return self.loss(logits, targets)
+        tiles = attention in LOCAL_ATTENTIONS and norm == "batch" and self.encoder.tiles
+        self._build_head("unet", widths[0], loss, stride=2 ** (len(widths) - 1), tiles=tiles)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The decoder's maps "stride_1", "stride_2", ... down to the deepest level, finest first.
@@ -162,17 +96,6 @@ class UNet(SegNet):
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
             maps.append(block(maps[-1], skip))
         return {f"stride_{2**level}": found for level, found in enumerate(reversed(maps))}
-
-    def set_statistics(self, stats: DataStats) -> None:
-        """Take normalisation and automatic class weights from the training data."""
-        self.normalize.set_statistics(stats)
-        self.loss.set_statistics(stats.class_pixels)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    """Softmax over the channels, in single steps: as one node ONNX Runtime takes six times as long over that axis."""
-    exponentials = (logits - logits.amax(1, keepdim=True)).exp()
-    return exponentials / exponentials.sum(1, keepdim=True)
 
 
 def _build_encoder(
@@ -198,73 +121,20 @@ def _build_decoder(widths: Sequence[int], norm: str, attention: str, has_skip: S
     )
 
 
-def _build_loss(given: _Terms | None, class_count: int, activation: str, has_distance: bool) -> WeightedLoss:
-    """The loss from its terms, or cross-entropy + Dice (+ distance) where none are given."""
-    default: _Terms = {"ce" if activation == "softmax" else "bce": {"weight": 1.0}, "dice": {"weight": 1.0}}
-    if has_distance:
-        default = {**default, "distance": {"weight": 5.0}}
-    terms = default if given is None else given
-    return WeightedLoss(terms, class_count=class_count, activation=activation, has_distance=has_distance)
-
-
 def _check_choices(**choices: tuple[str, Sequence[str]]) -> None:
     for key, (value, known) in choices.items():
         check_choice(f"model.{key}", value, known)
 
 
-def _check_plain(in_channels: int, classes: Sequence[str], widths: Sequence[int], dropout: float) -> None:
-    names_fit = not isinstance(classes, str) and len(set(classes)) == len(classes) >= 2
-    widths_fit = not isinstance(widths, int | str) and len(widths) >= 2 and all(map(_is_count, widths))
-    count = "whole number from 1 up"
-    _check_rules(
-        (_is_count(in_channels), f"in_channels={in_channels!r}", f"a {count}", "in_channels=1"),
+def _check_fit(widths: Sequence[int], norm: str, encoder: str | None, pretrained: bool) -> None:
+    need = "a whole number from 1 up for each of two or more strides"
+    check_rules(
+        (are_counts(widths, least=2), f"widths={widths!r}", need, "widths=[16,32,64,128]"),
         (
-            names_fit,
-            f"classes={classes!r}",
-            "two or more different names, background first",
-            "classes=[background,cell]",
+            norm == "batch" or not any(width % 2 for width in widths),
+            f"widths={widths!r}",
+            "even numbers for model.norm=group",
+            "norm=batch",
         ),
-        (widths_fit, f"widths={widths!r}", f"a {count} for each of two or more strides", "widths=[16,32,64,128]"),
-        (0 <= dropout < 1, f"dropout={dropout!r}", "a number from 0 up and below 1", "dropout=0.1"),
-    )
-
-
-def _check_fit(
-    kind: str,
-    classes: Sequence[str],
-    widths: Sequence[int],
-    norm: str,
-    activation: str,
-    encoder: str | None,
-    pretrained: bool,
-) -> None:
-    has_live_dead = {"live", "dead"} <= set(classes)
-    is_even = not any(width % 2 for width in widths)
-    viable = "for model.kind=viability"
-    _check_rules(
-        (
-            kind == "semantic" or has_live_dead,
-            f"classes={classes!r}",
-            f"live and dead among them {viable}",
-            "kind=semantic",
-        ),
-        (
-            kind == "semantic" or activation == "softmax",
-            f"activation={activation}",
-            f"softmax {viable}",
-            "kind=semantic",
-        ),
-        (norm == "batch" or is_even, f"widths={widths!r}", "even numbers for model.norm=group", "norm=batch"),
         (not pretrained or encoder is not None, "pretrained=true", "a timm encoder for it", "encoder=resnet18"),
     )
-
-
-def _check_rules(*rules: tuple[bool, str, str, str]) -> None:
-    """Raise ConfigError for the first rule (holds, got, need, hint) that does not hold."""
-    for holds, got, need, hint in rules:
-        if not holds:
-            raise ConfigError(explain(got=f"model.{got}", need=need, hint=f"model.{hint}"))
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

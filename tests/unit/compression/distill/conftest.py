@@ -16,6 +16,7 @@ CELLS = ("background", "cell")
 SMALL = {"fpn_channels": 32, "class_convs": 1, "box_convs": 1, "mask_convs": 1, "maskiou_convs": 1}
 NETS = {
     "unet": {"name": "unet", "widths": (8, 16, 16)},
+    "swin_unet": {"name": "swin_unet", "widths": (8, 16), "depths": (1, 2), "heads": (1, 2)},
     "centermask2": {"name": "centermask2", "backbone": "vovnet19_slim_dw", **SMALL},
 }
 

@@ -16,16 +16,24 @@ from cellvision.report.lines import list_lines
 from report_rows import build_report
 
 STEPS = [SimpleNamespace(name="prune"), SimpleNamespace(name="quantize")]
-USUAL = {"samples": 20, "tolerance_points": 1.0, "ptq": ["base", "prune"], "calibration_fields": 16}
+USUAL = {"samples": 20, "tolerance_points": 1.0, "ptq": ["base", "prune"], "calibration_fields": 16, "scratch": False}
 
 
-def check(**changed):
-    check_report(OmegaConf.create({"report": USUAL | changed}), SimpleNamespace(steps=STEPS))
+def check(devices=1, **changed):
+    cfg = OmegaConf.create({"report": USUAL | changed, "trainer": {"devices": devices}})
+    check_report(cfg, SimpleNamespace(steps=STEPS))
 
 
 def test_names_of_nets_in_float_are_fine():
     check()
     check(ptq=[])
+    check(scratch=True)
+    check(devices=-1)
+
+
+def test_several_processes_do_not_wait_for_a_net_that_one_of_them_trains():
+    with pytest.raises(ConfigError, match=r"report\.scratch=true with trainer\.devices=-1; need one process"):
+        check(devices=-1, scratch=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""All points of a sweep, one after the other: what the launcher plugin does, without Hydra."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellvision.cloud.assets import find_inputs
+from cellvision.cloud.environment import choose_environment
+from cellvision.cloud.faults import CloudError
+from cellvision.cloud.jobs import build_job, write_job
+from cellvision.cloud.ledger import FILE, Ledger
+from cellvision.cloud.options import KEY, LaunchOptions
+from cellvision.cloud.plans import JobPlan, plan_job, plan_sweep
+from cellvision.cloud.points import Point
+from cellvision.cloud.sdk import connect, quiet_sdk
+from cellvision.cloud.snapshot import check_clean, describe_changes, read_snapshot
+from cellvision.cloud.submission import Submitted, fetch, follow, read_score, submit
+from cellvision.errors import ConfigError, explain
+
+if TYPE_CHECKING:
+    from azure.ai.ml import MLClient
+    from azure.ai.ml.entities import Command
+    from azure.ai.ml.entities._builders import Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a point: a value for the sweeper, or the error of its job."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+def launch_points(points: list[Point], options: LaunchOptions, *, root: Path, folder: Path) -> list[Outcome]:
+    """Submit the points of a sweep and do what the options say about them; jobs that are there already are joined.
+
+    Args:
+        points: at least one.
+        options: of the launcher, checked.
+        root: of the code, with the script of the points.
+        folder: of the sweep: YAML and records of its jobs are written there.
+
+    Raises:
+        CloudError: Azure refuses or does not answer; what was submitted before stays so and is in ``azure_jobs.json``.
+        ConfigError: something that would be refused, or that nobody could repeat.
+        MissingExtraError: the SDK is not installed.
+    """
+    with quiet_sdk():
+        snapshot = read_snapshot(root, max_mib=options.max_snapshot_mib)
+        if (script := points[0].script) not in snapshot.files:
+            need = f"a script that goes with the code of {root}"
+            raise ConfigError(explain(got=f"{script} is ignored", need=need, hint="look into .amlignore"))
+        if not (options.allow_dirty or options.dry_run):
+            check_clean(root)
+        client = None if options.dry_run else connect(options)
+        given: dict[str, Any] = {
+            "options": options,
+            "snapshot": snapshot,
+            "environment": choose_environment(options, root=root, folder=folder),
+            "assets": find_inputs(points, client),
+            "sweep": folder.name,
+        }
+        native = options.sweep == "native"
+        plans = [plan_sweep(points, **given)] if native else [plan_job(point, **given) for point in points]
+        jobs = []
+        for plan in plans:  # all are built and written before the first is submitted
+            jobs.append(build_job(plan))
+            _write(plan, jobs[-1], folder, show=options.dry_run)
+        if client is None:
+            _conclude(plans, root)
+            return [Outcome(value={"job": plan.name}) for plan in plans] * (len(points) if native else 1)
+        outcomes = _submit_all(client, plans, jobs, folder)
+        return outcomes * len(points) if native else outcomes
+
+
+def _write(plan: JobPlan, job: Command | Sweep, folder: Path, *, show: bool) -> None:
+    path = folder / (f"{plan.index}/job.yml" if plan.search is None else "sweep.yml")
+    text = write_job(job, path)
+    if show:
+        print(f"# {path}\n{text}---")
+
+
+def _conclude(plans: list[JobPlan], root: Path) -> None:
+    print(f"azure     {len(plans)} valid {'job' if len(plans) == 1 else 'jobs'}, not submitted: {KEY}.dry_run=true")
+    if changes := describe_changes(root):
+        print(f"azure     not committed: {changes}; to be submitted so only with {KEY}.allow_dirty=true")
+
+
+def _submit_all(client: MLClient, plans: list[JobPlan], jobs: list[Command | Sweep], folder: Path) -> list[Outcome]:
+    ledger, submitted = Ledger(folder), []
+    # One after the other: two uploads of one tree at a time end in "blob already exists".
+    for plan, job in zip(plans, jobs, strict=True):
+        found = submit(client, job)
+        submitted.append(found)
+        _keep(ledger, plan, found)
+        print(f"azure     {found.name} {'is there: ' if found.attached else ''}{found.status} {found.url}", flush=True)
+    print(f"azure     {ledger.path}")
+    options = plans[0].options
+    if not (options.wait or options.stream or options.download):
+        return [Outcome(value={"job": found.name, "url": found.url}) for found in submitted]
+    try:
+        return [_finish(client, plan, found, ledger, folder) for plan, found in zip(plans, submitted, strict=True)]
+    except KeyboardInterrupt:
+        print(f"azure     left alone, the jobs go on; the same command with run_dir={folder} watches them again")
+        return [Outcome(value={"job": found.name, "url": found.url}) for found in submitted]
+
+
+def _keep(ledger: Ledger, plan: JobPlan, found: Submitted) -> None:
+    ledger.write(
+        plan.name,
+        index=plan.index,
+        job=found.name,
+        status=found.status,
+        url=found.url,
+        command=plan.command,
+        inputs={name: data.path for name, data in plan.inputs.items()},
+        snapshot=plan.snapshot.sha256,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _finish(client: MLClient, plan: JobPlan, found: Submitted, ledger: Ledger, folder: Path) -> Outcome:
+    status = follow(client, found.name, plan.options)
+    ledger.write(plan.name, status=status)
+    print(f"azure     {found.name} {status}", flush=True)
+    if status != "Completed":
+        got, need = f"{found.name} ended as {status}", "a run that came to its end"
+        hint = f"its log at {found.url}; the same command again continues it"
+        return Outcome(error=CloudError(explain(got=got, need=need, hint=hint)))
+    if not plan.options.download:
+        return Outcome(value={"job": found.name, "url": found.url})
+    run = fetch(client, found.name, folder / str(plan.index))
+    print(f"azure     {run}, as listed in {FILE}")
+    return Outcome(value=read_score(run))

@@ -1,0 +1,110 @@
+"""The code that a job gets: which files, how large, and whether they are what was committed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellvision.cloud.options import KEY
+from cellvision.errors import ConfigError, MissingExtraError, explain
+
+if TYPE_CHECKING:
+    from pathspec import PathSpec
+
+IGNORE_FILES = (".amlignore", ".gitignore")
+"""The first that is there counts, alone, as it does for Azure's SDK; those of subfolders do not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Files of a folder, as they were when they were read.
+
+    Attributes:
+        root: the folder.
+        files: paths relative to it, with slashes, in order.
+        size_mib: of all of them.
+        sha256: of their names and contents.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    size_mib: float
+    sha256: str
+
+
+def read_snapshot(root: Path, *, max_mib: float) -> Snapshot:
+    """What the SDK would upload of a folder.
+
+    Raises:
+        ConfigError: it is larger than ``max_mib``.
+        MissingExtraError: the package that reads ignore rules is not installed.
+    """
+    files = list_files(root)
+    sizes = {name: (root / name).stat().st_size for name in files}
+    size_mib = sum(sizes.values()) / 2**20
+    if size_mib > max_mib:
+        largest = ", ".join(
+            f"{name} {sizes[name] / 2**20:.1f}" for name in sorted(files, key=sizes.__getitem__)[:-4:-1]
+        )
+        got = f"{size_mib:.1f} MiB of code in {root} (the largest, in MiB: {largest})"
+        hint = f"a line in .amlignore for what no run needs, or {KEY}.max_snapshot_mib={size_mib * 1.2:.0f}"
+        raise ConfigError(explain(got=got, need=f"at most {max_mib:g} MiB, as each change is uploaded", hint=hint))
+    digest = hashlib.sha256()
+    for name in files:
+        content = hashlib.sha256((root / name).read_bytes()).hexdigest()
+        digest.update(f"{name}\0{content}\n".encode())
+    return Snapshot(root=root, files=tuple(files), size_mib=size_mib, sha256=digest.hexdigest())
+
+
+def list_files(root: Path) -> list[str]:
+    """Paths, relative and with slashes, of the files that no rule of the ignore file excludes.
+
+    Rules are read as Git reads them: the last that fits decides, ``!`` takes a file back in, and unlike in Git also
+    one in an excluded folder. Links to folders are followed.
+    """
+    rules = _read_rules(next((root / name for name in IGNORE_FILES if (root / name).is_file()), None))
+    takes_back = any(pattern.include is False for pattern in rules.patterns)
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        place = Path(folder).relative_to(root)
+        if not takes_back:
+            folders[:] = [name for name in folders if not rules.match_file(f"{(place / name).as_posix()}/")]
+        found += [path for name in names if not rules.match_file(path := (place / name).as_posix())]
+    return sorted(found)
+
+
+def _read_rules(path: Path | None) -> PathSpec[Any]:
+    try:
+        from pathspec import PathSpec
+    except ImportError as error:
+        raise MissingExtraError("pathspec", extra="azure") from error
+    with warnings.catch_warnings():
+        # The SDK reads its files with this class too, whatever newer ones there are.
+        warnings.filterwarnings("ignore", message="GitWildMatchPattern", category=DeprecationWarning)
+        return PathSpec.from_lines("gitwildmatch", [] if path is None else path.read_text("utf-8").splitlines())
+
+
+def describe_changes(root: Path) -> str | None:
+    """The first files that differ from the last commit, and how many more; None for none, and without Git."""
+    command = ["git", "status", "--porcelain", "--", "."]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = [line[3:] for line in done.stdout.splitlines()]
+    if not lines:
+        return None
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return f"{', '.join(lines[:3])}{more}"
+
+
+def check_clean(root: Path) -> None:
+    """Raise ConfigError where the tree is not what was committed, as nobody could say later what was trained."""
+    if changes := describe_changes(root):
+        got, need = f"not committed: {changes}", "a commit, so that it can be said later what was trained"
+        raise ConfigError(explain(got=got, need=need, hint=f"git commit, or {KEY}.allow_dirty=true"))

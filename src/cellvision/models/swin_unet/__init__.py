@@ -1,0 +1,3 @@
+"""The Swin-UNet."""
+
+from cellvision.models.swin_unet.model import SwinUNet as SwinUNet

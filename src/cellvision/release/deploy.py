@@ -1,0 +1,178 @@
+"""A version goes live on this machine: started beside the old one, tried, switched to; the old one stays on any fault.
+
+``models/NAME/deployment.json`` says where the live server answers; who reads it before each batch of images never meets
+one that has ended.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cellvision.errors import ConfigError, explain
+from cellvision.release.gate import check_still_passes
+from cellvision.release.lock import hold
+from cellvision.release.process import DeployError, ServerOptions, ServerProcess, ask, start_server
+from cellvision.release.record import ModelVersion, load_json, write_json
+from cellvision.release.registry import PRODUCTION_NAME, ModelRegistry
+
+DEPLOYMENT_NAME = "deployment.json"
+_LOCK_NAME = ".deployment.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """The live server of a model.
+
+    Attributes:
+        name, version: what it serves.
+        url: where.
+        port: of the two that take turns.
+        pid, started: its process; see ServerProcess.
+    """
+
+    name: str
+    version: int
+    url: str
+    port: int
+    pid: int
+    started: float
+
+    @property
+    def process(self) -> ServerProcess:
+        """Its process."""
+        return ServerProcess(pid=self.pid, started=self.started, url=self.url)
+
+
+def find_live(registry: ModelRegistry, name: str) -> Deployment | None:
+    """The live server of a model, or None where none is at work."""
+    path = registry.folder / name / DEPLOYMENT_NAME
+    if not path.is_file():
+        return None
+    found = Deployment(**load_json(path))
+    return found if found.process.find() else None
+
+
+def stop(registry: ModelRegistry, name: str, *, seconds: float = 120.0) -> Deployment | None:
+    """End the live server of a model once its last images are done; what is in production does not change.
+
+    Returns:
+        What was ended, or None.
+    """
+    with _hold(registry, name):
+        live = find_live(registry, name)
+        if live is not None:
+            live.process.end(seconds=seconds)
+        (registry.folder / name / DEPLOYMENT_NAME).unlink(missing_ok=True)
+    return live
+
+
+def deploy(
+    registry: ModelRegistry,
+    name: str,
+    *,
+    samples: Sequence[Path] = (),
+    version: int | None = None,
+    rollback: bool = False,
+    options: ServerOptions | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Deployment:
+    """Take a version into production.
+
+    Its server is started beside the live one and must find cells in the samples. Then both files, which say what is
+    live and what is in production, are switched, and the old server ends when its last images are done. Until the
+    switch nothing of the old changes, and any fault, Ctrl-C included, ends the new server.
+
+    Args:
+        registry: where the version is.
+        name: of the model.
+        samples: image files for the smoke test, in one of which at least there are cells.
+        version: None for the newest.
+        rollback: take the version that was in production before; then nothing is compared.
+        options: how the server is started.
+        tell: called with a line for each step.
+
+    Returns:
+        The live server.
+
+    Raises:
+        GateError: the version was registered without a gate, or is worse than what is in production by now.
+        DeployError: the server does not start, or does not pass.
+        ConfigError: there is no such version, or another process deploys this model.
+        BundleError: the bundle was altered.
+    """
+    options = options or ServerOptions()
+    if missing := [str(sample) for sample in samples if not sample.is_file()]:
+        raise ConfigError(
+            explain(got=f"--sample {missing[0]}, which is no file", need="an image", hint="check the path")
+        )
+    with _hold(registry, name):
+        wanted = registry.find_previous(name) if rollback else registry.get(name, version)
+        if not rollback:
+            check_still_passes(wanted, registry.find_production(name))
+        old = find_live(registry, name)
+        port = options.port + 1 if old is not None and old.port == options.port else options.port
+        log = registry.folder / name / f"server_{port}.log"
+        tell(f"starting  {wanted.title} on port {port}")
+        server = start_server(wanted.bundle, port=port, options=options, log=log)
+        live = Deployment(
+            name=name, version=wanted.version, url=server.url, port=port, pid=server.pid, started=server.started
+        )
+        try:
+            tell(f"testing   {check_server(server.url, wanted, samples)}")
+            _switch(registry, live)
+        except BaseException:
+            server.end(seconds=options.stop_seconds)
+            raise
+        tell(f"live      {wanted.title} on {live.url}")
+        if old is not None:
+            in_time = old.process.end(seconds=options.stop_seconds)
+            tell(f"ended     version {old.version} on {old.url}{'' if in_time else ', by force: it took too long'}")
+        return live
+
+
+def check_server(url: str, version: ModelVersion, samples: Sequence[Path]) -> str:
+    """Try a server: it has the graphs of this version, and finds cells in the samples. What it found, in words.
+
+    Raises:
+        DeployError: it has not, or does not.
+    """
+    graphs = ",".join(str(graph.get("sha256")) for graph in ask(url, "/info").get("graphs", []))
+    if graphs != version.tags.get("graphs"):
+        got, need = f"{url} serves another bundle", f"that of {version.title}"
+        raise DeployError(explain(got=got, need=need, hint="another --port"))
+    if not samples:
+        return "the server answers (no --sample to try it on)"
+    cells = sum(int(ask(url, "/predict", body=sample.read_bytes())["count"]) for sample in samples)
+    names = ", ".join(sample.name for sample in samples)
+    if cells < 1:
+        got = f"{version.title} finds no cell in {names}"
+        raise DeployError(explain(got=got, need="at least one", hint="samples with cells, or a better bundle"))
+    return f"{cells} cells in {names}"
+
+
+def _switch(registry: ModelRegistry, live: Deployment) -> None:
+    """Write both files, or neither."""
+    home = registry.folder / live.name
+    paths = (home / PRODUCTION_NAME, home / DEPLOYMENT_NAME)
+    before = {path: path.read_bytes() if path.is_file() else None for path in paths}
+    try:
+        registry.set_production(live.name, live.version)
+        write_json(home / DEPLOYMENT_NAME, asdict(live))
+    except BaseException:
+        for path, content in before.items():
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                part = path.with_name(f".{path.name}.before")
+                part.write_bytes(content)
+                os.replace(part, path)  # noqa: PTH105 - as elsewhere, in one move
+        raise
+
+
+def _hold(registry: ModelRegistry, name: str) -> AbstractContextManager[None]:
+    registry.list_versions(name)  # there is such a model
+    return hold(registry.folder / name / _LOCK_NAME, work=f"deploying {name}")

@@ -1,0 +1,189 @@
+"""From data to production as a list of steps: prepare, train, compress, export, evaluate, register, deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellvision.errors import ConfigError, explain
+from cellvision.release.record import load_json
+from cellvision.release.registry import ModelRegistry
+from cellvision.release.steps import Step
+
+REGISTERED_NAME = "registered.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a pipeline is to do.
+
+    Attributes:
+        name: of the model in the registry.
+        folder: of the run.
+        models: registry.
+        conf: folder of the scripts' settings.
+        data, train, compress, export: settings of the scripts as on their command lines, "key=value" each; those of
+            ``data`` go to all that read data. ``compress`` None leaves that step out.
+        metric, at_least: what the gate asks for; see `Bar`.
+        host, port: where the server answers.
+        keep: whether it stays.
+    """
+
+    name: str
+    folder: Path
+    models: Path
+    conf: Path
+    data: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    compress: tuple[str, ...] | None = ()
+    export: tuple[str, ...] = ()
+    metric: str = "cell/f1"
+    at_least: float | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("data", "train", "compress", "export"):
+            for setting in getattr(self, name) or ():
+                if "=" not in setting and not setting.startswith("~"):
+                    got, need = f"settings.{name} entry {setting!r}", "settings as on the command line, key=value"
+                    hint = f"'settings.{name}=[\"seed=1\"]'"
+                    raise ConfigError(explain(got=got, need=need, hint=hint))
+
+    @property
+    def validation(self) -> Path:
+        """Folder of the held-out fields."""
+        return self.folder / "validation"
+
+    @property
+    def bundle(self) -> Path:
+        """Folder of the bundle."""
+        return self.folder / "bundle"
+
+
+def build_steps(plan: Plan) -> tuple[Step, ...]:
+    """The steps of a plan. Their paths are those of the plan; nothing is read but which version is in production.
+
+    A version in production that is not of this run is scored on this run's fields, so that both can be compared.
+    """
+    production = _find_other_production(plan)
+    compress = [] if plan.compress is None else [_compress(plan, plan.compress)]
+    beside = [] if production is None else [_evaluate(plan, production, "production")]
+    return (
+        _prepare(plan),
+        _train(plan),
+        *compress,
+        _export(plan, plan.folder / ("train" if plan.compress is None else "compress")),
+        _evaluate(plan, plan.bundle, "bundle"),
+        *beside,
+        _register(plan, has_production=production is not None),
+        _deploy(plan),
+    )
+
+
+def _prepare(plan: Plan) -> Step:
+    """Every field is read and checked; the held-out ones are written as files that anybody can score a bundle on."""
+    return Step(
+        name="prepare",
+        command=("python", "prepare.py", f"folder={plan.validation}", *plan.data),
+        inputs=(*_list_settings(plan), *_find_paths(plan.data)),
+        outputs=(plan.validation,),
+    )
+
+
+def _train(plan: Plan) -> Step:
+    run = plan.folder / "train"
+    fixed = (f"run_dir={run}", "resume=auto", "bundle=false")
+    return Step(
+        name="train",
+        command=("python", "train.py", *fixed, *plan.data, *plan.train),
+        inputs=(*_list_settings(plan), *_find_paths(plan.data)),
+        outputs=(run,),
+        resumes=True,
+    )
+
+
+def _compress(plan: Plan, settings: Sequence[str]) -> Step:
+    run, ckpt = plan.folder / "compress", _name_checkpoint(plan.folder / "train")
+    return Step(
+        name="compress",
+        command=("python", "compress.py", f"ckpt={ckpt}", f"run_dir={run}", "resume=auto", *settings),
+        inputs=(*_list_settings(plan), ckpt),
+        outputs=(run,),
+        resumes=True,
+    )
+
+
+def _export(plan: Plan, run: Path) -> Step:
+    ckpt = _name_checkpoint(run)
+    return Step(
+        name="export",
+        command=("python", "export.py", f"ckpt={ckpt}", f"bundle={plan.bundle}", *plan.export),
+        inputs=(*_list_settings(plan), ckpt),
+        outputs=(plan.bundle,),
+    )
+
+
+def _evaluate(plan: Plan, bundle: Path, what: str) -> Step:
+    files = ("--images", f"{plan.validation / 'images'}", "--coco", f"{plan.validation / 'instances_held_out.json'}")
+    scores = plan.folder / f"scores_{what}.json"
+    return Step(
+        name="evaluate" if what == "bundle" else f"evaluate_{what}",
+        command=("cellvision", "evaluate", "--bundle", f"{bundle}", *files, "--json", f"{scores}"),
+        inputs=(bundle, plan.validation),
+        outputs=(scores,),
+    )
+
+
+def _register(plan: Plan, *, has_production: bool) -> Step:
+    scores = [plan.folder / "scores_bundle.json"]
+    words = ["--name", plan.name, "--models", f"{plan.models}", "--scores", f"{scores[0]}", "--metric", plan.metric]
+    words += [] if plan.at_least is None else ["--at-least", f"{plan.at_least}"]
+    if has_production:
+        scores.append(plan.folder / "scores_production.json")
+        words += ["--production-scores", f"{scores[1]}"]
+    record = plan.folder / REGISTERED_NAME
+    return Step(
+        name="register",
+        command=("cellvision", "register", f"{plan.bundle}", *words, "--json", f"{record}"),
+        inputs=(plan.bundle, *scores),
+        outputs=(record,),
+    )
+
+
+def _deploy(plan: Plan) -> Step:
+    """Without outputs: it is what becomes of the others' outputs, and is done each time."""
+    words = ["--models", f"{plan.models}", "--sample", f"{plan.validation / 'images'}"]
+    words += ["--host", plan.host, "--port", f"{plan.port}", *([] if plan.keep else ["--stop-after"])]
+    return Step(
+        name="deploy",
+        command=("cellvision", "deploy", plan.name, *words),
+        inputs=(plan.folder / REGISTERED_NAME, plan.validation),
+    )
+
+
+def _find_other_production(plan: Plan) -> Path | None:
+    """Bundle of the version in production, unless this run has registered it."""
+    production = ModelRegistry(plan.models).find_production(plan.name)
+    record = plan.folder / REGISTERED_NAME
+    own = load_json(record) if record.is_file() else {}
+    if production is None or (own.get("name"), own.get("version")) == (production.name, production.version):
+        return None
+    return production.bundle
+
+
+def _name_checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / "best.ckpt"
+
+
+def _list_settings(plan: Plan) -> tuple[Path, ...]:
+    """What the scripts are set by; not the settings of the pipeline, which are in the commands."""
+    return tuple(sorted(path for path in plan.conf.iterdir() if path.name != "pipeline.yaml"))
+
+
+def _find_paths(settings: Sequence[str]) -> tuple[Path, ...]:
+    """Files and folders that settings name, such as data.root=PATH."""
+    values = (Path(setting.partition("=")[2]) for setting in settings)
+    return tuple(path for path in values if path.name and path.exists())

@@ -1,0 +1,131 @@
+"""Work in steps that are plain data, each done once: what is there already, from the same inputs, is left as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import cellvision
+from cellvision.bundle import compute_sha256
+from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.release.lock import hold
+from cellvision.release.record import load_json, write_json
+
+STATE_NAME = "pipeline.json"
+_LOCK_NAME = ".pipeline.lock"
+_GRACE_SECONDS = 10.0
+
+
+class StepError(CellvisionError):
+    """A step has failed; what it printed says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command of a chain.
+
+    Attributes:
+        name: of the step.
+        command: words; "python SCRIPT.py .." is a script of the repository, "cellvision .." the command of that name.
+        inputs: files and folders that decide what comes out, beside the command itself.
+        outputs: files and folders that it makes, inside the folder of the chain; a step without any is never skipped.
+        resumes: whether the command goes on from what it left behind when it was broken off; else that is removed.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    inputs: tuple[Path, ...] = ()
+    outputs: tuple[Path, ...] = ()
+    resumes: bool = False
+
+
+def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Callable[[str], None] = print) -> None:
+    """Run a chain of steps, and go on from where an earlier one has ended.
+
+    A step is skipped where its outputs are there and its command, the contents of its inputs and the version of the
+    library are those that they were made with. Else its outputs are removed first, unless it was broken off and can
+    go on. What a command prints comes through.
+
+    Args:
+        steps: in order.
+        folder: of the chain, which notes in STATE_NAME what is done.
+        scripts: where the scripts are.
+        tell: called with a line at the beginning and the end of each step.
+
+    Raises:
+        StepError: a command ended with another status than 0, or without its outputs.
+        ConfigError: an input is missing, or another process works in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder / _LOCK_NAME, work="work there"):
+        state = folder / STATE_NAME
+        done = load_json(state) if state.is_file() else {}
+        for number, step in enumerate(steps, start=1):
+            assert all(output.is_relative_to(folder) for output in step.outputs), "would remove what is not its own"
+            title = f"{number}/{len(steps)} {step.name}"
+            key = _compute_key(step)
+            there = done.get(step.name, {})
+            if step.outputs and there == {"key": key, "done": True} and all(map(Path.exists, step.outputs)):
+                tell(f"[{title}] is there already")
+                continue
+            if not (step.resumes and there == {"key": key, "done": False}):
+                _remove(step.outputs)
+            write_json(state, done := done | {step.name: {"key": key, "done": False}})
+            tell(f"[{title}] {' '.join(step.command)}")
+            began = time.monotonic()
+            _run(step, scripts)
+            write_json(state, done := done | {step.name: {"key": key, "done": True}})
+            tell(f"[{title}] took {time.monotonic() - began:.0f} s")
+
+
+def _run(step: Step, scripts: Path) -> None:
+    program, first, *rest = step.command
+    words = [first, *rest] if program == "cellvision" else [str(scripts / first), *rest]
+    words = [sys.executable, *(["-m", "cellvision"] if program == "cellvision" else []), *words]
+    with subprocess.Popen(words) as process:  # noqa: S603 - commands of this project
+        try:
+            status = process.wait()
+        except BaseException:
+            with suppress(subprocess.TimeoutExpired):  # Ctrl-C has reached it, too
+                process.wait(_GRACE_SECONDS)
+            process.terminate()
+            raise
+    if status != 0:
+        got, need = f"step {step.name} ended with status {status}", "0"
+        raise StepError(explain(got=got, need=need, hint="see above; then the same command goes on from this step"))
+    if missing := [str(path) for path in step.outputs if not path.exists()]:
+        got, need = f"step {step.name} did not write {', '.join(missing)}", "all of its outputs"
+        raise StepError(explain(got=got, need=need, hint="see above"))
+
+
+def _compute_key(step: Step) -> str:
+    """SHA-256 over all that decides what comes out."""
+    inputs = {str(path): _hash(step, path) for path in step.inputs}
+    text = json.dumps([cellvision.__version__, step.command, inputs])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hash(step: Step, path: Path) -> str | list[list[str]]:
+    if path.is_file():
+        return compute_sha256(path)
+    if not path.is_dir():
+        got, need = f"{path}, which step {step.name} reads, is not there", "a file or a folder"
+        raise ConfigError(explain(got=got, need=need, hint="check the path"))
+    files = sorted(found for found in path.rglob("*") if found.is_file() and "__pycache__" not in found.parts)
+    return [[found.relative_to(path).as_posix(), compute_sha256(found)] for found in files]
+
+
+def _remove(outputs: Sequence[Path]) -> None:
+    for path in outputs:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

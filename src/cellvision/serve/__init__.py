@@ -1,0 +1,1 @@
+"""A bundle over HTTP, and as the scoring script of a managed endpoint: the same runtime, the same cells."""

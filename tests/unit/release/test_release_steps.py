@@ -1,0 +1,193 @@
+"""Steps that are done once: skipped, done again, gone on with, or refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cellvision.errors import ConfigError
+from cellvision.release import steps
+from cellvision.release.lock import hold
+from cellvision.release.pipeline import Plan, build_steps
+from cellvision.release.registry import ModelRegistry
+from cellvision.release.steps import Step, StepError, run_steps
+from stain_net import write_bundle
+
+COPY = """
+import sys
+from pathlib import Path
+source, target, *status = map(Path, sys.argv[1:])
+target.parent.mkdir(exist_ok=True, parents=True)
+before = target.read_text() if target.exists() else ""
+target.write_text(before + source.read_text())
+if (source.parent / "fail").exists():
+    sys.exit(3)
+"""
+
+
+class Chain:
+    """input.txt -> run/one -> run/two, by a script that adds what it reads to what is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.lines = folder / "run", []
+        self.source = folder / "input.txt"
+        self.source.write_text("a")
+        (folder / "copy.py").write_text(COPY)
+        self.scripts = folder
+        self.one, self.two = self.folder / "one", self.folder / "two"
+
+    def run(self, *, extra: str = "", resumes: bool = False, last: tuple[Path, ...] | None = None) -> list[str]:
+        """Run it; the names of the steps that were not skipped."""
+        words = (extra,) if extra else ()
+        command = ("python", "copy.py", str(self.source), str(self.one), *words)
+        chain = [
+            Step(name="first", command=command, inputs=(self.source,), outputs=(self.one,), resumes=resumes),
+            Step(
+                name="second",
+                command=("python", "copy.py", str(self.one), str(self.two)),
+                inputs=(self.one,),
+                outputs=(self.two,) if last is None else last,
+            ),
+        ]
+        self.lines = []
+        run_steps(chain, self.folder, scripts=self.scripts, tell=self.lines.append)
+        return [line.split()[1].rstrip("]") for line in self.lines if " took " in line]
+
+
+@pytest.fixture
+def chain(tmp_path):
+    return Chain(tmp_path)
+
+
+def test_what_is_there_is_left_as_it_is(chain):
+    assert chain.run() == ["first", "second"]
+    assert chain.run() == []
+    assert chain.lines == ["[1/2 first] is there already", "[2/2 second] is there already"]
+    assert chain.two.read_text() == "a"
+
+
+def test_another_input_makes_all_of_it_again_and_an_equal_output_ends_that(chain):
+    chain.run()
+    chain.source.write_text("b")
+    assert chain.run() == ["first", "second"]
+    assert chain.two.read_text() == "b"  # and not "ab": what an earlier one has left is removed
+    assert chain.run(extra="another") == ["first"]
+
+
+def test_a_missing_output_is_made_again(chain):
+    chain.run()
+    chain.one.unlink()
+    assert chain.run() == ["first"]
+
+
+def test_another_release_makes_all_of_it_again(chain, monkeypatch):
+    chain.run()
+    monkeypatch.setattr(steps.cellvision, "__version__", "99", raising=False)
+    assert chain.run() == ["first", "second"]
+
+
+def test_a_step_without_outputs_is_done_each_time(chain):
+    assert chain.run(last=()) == ["first", "second"]
+    assert chain.run(last=()) == ["second"]
+
+
+@pytest.mark.parametrize(("resumes", "left"), [(True, "aa"), (False, "a")])
+def test_a_broken_step_goes_on_or_begins_again(chain, resumes, left):
+    (chain.scripts / "fail").touch()
+    said = "step first ended with status 3; need 0; try: see above; then the same command goes on from this step"
+    with pytest.raises(StepError, match=said):
+        chain.run(resumes=resumes)
+    (chain.scripts / "fail").unlink()
+    assert chain.run(resumes=resumes) == ["first", "second"]
+    assert chain.one.read_text() == left
+
+
+def test_what_was_begun_with_another_input_does_not_go_on(chain):
+    (chain.scripts / "fail").touch()
+    with pytest.raises(StepError):
+        chain.run(resumes=True)
+    (chain.scripts / "fail").unlink()
+    chain.source.write_text("b")
+    chain.run(resumes=True)
+    assert chain.one.read_text() == "b"
+
+
+def test_a_step_that_writes_nothing_is_an_error(chain):
+    with pytest.raises(StepError, match=r"step second did not write .*/three; need all of its outputs; try: see above"):
+        chain.run(last=(chain.folder / "three",))
+
+
+def test_a_missing_input_is_named(chain):
+    chain.source.unlink()
+    with pytest.raises(ConfigError, match=r"input\.txt, which step first reads, is not there; need a file or a folder"):
+        chain.run()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_one_run_at_a_time(chain):
+    chain.folder.mkdir()
+    with (
+        hold(chain.folder / ".pipeline.lock", work="something"),
+        pytest.raises(ConfigError, match=r"another process at work there \(.*\); need one at a time; try: the same"),
+    ):
+        chain.run()
+    assert chain.run() == ["first", "second"]
+
+
+def make_plan(folder, **more):
+    (folder / "conf").mkdir(exist_ok=True)
+    for name in ("train.yaml", "pipeline.yaml"):
+        (folder / "conf" / name).touch()
+    given = {"name": "a", "folder": folder / "run", "models": folder / "models", "conf": folder / "conf"}
+    return Plan(**(given | more))
+
+
+def test_the_steps_of_a_pipeline_fit_together(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    chain = build_steps(make_plan(tmp_path, data=(f"data.root={data}", "data=livedead"), at_least=0.5))
+    assert [step.name for step in chain] == [
+        "prepare", "train", "compress", "export", "evaluate", "register", "deploy",
+    ]  # fmt: skip
+    made = {tmp_path / "conf" / "train.yaml", data}
+    for step in chain:
+        assert all(any(path == there or there in path.parents for there in made) for path in step.inputs), step.name
+        made |= set(step.outputs)
+        assert step.command[0] in ("python", "cellvision")
+        for output in step.outputs:
+            assert str(output) in " ".join(step.command)
+    assert all(f"data.root={data}" in step.command for step in chain[:2])
+    assert chain[5].command[-4:-2] == ("--at-least", "0.5")
+    assert "--stop-after" in chain[6].command
+
+
+def test_a_pipeline_without_compression_or_end(tmp_path):
+    chain = build_steps(make_plan(tmp_path, compress=None, keep=True))
+    assert [step.name for step in chain] == ["prepare", "train", "export", "evaluate", "register", "deploy"]
+    assert f"ckpt={tmp_path / 'run' / 'train' / 'checkpoints' / 'best.ckpt'}" in chain[2].command
+    assert "--stop-after" not in chain[-1].command
+
+
+def test_another_version_in_production_is_scored_on_the_same_fields(tmp_path):
+    plan = make_plan(tmp_path)
+    registry = ModelRegistry(plan.models)
+    version = registry.register(write_bundle(tmp_path / "bundle"), "a")
+    registry.set_production("a", 1)
+    chain = build_steps(plan)
+    beside = next(step for step in chain if step.name == "evaluate_production")
+    assert str(version.bundle) in beside.command
+    assert set(beside.outputs) < set(chain[-2].inputs)
+    assert chain[-2].command[-4:-2] == ("--production-scores", str(beside.outputs[0]))
+    plan.folder.mkdir()
+    (plan.folder / "registered.json").write_text('{"name": "b", "version": 1}')
+    assert "evaluate_production" in [step.name for step in build_steps(plan)]
+    (plan.folder / "registered.json").write_text('{"name": "a", "version": 1}')
+    assert "evaluate_production" not in [step.name for step in build_steps(plan)]
+
+
+def test_settings_that_are_none(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"settings\.train entry 'fast'; need settings as on the command line, key=value; try: "
+    ):
+        make_plan(tmp_path, train=("fast",))
+    assert make_plan(tmp_path, train=("~callbacks.pictures",)).train
