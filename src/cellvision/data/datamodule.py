@@ -26,7 +26,7 @@ from cellvision.data.sampler import (
     check_world,
     compute_class_weights_per_sample,
 )
-from cellvision.data.splits import check_leakage, split_by_group
+from cellvision.data.splits import check_alike, check_leakage, split_by_group
 from cellvision.data.statistics import CountRange, compute_stats, find_fault
 from cellvision.errors import ConfigError, explain, unknown_name
 from cellvision.types import IGNORE, Batch, DataStats, Sample
@@ -259,13 +259,10 @@ def _build_views(
         if split not in SPLITS:
             raise ConfigError(unknown_name("data split", split, SPLITS))
     if missing := {"train", "val"} - views.keys():
-        raise ConfigError(
-            explain(
-                got=f"data splits {sorted(views)}",
-                need=f"also {', '.join(sorted(missing))}",
-                hint="data.datasets.all with data.fractions={train: 0.8, val: 0.2}",
-            )
-        )
+        got, need = f"data splits {sorted(views)}", f"also {', '.join(sorted(missing))}"
+        hint = "data.datasets.all with data.fractions={train: 0.8, val: 0.2}"
+        raise ConfigError(explain(got=got, need=need, hint=hint))
+    check_alike(dict(views))
     return views
 
 

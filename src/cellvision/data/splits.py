@@ -69,6 +69,23 @@ def _deal(sizes: Mapping[str, int], wanted: Mapping[str, float], seed: int) -> d
     return home
 
 
+def check_alike(datasets: Mapping[str, CellDataset]) -> None:
+    """Raise DataError if a split has other classes or channels than the training fields, or in another order.
+
+    A class is a number in the labels: with another order every score would be one of other classes.
+    """
+    train = datasets["train"]
+    for split, dataset in datasets.items():
+        for what, known, given in (
+            ("classes", train.classes, dataset.classes),
+            ("channels", [each.name for each in train.channels], [each.name for each in dataset.channels]),
+        ):
+            if list(known) != list(given):
+                got = f"{what} {', '.join(given)} in {split}, and {', '.join(known)} in train"
+                hint = "name them for all splits alike, such as data.categories=[...] of COCO files"
+                raise DataError(explain(got=got, need="the same ones in the same order", hint=hint))
+
+
 def check_leakage(datasets: Mapping[str, CellDataset]) -> None:
     """Raise DataError if two splits share a group or an image, naming both; images are compared by decoded pixels.
 

@@ -1,6 +1,7 @@
 """Oracle: every possible assignment of groups, tried one by one."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellvision.bundle import Channel
-from cellvision.data.splits import check_leakage, split_by_group
+from cellvision.data.splits import check_alike, check_leakage, split_by_group
 from cellvision.errors import ConfigError, DataError
 from cellvision.types import Sample
 
@@ -105,3 +106,19 @@ def test_leakage_names_both_splits():
         check_leakage({"train": train, "val": Fields({"c": ("w2", 3)})})
     with pytest.raises(DataError, match="1 fault: image 'a' of train and 'd' of test have the same pixels"):
         check_leakage({"train": train, "val": Fields({"c": ("w3", 3)}), "test": Fields({"d": ("w4", 1)})})
+
+
+def test_splits_have_the_same_classes_and_channels_in_the_same_order():
+    def make(*classes, channels=("a", "b")):
+        return SimpleNamespace(classes=classes, channels=tuple(Channel(name=name, role="other") for name in channels))
+
+    train = make("background", "big", "small")
+    check_alike({"train": train, "val": make("background", "big", "small")})
+    with pytest.raises(DataError, match=r"classes background, small, big in val, and background, big, small in train"):
+        check_alike({"train": train, "val": make("background", "small", "big")})
+    with pytest.raises(DataError, match=r"classes background, big in test, and"):
+        check_alike({"train": train, "val": train, "test": make("background", "big")})
+    with pytest.raises(
+        DataError, match=r"channels b, a in val, and a, b in train; need the same ones in the same order"
+    ):
+        check_alike({"train": train, "val": make("background", "big", "small", channels=("b", "a"))})

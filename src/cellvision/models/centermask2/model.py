@@ -18,7 +18,7 @@ from cellvision.models.backbones.norms import explain_lone_values
 from cellvision.models.base import GraphPart, NetSpec, SegNet, fix_draws
 from cellvision.models.build import MODELS
 from cellvision.models.centermask2.assembly import build_detector, build_semantic_branch
-from cellvision.models.centermask2.checks import check_images_and_classes
+from cellvision.models.centermask2.checks import check_images_and_classes, check_switch
 from cellvision.models.centermask2.detector import Detections
 from cellvision.models.centermask2.fcos.head import FcosOutputs
 from cellvision.models.centermask2.graphs import split_net
@@ -224,6 +224,7 @@ def _choose_settings(
     config_file: str | None, given: Mapping[str, Any], class_count: int, weights: str | None, pretrained: bool
 ) -> tuple[NetSettings, list[str]]:
     """The settings with a norm that is not "auto", and lines on what is not as the file says."""
+    check_switch("model.pretrained", pretrained)
     if config_file is not None:
         return read_settings(config_file, given, class_count=class_count, weights=weights, pretrained=pretrained)
     has_weights = weights is not None or pretrained

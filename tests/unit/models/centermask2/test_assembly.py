@@ -70,6 +70,8 @@ def test_names_and_shapes_of_all_weights_are_the_published_ones(net):
             r"model\.weights=none\.pth and model\.pretrained=true; need one",
         ),
         ({"weights": "none.pth"}, r"no weights none\.pth"),
+        ({"backbone": "resnet18", "pretrained": "no"}, r"model\.pretrained='?no'?; need true or false"),
+        ({"config_file": 5}, r"model\.config_file=5; need the path of a YAML file"),
         ({"classes": ["background"]}, r"model\.classes=\['background'\]"),
         ({"in_channels": 0}, r"in_channels=0"),
         ({"kind": "semantic"}, r"model\.kind 'semantic'"),

@@ -56,6 +56,9 @@ def read_config_file(path: str | Path) -> ConfigFile:
         Traceback (most recent call last):
         cellvision.errors.ConfigError: lite.yaml does not exist; need a YAML file; try: check the path
     """
+    if not isinstance(path, str | Path):
+        got = f"model.config_file={path!r}"
+        raise ConfigError(explain(got=got, need="the path of a YAML file", hint="model.config_file=FILE.yaml"))
     return read_config_tree(_load(Path(path), above=()))
 
 

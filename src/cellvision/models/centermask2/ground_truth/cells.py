@@ -55,7 +55,7 @@ def truth_from_labels(label_image: Tensor, cell_classes: Tensor) -> GroundTruth:
     pixel, which cropping leaves behind, are left out; the pixels of cells of class IGNORE become ``ignored``.
 
     Args:
-        label_image: (H, W) int32, 0 = background, without the padding of a batch.
+        label_image: (H, W) int32, 0 = background, which the padding of a batch is, too.
         cell_classes: (N,) int64; entry i is the class of label i + 1, in 1..K-1, or IGNORE.
 
     Example:

@@ -40,6 +40,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not weights:
         need = f"tensors by name, also under {', '.join(map(repr, _WRAPPERS))}"
         raise DataError(explain(got=f"{path} holds no weights", need=need, hint="another file as model.weights"))
+    for name, value in weights.items():
+        if value.is_meta or value.is_quantized or value.layout is not torch.strided:
+            kind = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout)
+            got, need = f"{name} in {path} is a tensor of the kind {kind.removeprefix('torch.')}", "plain numbers"
+            raise DataError(explain(got=got, need=need, hint="the file from before it was converted"))
     return weights
 
 

@@ -130,7 +130,7 @@ def _find_misfit(
     """Why a tensor of the file cannot be taken, or None if it can."""
     theirs, ours = fitted[name].shape, state[name].shape
     if theirs != ours:
-        if _CLASS_HEADS.search(name) and theirs[1:] == ours[1:]:
+        if _CLASS_HEADS.search(name) and len(theirs) == len(ours) and theirs[1:] == ours[1:]:
             return f"{theirs[0]} classes in the file, {ours[0]} here"
         return f"shape {tuple(theirs)} in the file, {tuple(ours)} here"
     their_norm = f"{match.names[name].rpartition('.')[0]}.running_mean"

@@ -88,6 +88,12 @@ def test_a_part_can_be_loaded_from_a_whole_detector(part):
     assert (report.missing, report.skipped) == ((), {})
 
 
+def test_a_number_in_place_of_a_row_does_not_fit():
+    ours, name = Detector(classes=2), "proposal_generator.fcos_head.cls_logits.bias"
+    report = load_pretrained(ours, {**Detector(classes=2, seed=1).state_dict(), name: torch.tensor(0.5)}, order="rgb")
+    assert report.skipped == {name: "shape () in the file, (2,) here"}
+
+
 def test_other_classes_keep_their_new_heads():
     theirs, ours = Detector(classes=80, seed=1), Detector(classes=2)
     before = get_weights(ours)

@@ -138,6 +138,19 @@ def test_files_without_tensors_are_refused(tmp_path, content):
         read_weights(tmp_path / "none.pth")
 
 
+@pytest.mark.parametrize("kind", ["sparse_coo", "quantized", "meta"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_tensors_that_are_no_plain_numbers_are_named(tmp_path, kind):
+    make = {
+        "sparse_coo": lambda: torch.eye(3).to_sparse(),
+        "quantized": lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8),
+        "meta": lambda: torch.empty(3, device="meta"),
+    }
+    torch.save({"model": {"head.weight": make[kind]()}}, tmp_path / "odd.pth")
+    with pytest.raises(DataError, match=rf"head\.weight in .*odd\.pth is a tensor of the kind {kind}; need plain numb"):
+        read_weights(tmp_path / "odd.pth")
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no weights .*gone.pth; need a file; try: model.weights=FILE"):
         read_weights(tmp_path / "gone.pth")
