@@ -136,6 +136,9 @@ def test_a_net_that_does_something_else_than_its_graph_is_refused(net):
     other.detector.roi_heads.mask_head.predictor.bias += 0.1
     with pytest.raises(ExportError, match=r"differ by up to 0\.02\d, with 0 of \d+ boxes unmatched; need"):
         check_forward(other, run, batch, **given)
+    other.detector.roi_heads.mask_head.predictor.bias.fill_(torch.nan)
+    with pytest.raises(ExportError, match=r"differ by up to nan"):
+        check_forward(other, run, batch, **given)
     other = copy.deepcopy(net)
     other.detector.proposal_generator.decoding = replace(net.detector.proposal_generator.decoding, post_nms=90)
     with pytest.raises(ExportError, match=r"[1-9]\d* of \d+ boxes unmatched"):

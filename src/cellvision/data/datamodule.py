@@ -115,6 +115,7 @@ class CellDataModule(LightningDataModule):
         check_world({split: len(view) for split, view in self.views.items() if split != "train"})
         if self.stats is not None:
             return
+        check_alike(dict(self.views), channels=self.channel_positions)
         check_leakage(dict(self.views))
         train = self.views["train"]
         seen = _Watch((train.sample(i) for i in range(len(train))), channels=self.channel_positions)
@@ -262,7 +263,6 @@ def _build_views(
         got, need = f"data splits {sorted(views)}", f"also {', '.join(sorted(missing))}"
         hint = "data.datasets.all with data.fractions={train: 0.8, val: 0.2}"
         raise ConfigError(explain(got=got, need=need, hint=hint))
-    check_alike(dict(views))
     return views
 
 

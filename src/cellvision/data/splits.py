@@ -69,21 +69,30 @@ def _deal(sizes: Mapping[str, int], wanted: Mapping[str, float], seed: int) -> d
     return home
 
 
-def check_alike(datasets: Mapping[str, CellDataset]) -> None:
+def check_alike(datasets: Mapping[str, CellDataset], *, channels: Sequence[int]) -> None:
     """Raise DataError if a split has other classes or channels than the training fields, or in another order.
 
-    A class is a number in the labels: with another order every score would be one of other classes.
+    A class is a number in the labels: with another order every score would be one of other classes. A split may lack
+    the last ones.
+
+    Args:
+        datasets: of the splits, "train" among them.
+        channels: positions of those that are looked at.
     """
     train = datasets["train"]
     for split, dataset in datasets.items():
-        for what, known, given in (
-            ("classes", train.classes, dataset.classes),
-            ("channels", [each.name for each in train.channels], [each.name for each in dataset.channels]),
-        ):
-            if list(known) != list(given):
-                got = f"{what} {', '.join(given)} in {split}, and {', '.join(known)} in train"
-                hint = "name them for all splits alike, such as data.categories=[...] of COCO files"
-                raise DataError(explain(got=got, need="the same ones in the same order", hint=hint))
+        known, given = list(train.classes), list(dataset.classes)
+        if given != known[: len(given)]:
+            got = f"classes {', '.join(given)} in {split}, and {', '.join(known)} in train"
+            hint = "data.categories=[...] for one order in all COCO files"
+            raise DataError(explain(got=got, need="the same ones in the same order", hint=hint))
+        known, given = (
+            [one.channels[at].name for at in channels if at < len(one.channels)] for one in (train, dataset)
+        )
+        if given != known:
+            got = f"channels {', '.join(given)} in {split}, and {', '.join(known)} in train"
+            hint = f"++data.datasets.{split}.channels=[{','.join(known)}] where only their names are missing"
+            raise DataError(explain(got=got, need="the same ones in the same order", hint=hint))
 
 
 def check_leakage(datasets: Mapping[str, CellDataset]) -> None:

@@ -112,13 +112,17 @@ def test_splits_have_the_same_classes_and_channels_in_the_same_order():
     def make(*classes, channels=("a", "b")):
         return SimpleNamespace(classes=classes, channels=tuple(Channel(name=name, role="other") for name in channels))
 
-    train = make("background", "big", "small")
-    check_alike({"train": train, "val": make("background", "big", "small")})
+    def check(channels=(0, 1), **splits):
+        check_alike({"train": make("background", "big", "small"), **splits}, channels=channels)
+
+    check(val=make("background", "big", "small"), test=make("background", "big"))
     with pytest.raises(DataError, match=r"classes background, small, big in val, and background, big, small in train"):
-        check_alike({"train": train, "val": make("background", "small", "big")})
-    with pytest.raises(DataError, match=r"classes background, big in test, and"):
-        check_alike({"train": train, "val": train, "test": make("background", "big")})
-    with pytest.raises(
-        DataError, match=r"channels b, a in val, and a, b in train; need the same ones in the same order"
-    ):
-        check_alike({"train": train, "val": make("background", "big", "small", channels=("b", "a"))})
+        check(val=make("background", "small", "big"))
+    with pytest.raises(DataError, match=r"classes background, big, small, odd in test, and"):
+        check(test=make("background", "big", "small", "odd"))
+    swapped = make("background", "big", "small", channels=("b", "a"))
+    with pytest.raises(DataError, match=r"channels b, a in val, and a, b in train; need the same ones in the same"):
+        check(val=swapped)
+    with pytest.raises(DataError, match=r"channels a in val, and a, b in train"):
+        check(val=make("background", "big", "small", channels=("a",)))
+    check(val=make("background", "big", "small", channels=("a",)), channels=(0,))

@@ -46,14 +46,14 @@ def check_forward(net: SegNet, run: Run, batch: np.ndarray, *, detecting: Detect
         scored = {name: values.numpy() for name, values in to_inference(net)(images).items()}
     exported = {name: values.numpy() for name, values in run(images).items()}
     most = min(detecting.max_cells, net.detecting.max_cells)
-    unmatched, total, largest = 0, 0, 0.0
+    unmatched, total, largest = 0, 0, 0.0 if np.isfinite(scored["scores"]).all() else np.nan
     for at in range(len(batch)):
         of_net, of_graph = (_take_best(read_detections(outputs, at), detecting, most) for outputs in (scored, exported))
         pair = pair_detections(of_net, of_graph)
         unmatched += len(of_net) + len(of_graph) - 2 * len(pair[0])
         total += len(of_net) + len(of_graph)
         known = [name for name in COMPARED if getattr(of_net, name) is not None]
-        largest = max(largest, *(float(_difference(name, *pair).max(initial=0.0)) for name in known))
+        largest = float(np.max([largest, *(_difference(name, *pair).max(initial=0.0) for name in known)]))
     if not (largest <= tolerance and unmatched <= PIXELS_TOLERANCE * total):  # a NaN does not pass
         got = f"forward and export differ by up to {largest:.2g}, with {unmatched} of {total} boxes unmatched"
         need = f"at most {tolerance:g} and the same boxes"
