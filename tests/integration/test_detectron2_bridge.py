@@ -590,6 +590,7 @@ class TestTheirNetHere:
             ({"overrides": {"MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals"}}, "need one that looks at images"),
             ({"overrides": {"MODEL.RPN.IN_FEATURES": ["p9"]}}, "cannot build this config .*p9"),
             ({"overrides": {"MODEL.RESNETS.NORM": "FrozenBN"}}, "random weights with frozen normalisation"),
+            ({"pretrained": "no"}, "model.pretrained='no'; need true or false"),
             ({"pretrained": True}, "an empty MODEL.WEIGHTS; need weights for model.pretrained=true"),
         ],
     )

@@ -130,8 +130,11 @@ def test_a_batch_gives_the_detections_of_its_images(net, bundle):
 def test_a_net_that_does_something_else_than_its_graph_is_refused(net):
     batch = np.stack([make_image(64, 64, kind) for kind in ("dense", "noise")])
     run, given = open_eager(net), {"detecting": net.detecting, "tolerance": 1e-3}
-    check_forward(net, run, batch, **given)
-    check_forward(net, run, batch, **given | {"detecting": replace(net.detecting, min_score=0.02, max_cells=100)})
+    assert check_forward(net, run, batch, **given)
+    assert not check_forward(net, run, batch, **given | {"detecting": replace(net.detecting, min_score=0.999)})
+    assert check_forward(
+        net, run, batch, **given | {"detecting": replace(net.detecting, min_score=0.02, max_cells=100)}
+    )
     other = copy.deepcopy(net)
     other.detector.roi_heads.mask_head.predictor.bias += 0.1
     with pytest.raises(ExportError, match=r"differ by up to 0\.02\d, with 0 of \d+ boxes unmatched; need"):

@@ -53,6 +53,7 @@ def test_models_are_listed():
         ({"norm": "layer"}, r"unknown model.norm 'layer'; need one of: batch, group"),
         ({"activation": "relu"}, r"unknown model.activation 'relu'"),
         ({"dropout": 1}, r"model.dropout=1; need a number from 0 up and below 1"),
+        ({"pretrained": "no"}, r"model.pretrained='no'; need true or false"),
         ({"pretrained": True}, r"model.pretrained=true; need a timm encoder"),
         ({"loss": {"ce": {"weight": 1}, "distance": {"weight": 1}}}, r"model.loss has the term distance"),
     ],

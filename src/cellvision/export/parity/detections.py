@@ -28,10 +28,13 @@ COMPARED = ("boxes", "scores", "mask_scores", "masks")
 Run = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 
 
-def check_forward(net: SegNet, run: Run, batch: np.ndarray, *, detecting: Detecting, tolerance: float) -> None:
+def check_forward(net: SegNet, run: Run, batch: np.ndarray, *, detecting: Detecting, tolerance: float) -> bool:
     """Raise ExportError where ``net.forward``, which was scored in training, finds other cells than the graph's work.
 
     Of both the best boxes are looked at, as many as both can have.
+
+    Returns:
+        Whether there was any box to look at.
 
     Args:
         net: what was exported.
@@ -58,6 +61,7 @@ def check_forward(net: SegNet, run: Run, batch: np.ndarray, *, detecting: Detect
         got = f"forward and export differ by up to {largest:.2g}, with {unmatched} of {total} boxes unmatched"
         need = f"at most {tolerance:g} and the same boxes"
         raise ExportError(explain(got=got, need=need, hint="look at what the net's forward does and its part does not"))
+    return total > 0
 
 
 def _take_best(found: Detections, detecting: Detecting, most: int) -> Detections:

@@ -12,7 +12,7 @@ from cellvision.errors import ConfigError, explain
 from cellvision.models.backbones.norms import FrozenBatchNorm
 from cellvision.models.base import NetSpec, SegNet, fix_draws
 from cellvision.models.build import MODELS
-from cellvision.models.centermask2.checks import check_images_and_classes
+from cellvision.models.centermask2.checks import check_images_and_classes, check_switch
 from cellvision.models.detectron2.convert import build_truths, join
 from cellvision.models.detectron2.install import check_detectron2
 from cellvision.models.detectron2.settings import build_cfg, load_published_weights, to_plain
@@ -71,6 +71,7 @@ class Detectron2Net(SegNet):
         check_detectron2("model=detectron2")
         super().__init__()
         check_images_and_classes(kind, in_channels, classes)
+        check_switch("model.pretrained", pretrained)
         cfg = build_cfg(config_file, content, overrides, class_count=len(classes) - 1)
         self.model = model = _build(cfg, in_channels)
         if content is None and not pretrained:

@@ -136,5 +136,6 @@ def _check_fit(widths: Sequence[int], norm: str, encoder: str | None, pretrained
             "even numbers for model.norm=group",
             "norm=batch",
         ),
+        (isinstance(pretrained, bool), f"pretrained={pretrained!r}", "true or false", "pretrained=true"),
         (not pretrained or encoder is not None, "pretrained=true", "a timm encoder for it", "encoder=resnet18"),
     )

@@ -48,6 +48,16 @@ class FakeRun:
         kept = (each for each in self.task.record.recipe if each["step"] != record["step"])
         self.task.record.recipe = (*kept, record)
 
+    def learn(self, batch, *, steps=25):
+        """The teacher's losses by term, before and after some steps by them alone."""
+        optimizer = torch.optim.Adam([*self.net.parameters(), *self.task.helpers.parameters()], lr=0.01)
+        first = {name: value.item() for name, value in self.train(batch)[0].items()}
+        for _ in range(steps):
+            optimizer.zero_grad()
+            sum(self.train(batch)[0].values()).backward()
+            optimizer.step()
+        return first, {name: value.item() for name, value in self.train(batch)[0].items()}
+
     def train(self, batch):
         """The teacher's losses of a training step, by term, and the sum of the net's own."""
         own = sum(self.net.losses(batch.images, batch.targets).values())
