@@ -14,10 +14,11 @@ import os
 import pickle
 import pkgutil
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -37,10 +38,11 @@ IMPORTED = ("lightning.pytorch", "torch.onnx", "torch.export", "torch._dynamo", 
 class Script:
     """A script of the repository at work, with arguments as on the command line, one thread; ends with the ``with``."""
 
-    def __init__(self, *command: object) -> None:
+    def __init__(self, *command: object, environment: Mapping[str, object] | None = None) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.command = list(map(str, command))
-        self.process = _open_server().Process(target=_run_script, args=(self.command, self.folder.name))
+        told = {name: str(value) for name, value in (environment or {}).items()}
+        self.process = _open_server().Process(target=_run_script, args=(self.command, self.folder.name, told))
         self.process.start()
 
     def __enter__(self) -> Self:
@@ -61,7 +63,7 @@ class Script:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
 
-    def finish(self, *, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def finish(self, *, timeout: float = 290) -> subprocess.CompletedProcess[str]:
         """Wait for its end; what it printed on each stream, and its exit status."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f"{' '.join(self.command)} takes more than {timeout} s"
@@ -69,10 +71,21 @@ class Script:
         return subprocess.CompletedProcess(self.command, self.process.exitcode, *printed)
 
 
-def call(*command: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def call(*command: object, timeout: float = 290) -> subprocess.CompletedProcess[str]:
     """A script from its start to its end: ``call("train.py", "seed=1")``, or with ``-m`` and a module."""
     with Script(*command) as script:
         return script.finish(timeout=timeout)
+
+
+def start_two(*command: object) -> tuple[Script, Script]:
+    """A script in two processes that train together, as ``torchrun`` starts them; nobody watches over them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    shared["TORCHELASTIC_RUN_ID"] = "two"  # by which Lightning knows that it need not start the second
+    first, second = (Script(*command, environment={**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(2))
+    return first, second
 
 
 def run_two(function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -83,7 +96,7 @@ def run_two(function: Callable[..., Any], *arguments: Any) -> list[Any]:
         for process in processes:
             process.start()
         for process in processes:
-            process.join(120)
+            process.join(240)
             process.kill()
         assert [process.exitcode for process in processes] == [0, 0]
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(2)]
@@ -99,7 +112,8 @@ def _open_server() -> ForkServerContext:
     return context
 
 
-def _run_script(command: list[str], folder: str) -> None:
+def _run_script(command: list[str], folder: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     for number, name in ((1, "stdout"), (2, "stderr")):
         target = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT)
         os.dup2(target, number)
@@ -117,7 +131,7 @@ def _run_script(command: list[str], folder: str) -> None:
 
 def _run_in_group(folder: Path, function: Callable[..., Any], rank: int, *arguments: Any) -> None:
     torch.set_num_threads(1)
-    waiting = {"timeout": timedelta(seconds=100)}
+    waiting = {"timeout": timedelta(seconds=200)}
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, **waiting)
     try:
         (folder / str(rank)).write_bytes(pickle.dumps(function(rank, *arguments)))

@@ -35,6 +35,9 @@ def check_report(cfg: DictConfig, compression: Compression) -> None:
     check_count("report.samples", cfg.report.samples, least=1)
     check_count("report.calibration_fields", cfg.report.calibration_fields, least=1)
     check_static(cfg.report.ptq, [step.name for step in compression.steps])
+    if cfg.report.scratch and compression.start is None and cfg.trainer.max_epochs == 0:
+        got, need = "report.scratch=true with trainer.max_epochs=0", "a net that the compression begins with"
+        raise ConfigError(explain(got=got, need=need, hint="report.scratch=false"))
     if cfg.report.scratch and (cfg.trainer.devices != 1 or cfg.trainer.get("num_nodes", 1) != 1):
         got = f"report.scratch=true with trainer.devices={cfg.trainer.devices}"
         raise ConfigError(explain(got=got, need="one process, which trains that net", hint="report.scratch=false"))
@@ -71,9 +74,13 @@ def deliver(
     if not task.net.spec.exportable:
         print(f"bundle    none: a {task.net.spec.name} net cannot be exported")
         return
-    if compression is not None:
+    if compression is not None and (compression.start or cfg.trainer.max_epochs >= 1):
         _report(cfg, data, task, folder, compression=compression)
         return
+    if compression is not None:
+        print(
+            "report    none: trainer.max_epochs=0, so there is no net from before the first step to compare with"
+        )
     manifest = export_checkpoint(best, bundle, samples=data.collect_held_out(PARITY_FIELDS), overwrite=True)
     print(f"bundle    {bundle}  (largest difference from PyTorch {manifest.parity['max_difference']:.1e})")
     if cfg.predict >= 1:

@@ -3,30 +3,20 @@
 import signal
 import time
 
-import psutil
 import pytest
 import torch
-from toy import count_epochs, finish, finish_python, name_run, start
+from toy import count_epochs, finish, name_run, start
 
 from cellvision.training.checkpoint import load_plain_checkpoint
+from forked import Script, start_two
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
-# Group normalisation, for the statistics of a batch are of one process's share; and a loss whose terms are means over
-# as many pixels in each process. Plain gradient steps: AdamW's would make much of a rounding where a gradient is 0.
-ALIKE = [
-    "model.norm=group", "optim=sgd", "~callbacks.pictures", "trainer.max_epochs=3",
-    "model.loss={ce: {weight: 1.0}, distance: {weight: 1.0, foreground_weight: 1.0}}",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A run of one process, with the batches of two."""
-    folder = tmp_path_factory.mktemp("alone")
-    finish(start(folder, *ALIKE, "data.batch_size=4"))
-    return folder
+# The default loss. Group normalisation, for the statistics of a batch are of one process's share; plain gradient steps,
+# for AdamW's would make much of a rounding where a gradient is 0.
+ALIKE = ["model.norm=group", "optim=sgd", "~callbacks.pictures", "trainer.max_epochs=3"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def assert_same_net(one, other, *, largest=1e-6):
@@ -41,52 +31,45 @@ def read_history(folder):
     return [{name: float(value) for name, value in zip(names, row, strict=True) if value} for row in rows]
 
 
-def find_second(script):
-    """The process that the first one has started."""
-    command = psutil.Process(script.process.pid)
-    while script.is_alive:
-        for child in command.children():
-            if any("train_ddp_process_1" in word for word in child.cmdline()):
-                return child
-        time.sleep(0.05)
-    raise AssertionError(script.finish())
-
-
-def test_two_processes_train_the_net_of_one(alone, tmp_path):
-    printed = finish(start(tmp_path, *ALIKE, *TWO))
-    assert_same_net(alone, tmp_path)
-    for one, two in zip(read_history(alone), read_history(tmp_path), strict=True):
-        assert two == pytest.approx(one, abs=1e-5)  # the losses of both processes are shown, not those of one
-    assert printed.count("results   ") == 1
-
-
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_all_and_one_alone_goes_on(alone, tmp_path, killed):
-    with start(tmp_path, *ALIKE, *TWO, "trainer.max_epochs=1000") as script:
-        second = find_second(script)
-        while script.is_alive and count_epochs(tmp_path) < 2:  # the checkpoint of the first is written by then
+def train_and_kill(folder, killed):
+    """Train in two processes, kill one of them after two epochs, and see how the other one ends."""
+    two = start_two(*name_run(folder, *ALIKE, *TWO, "trainer.max_epochs=1000"))
+    with two[0], two[1]:
+        while (
+            all(each.is_alive for each in two) and count_epochs(folder) < 2
+        ):  # the first checkpoint is written by then
             time.sleep(0.02)
-        first = psutil.Process(script.process.pid)
-        (first, second)[killed].send_signal(signal.SIGKILL)
-        done = script.finish(timeout=120)
-        assert not psutil.wait_procs([second], timeout=60)[1]
-    assert done.returncode == (-signal.SIGKILL if killed == 0 else 1), done
-    if killed == 1:
-        assert f"the same command with run_dir={tmp_path} resume=auto" in done.stderr
+        two[killed].send_signal(signal.SIGKILL)
+        done = [each.finish(timeout=120) for each in two]
+    assert done[killed].returncode == -signal.SIGKILL, done
+    assert done[1 - killed].returncode == 1, done
+    assert f"the same command with run_dir={folder} resume=auto" in done[1 - killed].stderr
+
+
+def test_two_processes_train_the_net_of_one(tmp_path):
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    finish(start(alone, *ALIKE, "data.batch_size=4"))
+    printed = finish(Script(*TORCHRUN, *name_run(two, *ALIKE, *TWO)))
+    assert printed.count("results   ") == 1
+    assert_same_net(alone, two)
+    for one, other in zip(read_history(alone), read_history(two), strict=True):
+        assert other == pytest.approx(one, abs=1e-5)  # the losses of both processes are shown, not those of one
+
+
+def test_where_the_second_is_killed_the_first_ends(tmp_path):
+    train_and_kill(tmp_path, 1)
+    assert load_plain_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] >= 2
+
+
+def test_where_the_first_is_killed_the_second_ends_and_one_alone_goes_on(tmp_path):
+    train_and_kill(tmp_path, 0)
     # Half as many images in each step would be another run.
     with start(tmp_path, *ALIKE, "resume=auto") as script:
         refused = script.finish()
     assert refused.returncode == 2
     assert "images_per_step: 4 became 2; need the settings the run began with; try: other data." in refused.stderr
-    printed = finish(
-        start(tmp_path, *ALIKE, "resume=auto", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=6")
-    )
+    wanted = count_epochs(tmp_path) + 2
+    more = ["trainer.accumulate_grad_batches=2", f"trainer.max_epochs={wanted}"]
+    printed = finish(start(tmp_path, *ALIKE, "resume=auto", *more))
     assert "resume: " in printed
-    assert count_epochs(tmp_path) >= 6
-
-
-def test_torchrun_gives_the_same_net(alone, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    printed = finish_python(*torchrun, *name_run(tmp_path, *ALIKE, *TWO))
-    assert_same_net(alone, tmp_path)
-    assert printed.count("results   ") == 1
+    assert f"epoch {wanted}/{wanted}" in printed

@@ -7,9 +7,9 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from toy import SETTINGS, finish_python
+from toy import SETTINGS, finish
 
-from forked import ROOT
+from forked import ROOT, Script
 
 SWEEP = ["train.py", "-m", "optim.lr=1e-3,3e-4", *SETTINGS, "trainer.max_epochs=1", "~callbacks.pictures"]
 
@@ -27,7 +27,7 @@ def test_joblib_trains_two_points_at_once_into_one_database(tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     given = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "logger=mlflow", f"logger.mlflow.uri={uri}"]
-    finish_python(*SWEEP, *given, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    finish(Script(*SWEEP, *given, f"hydra.sweep.dir={tmp_path / 'sweep'}"))
     check_points(tmp_path / "sweep")
     client = mlflow.MlflowClient(uri)
     (experiment,) = [each for each in client.search_experiments() if each.name == "cellvision"]
@@ -39,7 +39,7 @@ def test_joblib_trains_two_points_at_once_into_one_database(tmp_path):
 @pytest.mark.slow
 def test_submitit_trains_each_point_in_a_job_of_its_own(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra slurm is not installed")
-    finish_python(*SWEEP, "hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path}")
+    finish(Script(*SWEEP, "hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path}"))
     check_points(tmp_path)
     assert len(list((tmp_path / ".submitit").glob("*/*_result.pkl"))) == 2
 
@@ -47,7 +47,7 @@ def test_submitit_trains_each_point_in_a_job_of_its_own(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_with_two_processes_trains_each_point_with_both(tmp_path):
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
-    printed = finish_python(*SWEEP, *two, f"hydra.sweep.dir={tmp_path}")
+    printed = finish(Script(*SWEEP, *two, f"hydra.sweep.dir={tmp_path}"))
     check_points(tmp_path)
     assert printed.count("results   ") == 2
 

@@ -1,25 +1,23 @@
 """Runs as MLflow and ClearML have them: whole, and once, also where a part was resumed; nothing is sent unasked."""
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 
 import pytest
-from toy import check, finish, name_run, start
+from toy import finish, name_run, start
 
-from forked import ROOT
+from forked import Script, call, start_two
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # SQLAlchemy, of MLflow's tables
 ]
 
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
 SYSTEM_USE = "+callbacks.system_use={_target_: cellvision.training.tracking.system_use.SystemUse, every_s: 0.001}"
-GUARD = """
-import os, sys
+GUARDED = """
+import os, runpy, socket, sys
 
 def watch(event, given):
     if event == "socket.connect" and not isinstance(given[1], (str, bytes)):
@@ -27,6 +25,10 @@ def watch(event, given):
             print(given[1], file=file)
 
 sys.addaudithook(watch)
+try:
+    runpy.run_path("train.py", run_name="__main__")
+finally:
+    socket.socket().connect_ex(("127.0.0.1", 9))
 """
 
 
@@ -34,7 +36,10 @@ def test_a_run_of_two_processes_that_goes_on_with_one_is_one_in_mlflow(tmp_path)
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     folder, uri = tmp_path / "first", f"sqlite:///{tmp_path}/tracked/mlflow.db"
     given = ["logger=[csv,mlflow]", f"logger.mlflow.uri={uri}", "trainer.max_epochs=2", SYSTEM_USE]
-    printed = finish(start(folder, *given, *TWO))
+    first, second = start_two(*name_run(folder, *given, *TWO))
+    with second:
+        printed = finish(first)
+        assert second.finish().returncode == 0
     client = mlflow.MlflowClient(uri)
     (experiment,) = [each for each in client.search_experiments() if each.name == "cellvision"]
     (run,) = client.search_runs([experiment.experiment_id])
@@ -70,15 +75,12 @@ def test_a_run_of_two_processes_that_goes_on_with_one_is_one_in_mlflow(tmp_path)
 
 def test_an_offline_run_of_clearml_is_whole_and_sends_nothing(tmp_path):
     pytest.importorskip("clearml", reason="the extra clearml is not installed")
-    folder, guard, connections = tmp_path / "run", tmp_path / "guard", tmp_path / "connections"
-    guard.mkdir()
-    (guard / "sitecustomize.py").write_text(GUARD)
-    paths = os.pathsep.join(filter(None, [str(guard), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CONNECTIONS": str(connections)}
+    folder, guarded, connections = tmp_path / "run", tmp_path / "guarded.py", tmp_path / "connections"
+    guarded.write_text(GUARDED)
     given = ["logger=clearml", "logger.clearml.offline=true", "trainer.max_epochs=2", "~callbacks.pictures"]
-    command = [sys.executable, *name_run(folder, *given)]
-    check(subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280))
-    assert not connections.exists(), connections.read_text()
+    _, *settings = name_run(folder, *given)
+    finish(Script(guarded, *settings, environment={"CONNECTIONS": connections}))
+    assert connections.read_text() == "('127.0.0.1', 9)\n"  # its own, in the end, which shows that it would see others
     (session,) = (folder / "clearml" / "offline").glob("offline-*.zip")
     with zipfile.ZipFile(session) as parts:
         task = json.loads(parts.read("task.json"))
@@ -88,17 +90,16 @@ def test_an_offline_run_of_clearml_is_whole_and_sends_nothing(tmp_path):
     assert '"pixel/miou"' in told
     assert any(name.endswith("results.json") for name in files)
     assert json.loads((folder / "clearml.json").read_text())["run_id"].startswith("offline-")
-    # The guard does see a connection.
-    probe = "import socket; socket.socket().connect_ex(('127.0.0.1', 9))"
-    subprocess.run([sys.executable, "-c", probe], env=environment, check=True)
-    assert "127.0.0.1" in connections.read_text()
 
 
 BEGIN = """
-import sys
+import json, os, sys
 from cellvision.errors import ConfigError
 from cellvision.training.tracking.clearml import ClearmlLogger
 
+kept = {name: value for name, value in os.environ.items() if not name.startswith(("CLEARML_", "TRAINS_"))}
+os.environ.clear()
+os.environ.update(kept, **json.loads(sys.argv[2]))
 try:
     ClearmlLogger(folder=sys.argv[1]).begin({})
 except ConfigError as error:
@@ -116,9 +117,9 @@ ACCESS = {"CLEARML_API_ACCESS_KEY": "a", "CLEARML_API_SECRET_KEY": "b", "CLEARML
 )
 def test_clearml_without_a_server_is_one_sentence(tmp_path, access, said):
     pytest.importorskip("clearml", reason="the extra clearml is not installed")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CLEARML_", "TRAINS_"))}
-    environment = {**kept, "OMP_NUM_THREADS": "1", "CLEARML_CONFIG_FILE": str(tmp_path / "none.conf"), **access}
-    command = [sys.executable, "-c", BEGIN, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    begin = tmp_path / "begin.py"
+    begin.write_text(BEGIN)
+    given = {"CLEARML_CONFIG_FILE": str(tmp_path / "none.conf"), **access}
+    done = call(begin, tmp_path, json.dumps(given))
     assert done.stdout.startswith(said), done
     assert not (tmp_path / "clearml.json").exists()

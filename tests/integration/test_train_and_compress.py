@@ -57,3 +57,11 @@ def test_what_loses_too_much_is_reported_and_then_an_error(run, tmp_path):
     assert "prune loses" in done.stderr.splitlines()[-1]
     assert Path(tmp_path / "report" / "compression.html").is_file()
     assert (tmp_path / "bundle" / "manifest.json").is_file()
+
+
+def test_a_net_is_taught_from_its_first_step_on(run, tmp_path):
+    teacher = run[0] / "checkpoints" / "base.ckpt"
+    given = ["trainer.max_epochs=0", "compress=[distill]", f"compress.distill.teacher={teacher}", "predict=0"]
+    printed = finish(start(tmp_path, *SHORT, *given))
+    assert "report    none: trainer.max_epochs=0" in printed
+    assert [each["step"] for each in load_manifest(tmp_path / "bundle").recipe] == ["distill"]

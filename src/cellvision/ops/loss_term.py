@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from cellvision.errors import ConfigError, check_choice, explain
 
@@ -44,8 +45,34 @@ class ClassTerm(nn.Module):
 
 
 def compute_weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Scalar mean of ``values`` by ``weights`` of the same shape; 0, with a gradient, where all weights are 0."""
-    return (values * weights).sum() / weights.sum().clamp_min(TINY)
+    """Scalar mean of ``values`` by ``weights`` of the same shape; 0, with a gradient, where all weights are 0.
+
+    Over the values of all processes that train together; see ``compute_sum_of_processes``.
+    """
+    sums = torch.stack([(values * weights).sum(), weights.sum()])
+    total, weight = compute_sum_of_processes(sums)
+    return total / weight.clamp_min(TINY)
+
+
+def compute_sum_of_processes(sums: Tensor) -> Tensor:
+    """``sums`` added up over the processes that train together; as they are where there is one.
+
+    A loss of such sums is that of the joint batch, in each process alike. Its gradient counts what this process has
+    once for every process, so that the mean of the gradients, which DistributedDataParallel takes, is that of the joint
+    batch too, however unevenly pixels and cells fall on the processes.
+
+    Every process has to call it equally often while gradients are computed. Where none are wanted each process keeps
+    its own: in validation one with a batch more would wait for an answer that never comes.
+
+    Args:
+        sums: of any shape, the same in each process; floats.
+    """
+    if not (torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized()):
+        return sums
+    own = sums.detach()
+    total = own.clone()
+    distributed.all_reduce(total)
+    return total + distributed.get_world_size() * (sums - own)  # the difference is 0 and has the gradient
 
 
 def check_number(key: str, value: float, *, low: float, example: float) -> None:

@@ -1,7 +1,11 @@
-"""Losses of the masks of single cells, each drawn in the frame of its own box."""
+"""Losses of the masks of single cells, each drawn in the frame of its own box.
+
+Means over all processes that train together, as those of ``loss_term``.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +20,7 @@ def compute_mask_bce(logits: Tensor, masks: Tensor) -> Tensor:
         masks: (R, M, M) float32, 0 or 1.
     """
     losses = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
-    return losses.sum() / max(losses.numel(), 1)
+    return compute_weighted_mean(losses, torch.ones_like(losses))
 
 
 def compute_mask_dice(logits: Tensor, masks: Tensor) -> Tensor:
@@ -29,7 +33,7 @@ def compute_mask_dice(logits: Tensor, masks: Tensor) -> Tensor:
     shared = (found * masks).sum((1, 2))
     total = found.sum((1, 2)) + masks.sum((1, 2))
     losses = 1 - (2 * shared + 1) / (total + 1)
-    return losses.sum() / max(len(losses), 1)
+    return compute_weighted_mean(losses, torch.ones_like(losses))
 
 
 def compute_mask_boundary(logits: Tensor, masks: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from cellvision.ops.loss_term import ClassTerm, check_number
+from cellvision.ops.loss_term import ClassTerm, check_number, compute_sum_of_processes
 
 
 class Tversky(ClassTerm):
-    """1 - Tversky index of the foreground classes, averaged over them; counted over the whole batch.
+    """1 - Tversky index of the foreground classes, averaged over them; counted over the whole batch of all processes.
 
     Salehi et al., "Tversky loss function for image segmentation" (2017): TP / (TP + alpha FP + beta FN) on
     probabilities. Per image instead, a field without dead cells would push that class by its noise alone.
@@ -30,9 +31,9 @@ class Tversky(ClassTerm):
         """Scalar loss in 0..1; the shapes are in the module's text."""
         right = self._compute_log_probabilities(logits).exp()[:, 1 - self.class_count :]
         truth, mask = target[:, 1:], valid.unsqueeze(1)
-        hits = (right * truth * mask).sum((0, 2, 3))
-        false = (right * (1 - truth) * mask).sum((0, 2, 3))
-        missed = ((1 - right) * truth * mask).sum((0, 2, 3))
+        pixels = right * truth, right * (1 - truth), (1 - right) * truth
+        sums = torch.stack([(each * mask).sum((0, 2, 3)) for each in pixels])
+        hits, false, missed = compute_sum_of_processes(sums)
         index = (hits + self.smoothing) / (hits + self.alpha * false + self.beta * missed + self.smoothing)
         return (1 - index).mean()
 

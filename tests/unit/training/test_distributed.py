@@ -14,7 +14,7 @@ from cellvision.errors import ConfigError
 from cellvision.models.build import build_model
 from cellvision.training.distributed import Together, build_ddp
 from cellvision.training.drift import PER_STEP, check_drift, find_drift
-from cellvision.types import Targets
+from cellvision.types import IGNORE, Targets
 from forked import run_two
 
 RARE = compute_class_weights_per_sample(np.array([[9, 0]] * 15 + [[0, 1]])).tolist()
@@ -84,6 +84,50 @@ def test_images_without_cells_in_one_process_or_all_stop_nothing(empty):
     (moved, first), (_, second) = run_two(train_without_cells, empty)
     assert moved > 0.9
     assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+NETS = {
+    "unet": {"widths": [4, 8], "norm": "group"},
+    "swin_unet": {"widths": [4, 8], "depths": [1, 1], "heads": [1, 2], "window": 2, "patch_size": 2},
+}
+
+
+def draw_share(rank):
+    """Two fields of one process: many cells in the first one's; in the second's no cell, and no pixel that counts."""
+    generator = torch.Generator().manual_seed(rank)
+    images = torch.rand(2, 2, 16, 16, generator=generator)
+    class_map = (torch.rand(2, 16, 16, generator=generator) * 3).long()
+    if rank == 1:
+        class_map[0], class_map[1] = 0, IGNORE
+    distance = torch.rand(2, 16, 16, generator=generator) * (class_map > 0)
+    return images, Targets(class_map=class_map, distance=distance, label_image=class_map, cell_classes=())
+
+
+def learn_share(rank):
+    """{net: gradient of its default loss} in one of two processes, or, for None, of both shares in one."""
+    shares = [draw_share(each) for each in ((0, 1) if rank is None else (rank,))]
+    images = torch.cat([each for each, _ in shares])
+    maps = {
+        name: torch.cat([getattr(each, name) for _, each in shares])
+        for name in ("class_map", "distance", "label_image")
+    }
+    found = {}
+    for name, shape in NETS.items():
+        torch.manual_seed(0)
+        net = build_model(name=name, in_channels=2, classes=("background", "live", "dead"), **shape).train()
+        together = Losses(net) if rank is None else DistributedDataParallel(Losses(net))
+        together(images, Targets(cell_classes=(), **maps)).backward()
+        found[name] = torch.cat([each.grad.flatten() for each in net.parameters()]).numpy()
+    return found
+
+
+@pytest.mark.slow
+def test_default_losses_have_in_two_processes_the_gradient_of_one():
+    first, second = run_two(learn_share)
+    for name, gradient in learn_share(None).items():
+        assert np.array_equal(first[name], second[name])
+        assert np.abs(gradient).max() > 0.01
+        np.testing.assert_allclose(first[name], gradient, rtol=0, atol=1e-6)
 
 
 def test_a_strategy_has_a_time_after_which_nobody_waits_any_more():

@@ -1,12 +1,14 @@
-"""What a mask branch learns from another one in the same boxes."""
+"""What a mask branch learns from another one in the same boxes: means over all processes that train together."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cellvision.compression.distill.map_losses import compute_sigmoid_divergence
 from cellvision.models.centermask2.roi.maskiou_head import LARGEST
+from cellvision.ops.loss_term import compute_weighted_mean
 
 
 def compute_mask_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -20,7 +22,7 @@ def compute_mask_loss(student: Tensor, teacher: Tensor, *, temperature: float = 
         temperature: see `compute_sigmoid_divergence`.
     """
     losses = compute_sigmoid_divergence(student, teacher, temperature=temperature)
-    return losses.sum() / max(losses.numel(), 1)
+    return compute_weighted_mean(losses, torch.ones_like(losses))
 
 
 def compute_rating_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -34,4 +36,4 @@ def compute_rating_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: the same, of the teacher.
     """
     losses = F.huber_loss(student, teacher, reduction="none", delta=LARGEST)
-    return losses.sum() / max(len(losses), 1)
+    return compute_weighted_mean(losses, torch.ones_like(losses))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellvision.models.backbones.blocks import Concatenate
+from cellvision.ops.loss_term import compute_weighted_mean
 
 LARGEST = 5.0
 """Difference of overlaps up to which the loss is that of the published nets."""
@@ -82,12 +83,11 @@ def compute_maskiou_loss(found: Tensor, truth: Tensor) -> Tensor:
 
     Beyond LARGEST it no longer grows as the square (Huber). No prediction that means anything is that far off; in the
     first steps from random weights they are off by hundreds, and squared they left the other losses next to nothing of
-    the clipped gradient.
+    the clipped gradient. A mean over all processes that train together.
 
     Args:
         found: (R,) float32, predicted.
         truth: (R,) float32 in 0..1, of ``compute_mask_ious``.
     """
-    counts = truth > 0
-    differences = F.huber_loss(found, truth.to(found.dtype), reduction="none", delta=LARGEST) * counts
-    return differences.sum() / counts.sum().clamp_min(1)
+    differences = F.huber_loss(found, truth.to(found.dtype), reduction="none", delta=LARGEST)
+    return compute_weighted_mean(differences, (truth > 0).to(found.dtype))
