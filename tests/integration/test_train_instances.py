@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def test_the_run_leaves_predictions_truth_and_pictures(folder):
     for name in (
         "predictions.json", "truth.json", "cells.png", "errors.png", "pr_curves.png", "curves.png", "confusion.png",
-        "pictures/epoch_000.png", "results.json",
+        "pictures/epoch_001.png", "results.json",
     ):  # fmt: skip
         assert (folder / name).stat().st_size > 0
     results = json.loads((folder / "results.json").read_text())

@@ -57,7 +57,7 @@ class History(Callback):
         stages = ("train/", "val/") if self._validated else ("train/",)
         self._validated = False
         scores = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith(stages)}
-        self.rows.append({"epoch": trainer.current_epoch, "lr": rates[0], **scores})
+        self.rows.append({"epoch": trainer.current_epoch + 1, "lr": rates[0], **scores})
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_history(self.rows, self.folder / "history.csv")
@@ -80,9 +80,9 @@ def find_best_epoch(rows: list[dict[str, float]], name: str, *, mode: str) -> in
     """The first epoch with the best score of that name, or None where no epoch has it.
 
     Example:
-        >>> rows = [{"epoch": 0}, {"epoch": 1, "val/loss": 2.0}, {"epoch": 2, "val/loss": 3.0}]
+        >>> rows = [{"epoch": 1}, {"epoch": 2, "val/loss": 2.0}, {"epoch": 3, "val/loss": 3.0}]
         >>> find_best_epoch(rows, "val/loss", mode="min")
-        1
+        2
     """
     sign = 1 if mode == "max" else -1
     known = [row for row in rows if math.isfinite(row.get(name, math.nan))]
@@ -93,7 +93,7 @@ def draw_curves(rows: list[dict[str, float]], path: Path, *, best: int | None = 
     """Losses, scores and learning rate over the epochs as one picture; losses that span a decade on a log axis.
 
     Args:
-        rows: one per epoch: "epoch", "lr" and the scores by name.
+        rows: one per epoch: "epoch" from 1, "lr" and the scores by name.
         path: picture to write.
         best: epoch of the best net, marked by a line; None for no line.
     """

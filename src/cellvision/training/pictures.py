@@ -32,7 +32,7 @@ _GAP_PX = 6
 
 
 class Pictures(Callback):
-    """Saves ``epoch_000.png`` and so on: one row per field, truth left, prediction right; to TensorBoard as well.
+    """Saves ``epoch_001.png`` and so on: one row per field, truth left, prediction right; to TensorBoard as well.
 
     Of a net that finds cells those are shown whose score is at least the one that suits these very fields best, for
     scores of a young net are low and one threshold would show nothing for many epochs; the caption says which. The
@@ -94,7 +94,7 @@ class Pictures(Callback):
         assert isinstance(pl_module, SegmentationTask)
         picture = self._draw(pl_module, shown)
         self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(self.folder / f"epoch_{trainer.current_epoch:03d}.png")
+        Image.fromarray(picture).save(self.folder / f"epoch_{trainer.current_epoch + 1:03d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("val/fields", picture, trainer.current_epoch, dataformats="HWC")
