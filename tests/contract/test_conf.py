@@ -27,7 +27,7 @@ CONF = ROOT / "conf"
 CHOICES = sorted(
     (file.parent.name, file.stem)
     for file in CONF.glob("*/*.yaml")
-    if file.parent.name not in ("trt", "last") and not file.stem.startswith("_")
+    if file.parent.name not in ("trt", "last", "target") and not file.stem.startswith("_")
 )
 
 

@@ -17,7 +17,7 @@ from cellvision.cloud.faults import CloudError
 from cellvision.cloud.jobs import build_job
 from cellvision.cloud.launching import launch_points
 from cellvision.cloud.options import LaunchOptions
-from cellvision.cloud.plans import plan_job
+from cellvision.cloud.plans import Launch, plan_job
 from cellvision.cloud.points import Point, Word
 from cellvision.cloud.snapshot import list_files, read_snapshot
 from cellvision.cloud.submission import fetch, follow, read_score
@@ -215,14 +215,20 @@ def test_data_that_do_not_exist_are_named_before_anything_is_uploaded(azure, tre
 
 def test_each_validation_finds_what_the_others_let_pass(azure, tree):
     environment = JobEnvironment(name="azureml:cellvision:1", digest="1")
-    given = {"options": LaunchOptions(), "environment": environment, "assets": {}, "sweep": "s"}
-    plan = plan_job(point("seed=1"), snapshot=read_snapshot(tree, max_mib=1), **given)
+    launch = Launch(
+        options=LaunchOptions(),
+        snapshot=read_snapshot(tree, max_mib=1),
+        environment=environment,
+        assets={},
+        sweep="s",
+    )
+    plan = plan_job(point("seed=1"), launch)
     with sdk.quiet_sdk():
         assert build_job(plan).name == plan.name
-    nowhere = replace(plan.snapshot, root=tree / "nowhere")
+    nowhere = replace(launch, snapshot=replace(launch.snapshot, root=tree / "nowhere"))
     data = {"a.b": DataInput(path="azureml:wells:1", kind="uri_folder")}
     for faulty, said in (
-        (replace(plan, snapshot=nowhere), r"cv-unet-\w+ is no valid job \(.*code"),
+        (replace(plan, launch=nowhere), r"cv-unet-\w+ is no valid job \(.*code"),
         (replace(plan, command="python ${{inputs.nope}}"), r"is no valid job \(.*nope.*need one that Azure takes"),
         (replace(plan, inputs=data), r"is no valid job \(.*a\.b"),
         (replace(plan, name="a job"), r"the name 'a job' of a job; need letters, digits, - and _"),
@@ -241,7 +247,7 @@ def test_a_script_that_is_ignored_is_named(azure, tree):
 def test_no_workspace_is_one_sentence(azure, tree, monkeypatch):
     monkeypatch.chdir(tree)
     with pytest.raises(
-        CloudError, match=r"no workspace for submitting jobs: .* no config.json .*; need one .*dry_run=true"
+        CloudError, match=r"no workspace for submitting jobs: .* no config.json .*; need one; try: .*dry_run=true"
     ):
         launch_points([point()], LaunchOptions(), root=tree, folder=tree.parent / "sweep")
     assert not azure.calls

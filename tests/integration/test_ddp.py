@@ -35,9 +35,8 @@ def train_and_kill(folder, killed):
     """Train in two processes, kill one of them after two epochs, and see how the other one ends."""
     two = start_two(*name_run(folder, *ALIKE, *TWO, "trainer.max_epochs=1000"))
     with two[0], two[1]:
-        while (
-            all(each.is_alive for each in two) and count_epochs(folder) < 2
-        ):  # the first checkpoint is written by then
+        # The first checkpoint is written after two epochs.
+        while count_epochs(folder) < 2 and all(each.is_alive for each in two):
             time.sleep(0.02)
         two[killed].send_signal(signal.SIGKILL)
         done = [each.finish(timeout=120) for each in two]

@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from toy import SETTINGS, finish
+from toy import SETTINGS, finish, finish_python
 
 from forked import ROOT, Script
 
@@ -27,7 +27,7 @@ def test_joblib_trains_two_points_at_once_into_one_database(tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     given = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "logger=mlflow", f"logger.mlflow.uri={uri}"]
-    finish(Script(*SWEEP, *given, f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    finish_python(*SWEEP, *given, f"hydra.sweep.dir={tmp_path / 'sweep'}")  # its workers never begin in a forked child
     check_points(tmp_path / "sweep")
     client = mlflow.MlflowClient(uri)
     (experiment,) = [each for each in client.search_experiments() if each.name == "cellvision"]

@@ -13,29 +13,27 @@ from cellvision.cloud.options import ASSET
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
 
-    from cellvision.cloud.points import Point
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataInput:
-    """Address of a data asset, with the number of its version where it has one, and uri_folder or uri_file."""
+    """Address of an asset, with its version where it has one, and its kind: uri_folder, uri_file or custom_model."""
 
     path: str
     kind: str
 
 
-def find_inputs(points: Iterable[Point], client: MLClient | None) -> dict[str, DataInput]:
-    """Every data asset of some points, by what the command line calls it; ``latest`` becomes a number, which is said.
+def find_inputs(assets: Iterable[tuple[str, str]], client: MLClient | None) -> dict[str, DataInput]:
+    """Where data assets are, by what the command line calls them; ``latest`` becomes a number, which is said.
 
     Args:
-        points: of a sweep.
+        assets: pairs of a setting and the asset that it names.
         client: of the workspace; None asks nobody: ``latest`` stays, and only a name tells a file from a folder.
 
     Raises:
         CloudError: an asset that does not exist, or no answer.
     """
     found: dict[str, DataInput] = {}
-    for key, asset in ((key, asset) for point in points for key, asset in point.assets.items()):
+    for key, asset in assets:
         if asset not in found:
             found[asset] = _guess(key, asset) if client is None else _ask(client, key, asset)
     return found

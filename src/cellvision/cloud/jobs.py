@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellvision.cloud.environment import JobEnvironment
 from cellvision.cloud.faults import CloudError, find_first_line
 from cellvision.cloud.options import KEY, LaunchOptions
-from cellvision.cloud.plans import JobPlan, check_name
+from cellvision.cloud.plans import JobPlan, StepPlan, check_name
 from cellvision.cloud.points import OUTPUT
 from cellvision.errors import explain
 
 if TYPE_CHECKING:
-    from azure.ai.ml.entities import Command, Environment
+    from azure.ai.ml import Output
+    from azure.ai.ml.entities import Command, Environment, PipelineJob
     from azure.ai.ml.entities._builders import Sweep
 
 
-def build_job(plan: JobPlan) -> Command | Sweep:
+def build_job(plan: JobPlan) -> Command | Sweep | PipelineJob:
     """The job that a plan describes, validated.
 
     Raises:
@@ -26,56 +28,128 @@ def build_job(plan: JobPlan) -> Command | Sweep:
         CloudError: one of the three validations of the SDK refuses it.
     """
     check_name(plan.name)
-    command = _build_command(plan)
-    node: Any = command
-    if plan.search is not None:
-        from azure.ai.ml.sweep import Choice
+    job = _build_pipeline(plan) if plan.steps else _build_run(plan) if plan.search is None else _build_sweep(plan)
+    _validate(job, plan)
+    return job
 
-        options = plan.options
-        node = command(**{name: Choice(list(values)) for name, values in plan.search.items()}).sweep(
-            primary_metric=str(plan.monitor), goal=plan.goal, sampling_algorithm=options.sampling
-        )
-        count = options.max_trials or math.prod(map(len, plan.search.values()))
-        limits = {"max_total_trials": count, "max_concurrent_trials": min(options.concurrent, count)}
-        node.set_limits(**limits, trial_timeout=_read_timeout(options))
-        node.name, node.display_name, node.experiment_name = plan.name, plan.name, options.experiment
-        node.tags = plan.tags
-    _validate(node, plan)
+
+def _build_run(plan: JobPlan) -> Command:
+    return _build_command(
+        plan,
+        name=plan.name,
+        command=plan.command,
+        inputs=_build_inputs(plan) | {name: values[0] for name, values in (plan.search or {}).items()},
+        # The trials of a sweep job share the name, and get folders of Azure's choice.
+        outputs={OUTPUT: _build_output(plan, kept=plan.search is None)},
+        experiment_name=plan.launch.options.experiment,
+        tags=dict(plan.tags),
+        compute=plan.launch.options.compute,
+        timeout=_read_timeout(plan.launch.options) if plan.search is None else None,
+    )
+
+
+def _build_sweep(plan: JobPlan) -> Sweep:
+    from azure.ai.ml.sweep import Choice
+
+    options, search = plan.launch.options, plan.search or {}
+    node = _build_run(plan)(**{name: Choice(list(values)) for name, values in search.items()}).sweep(
+        primary_metric=str(plan.monitor), goal=plan.goal, sampling_algorithm=options.sampling
+    )
+    count = options.max_trials or math.prod(map(len, search.values()))
+    limits = {"max_total_trials": count, "max_concurrent_trials": min(options.concurrent, count)}
+    node.set_limits(**limits, trial_timeout=_read_timeout(options))
+    node.name, node.display_name, node.experiment_name = plan.name, plan.name, options.experiment
+    node.tags = dict(plan.tags)
     return node
 
 
-def _build_command(plan: JobPlan) -> Command:
-    from azure.ai.ml import Input, Output, PyTorchDistribution, command
+def _build_pipeline(plan: JobPlan) -> PipelineJob:
+    from azure.ai.ml.entities import PipelineJob
 
-    options = plan.options
-    inputs: dict[str, Any] = {
-        name: Input(type=data.kind, path=data.path, mode=options.data_mode) for name, data in plan.inputs.items()
-    }
-    inputs |= {name: values[0] for name, values in (plan.search or {}).items()}
-    # One folder for each name, not for each try: a job that ended half-way is continued by the next of its name. The
-    # trials of a sweep job share the name, and get folders of Azure's choice.
-    path = f"azureml://datastores/{options.datastore}/paths/cellvision/{plan.name}"
-    run = Output(type="uri_folder", mode="rw_mount", path=None if plan.search is not None else path)
-    several = options.nodes * options.gpus > 1
-    return command(
+    return PipelineJob(
         name=plan.name,
         display_name=plan.name,
-        experiment_name=options.experiment,
-        tags=plan.tags,
-        code=str(plan.snapshot.root),
-        command=plan.command,
-        inputs=inputs,
-        outputs={OUTPUT: run},
-        environment=_build_environment(plan.environment),
-        environment_variables={"PYTHONPATH": "src", **options.environment_variables},
-        compute=options.compute,
+        experiment_name=plan.launch.options.experiment,
+        tags=dict(plan.tags),
+        compute=plan.launch.options.compute or "serverless",
+        inputs=_build_inputs(plan),
+        jobs={step.name: _build_step(plan, step) for step in plan.steps},
+    )
+
+
+def _build_step(plan: JobPlan, step: StepPlan) -> Command:
+    from azure.ai.ml import Input
+    from azure.ai.ml.entities import ManagedIdentityConfiguration
+
+    options = plan.launch.options
+    kinds = {f"${{{{parent.inputs.{name}}}}}": data.kind for name, data in plan.inputs.items()}
+    names = {"AZURE_SUBSCRIPTION_ID": options.subscription_id, "AZURE_RESOURCE_GROUP": options.resource_group}
+    names |= {"AZURE_ML_WORKSPACE": options.workspace}
+    return _build_command(
+        plan,
+        name=step.name,
+        command=step.command,
+        inputs={name: Input(type=kinds.get(path, "uri_folder"), path=path) for name, path in step.inputs.items()},
+        outputs={name: _build_output(plan, f"/{name}", kept=step.trains) for name in step.outputs},
+        variables={name: value for name, value in names.items() if value} if step.acts else {},
+        identity=ManagedIdentityConfiguration() if step.acts else None,
+        is_deterministic=not step.acts,
+        several=step.trains,
+        timeout=_read_timeout(options),
+    )
+
+
+def _build_command(
+    plan: JobPlan, *, several: bool = True, variables: Mapping[str, str] | None = None, **given: Any
+) -> Command:
+    """What all commands have in common: code, environment, machines.
+
+    Args:
+        plan: of the job.
+        several: whether it runs on all GPUs and machines that were asked for, or in one process.
+        variables: of the environment, beside those of the options.
+        given: the rest.
+    """
+    from azure.ai.ml import PyTorchDistribution, command
+
+    launch, options = plan.launch, plan.launch.options
+    several = several and options.nodes * options.gpus > 1
+    return command(
+        display_name=given["name"],
+        code=str(launch.snapshot.root),
+        environment=_build_environment(launch.environment),
+        environment_variables={"PYTHONPATH": "src", **(variables or {}), **options.environment_variables},
         instance_type=options.instance_type,
         job_tier=options.job_tier,
-        instance_count=options.nodes,
+        instance_count=options.nodes if several else 1,
         shm_size=options.shm_size,
         distribution=PyTorchDistribution(process_count_per_instance=options.gpus) if several else None,
-        timeout=_read_timeout(options) if plan.search is None else None,
+        **given,
     )
+
+
+def _build_inputs(plan: JobPlan) -> dict[str, Any]:
+    from azure.ai.ml import Input
+
+    mode = plan.launch.options.data_mode
+    return {name: Input(type=data.kind, path=data.path, mode=mode) for name, data in plan.inputs.items()}
+
+
+def _build_output(plan: JobPlan, place: str = "", *, kept: bool) -> Output:
+    """A folder that a job writes.
+
+    Args:
+        plan: of the job.
+        place: of the folder in that of the job.
+        kept: one folder for each name, not for each try, written as the job goes: one that ended half-way is continued
+            by the next of its name. Else a folder of Azure's choice; of a step it is uploaded when that has ended, as
+            commands make their results whole by renaming, which is safe only on a disk.
+    """
+    from azure.ai.ml import Output
+
+    path = f"azureml://datastores/{plan.launch.options.datastore}/paths/cellvision/{plan.name}{place}"
+    mode = "rw_mount" if kept or not plan.steps else "upload"
+    return Output(type="uri_folder", mode=mode, path=path if kept else None)
 
 
 def _read_timeout(options: LaunchOptions) -> int | None:
@@ -100,10 +174,9 @@ def _validate(node: Any, plan: JobPlan) -> None:
     try:
         if not (found := node._validate()).passed:
             raise CloudError(_explain(plan, "; ".join(f"{key}: {text}" for key, text in found.error_messages.items())))
-        job = node._to_job()
-        if plan.search is None:
-            job._validate()
-        job._to_rest_object()
+        for command in node.jobs.values() if plan.steps else [] if plan.search else [node]:
+            command._to_job()._validate()
+        _to_job(node)._to_rest_object()
     except (MlException, ValidationError) as error:
         raise CloudError(_explain(plan, find_first_line(error))) from error
 
@@ -113,9 +186,13 @@ def _explain(plan: JobPlan, text: str) -> str:
     return explain(got=f"{plan.name} is no valid job ({text})", need="one that Azure takes", hint=f"{KEY} in --help")
 
 
-def write_job(job: Command | Sweep, path: Path) -> str:
+def _to_job(node: Any) -> Any:
+    return node._to_job() if hasattr(node, "_to_job") else node  # a pipeline is a job already
+
+
+def write_job(job: Command | Sweep | PipelineJob, path: Path) -> str:
     """Write a job as YAML that ``az ml job create --file`` takes; the text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    job._to_job().dump(str(path))
+    _to_job(job).dump(str(path))
     return path.read_text(encoding="utf-8")

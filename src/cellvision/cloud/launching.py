@@ -1,7 +1,8 @@
-"""All points of a sweep, one after the other: what the launcher plugin does, without Hydra."""
+"""Jobs from plan to end: all points of a sweep, one after the other, as the launcher plugin asks, without Hydra."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from cellvision.cloud.faults import CloudError
 from cellvision.cloud.jobs import build_job, write_job
 from cellvision.cloud.ledger import FILE, Ledger
 from cellvision.cloud.options import KEY, LaunchOptions
-from cellvision.cloud.plans import JobPlan, plan_job, plan_sweep
+from cellvision.cloud.plans import JobPlan, Launch, plan_job, plan_sweep
 from cellvision.cloud.points import Point
 from cellvision.cloud.sdk import connect, quiet_sdk
 from cellvision.cloud.snapshot import check_clean, describe_changes, read_snapshot
@@ -22,8 +23,10 @@ from cellvision.errors import ConfigError, explain
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
-    from azure.ai.ml.entities import Command
+    from azure.ai.ml.entities import Command, PipelineJob
     from azure.ai.ml.entities._builders import Sweep
+
+    AnyJob = Command | Sweep | PipelineJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,47 +52,78 @@ def launch_points(points: list[Point], options: LaunchOptions, *, root: Path, fo
         MissingExtraError: the SDK is not installed.
     """
     with quiet_sdk():
-        snapshot = read_snapshot(root, max_mib=options.max_snapshot_mib)
-        if (script := points[0].script) not in snapshot.files:
-            need = f"a script that goes with the code of {root}"
-            raise ConfigError(explain(got=f"{script} is ignored", need=need, hint="look into .amlignore"))
-        if not (options.allow_dirty or options.dry_run):
-            check_clean(root)
         client = None if options.dry_run else connect(options)
-        given: dict[str, Any] = {
-            "options": options,
-            "snapshot": snapshot,
-            "environment": choose_environment(options, root=root, folder=folder),
-            "assets": find_inputs(points, client),
-            "sweep": folder.name,
-        }
-        native = options.sweep == "native"
-        plans = [plan_sweep(points, **given)] if native else [plan_job(point, **given) for point in points]
-        jobs = []
-        for plan in plans:  # all are built and written before the first is submitted
-            jobs.append(build_job(plan))
-            _write(plan, jobs[-1], folder, show=options.dry_run)
-        if client is None:
-            _conclude(plans, root)
-            return [Outcome(value={"job": plan.name}) for plan in plans] * (len(points) if native else 1)
-        outcomes = _submit_all(client, plans, jobs, folder)
-        return outcomes * len(points) if native else outcomes
+        assets = [asset for point in points for asset in point.assets.items()]
+        launch = prepare(options, assets, client, scripts={point.script for point in points}, root=root, folder=folder)
+        if options.sweep == "native":
+            return launch_jobs([plan_sweep(points, launch)], client, folder) * len(points)
+        return launch_jobs([plan_job(point, launch) for point in points], client, folder)
 
 
-def _write(plan: JobPlan, job: Command | Sweep, folder: Path, *, show: bool) -> None:
-    path = folder / (f"{plan.index}/job.yml" if plan.search is None else "sweep.yml")
+def prepare(
+    options: LaunchOptions,
+    assets: Iterable[tuple[str, str]],
+    client: MLClient | None,
+    *,
+    scripts: Iterable[str],
+    root: Path,
+    folder: Path,
+) -> Launch:
+    """What the jobs of a launch share: code, environment, and the versions of their data.
+
+    Args:
+        options: of the launcher.
+        assets: pairs of a setting and the asset that it names.
+        client: of the workspace; None for a dry run.
+        scripts: files of the code that will run.
+        root: of the code.
+        folder: of the launch.
+
+    Raises:
+        CloudError: an asset that does not exist, or no answer.
+        ConfigError: code that is too large, not committed or left out, or an environment that cannot be built.
+    """
+    snapshot = read_snapshot(root, max_mib=options.max_snapshot_mib)
+    if ignored := sorted(set(scripts) - set(snapshot.files)):
+        need = f"a script that goes with the code of {root}"
+        raise ConfigError(explain(got=f"{ignored[0]} is ignored", need=need, hint="look into .amlignore"))
+    if not (options.allow_dirty or options.dry_run):
+        check_clean(root)
+    environment = choose_environment(options, root=root, folder=folder)
+    found = find_inputs(assets, client)
+    return Launch(options=options, snapshot=snapshot, environment=environment, assets=found, sweep=folder.name)
+
+
+def launch_jobs(plans: list[JobPlan], client: MLClient | None, folder: Path) -> list[Outcome]:
+    """Build, validate and write all jobs, then submit them and do what the options say; without a client only show.
+
+    Raises:
+        CloudError: a job that Azure would not take, or no answer.
+    """
+    jobs = []
+    for plan in plans:  # all are built and written before the first is submitted
+        jobs.append(build_job(plan))
+        _write(plan, jobs[-1], folder, show=client is None)
+    if client is not None:
+        return _submit_all(client, plans, jobs, folder)
+    _conclude(plans)
+    return [Outcome(value={"job": plan.name}) for plan in plans]
+
+
+def _write(plan: JobPlan, job: AnyJob, folder: Path, *, show: bool) -> None:
+    path = folder / ("pipeline.yml" if plan.steps else "sweep.yml" if plan.search else f"{plan.index}/job.yml")
     text = write_job(job, path)
     if show:
         print(f"# {path}\n{text}---")
 
 
-def _conclude(plans: list[JobPlan], root: Path) -> None:
+def _conclude(plans: list[JobPlan]) -> None:
     print(f"azure     {len(plans)} valid {'job' if len(plans) == 1 else 'jobs'}, not submitted: {KEY}.dry_run=true")
-    if changes := describe_changes(root):
+    if changes := describe_changes(plans[0].launch.snapshot.root):
         print(f"azure     not committed: {changes}; to be submitted so only with {KEY}.allow_dirty=true")
 
 
-def _submit_all(client: MLClient, plans: list[JobPlan], jobs: list[Command | Sweep], folder: Path) -> list[Outcome]:
+def _submit_all(client: MLClient, plans: list[JobPlan], jobs: list[AnyJob], folder: Path) -> list[Outcome]:
     ledger, submitted = Ledger(folder), []
     # One after the other: two uploads of one tree at a time end in "blob already exists".
     for plan, job in zip(plans, jobs, strict=True):
@@ -98,7 +132,7 @@ def _submit_all(client: MLClient, plans: list[JobPlan], jobs: list[Command | Swe
         _keep(ledger, plan, found)
         print(f"azure     {found.name} {'is there: ' if found.attached else ''}{found.status} {found.url}", flush=True)
     print(f"azure     {ledger.path}")
-    options = plans[0].options
+    options = plans[0].launch.options
     if not (options.wait or options.stream or options.download):
         return [Outcome(value={"job": found.name, "url": found.url}) for found in submitted]
     try:
@@ -117,20 +151,20 @@ def _keep(ledger: Ledger, plan: JobPlan, found: Submitted) -> None:
         url=found.url,
         command=plan.command,
         inputs={name: data.path for name, data in plan.inputs.items()},
-        snapshot=plan.snapshot.sha256,
+        snapshot=plan.launch.snapshot.sha256,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
 def _finish(client: MLClient, plan: JobPlan, found: Submitted, ledger: Ledger, folder: Path) -> Outcome:
-    status = follow(client, found.name, plan.options)
+    status = follow(client, found.name, plan.launch.options)
     ledger.write(plan.name, status=status)
     print(f"azure     {found.name} {status}", flush=True)
     if status != "Completed":
         got, need = f"{found.name} ended as {status}", "a run that came to its end"
         hint = f"its log at {found.url}; the same command again continues it"
         return Outcome(error=CloudError(explain(got=got, need=need, hint=hint)))
-    if not plan.options.download:
+    if not plan.launch.options.download:
         return Outcome(value={"job": found.name, "url": found.url})
     run = fetch(client, found.name, folder / str(plan.index))
     print(f"azure     {run}, as listed in {FILE}")

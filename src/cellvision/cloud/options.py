@@ -8,8 +8,20 @@ from dataclasses import dataclass, field
 from cellvision.errors import ConfigError, check_choice, explain
 
 KEY = "hydra.launcher"
+VARIABLES = {
+    "subscription_id": "AZURE_SUBSCRIPTION_ID",
+    "resource_group": "AZURE_RESOURCE_GROUP",
+    "workspace": "AZURE_ML_WORKSPACE",
+}
+"""Of the environment, which say what the options of these names do not."""
+
 ASSET = re.compile(r"azureml:([A-Za-z0-9][\w.-]*)[:@]([\w.-]+)")
 """A registered asset: ``azureml:NAME:VERSION``, ``azureml:NAME:latest`` or ``azureml:NAME@latest``."""
+
+
+def is_asset(value: str) -> bool:
+    """Whether a value names data in Azure, by name and version or by address."""
+    return ASSET.fullmatch(value) is not None or value.startswith("azureml://")
 
 
 @dataclass

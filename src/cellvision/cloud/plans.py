@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 from cellvision.cloud.assets import DataInput
 from cellvision.cloud.environment import JobEnvironment
@@ -26,108 +26,123 @@ _NOT_IN_NAME = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What all jobs of one launch share.
+
+    Attributes:
+        options: of the launcher.
+        snapshot, environment: code, and what it runs in.
+        assets: data in Azure, by what the command line calls them.
+        sweep: what the jobs are tagged with.
+    """
+
+    options: LaunchOptions
+    snapshot: Snapshot
+    environment: JobEnvironment
+    assets: Mapping[str, DataInput]
+    sweep: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """One step of a pipeline.
+
+    Attributes:
+        name: of the step.
+        command: the line that it runs.
+        inputs: by name, the output of another step or the input of the pipeline that it is, as Azure refers to it.
+        outputs: names of the folders that it writes.
+        trains: whether it runs in the processes that Azure starts for the GPUs, and goes on from what its output holds.
+        acts: whether it registers or deploys: it needs an identity then, and is done each time.
+    """
+
+    name: str
+    command: str
+    inputs: Mapping[str, str]
+    outputs: tuple[str, ...]
+    trains: bool = False
+    acts: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobPlan:
     """One job.
 
     Attributes:
         name: the same for the same code, settings, environment, data and machines.
-        index: of the point in the sweep; 0 of a sweep job.
-        command: the line that it runs.
-        snapshot, environment: code, and what it runs in.
-        inputs: data assets, by name of the input.
-        options: of the launcher.
+        index: of the point in the sweep; 0 of a sweep job and of a pipeline.
+        command: the line that it runs; of a pipeline those of its steps.
+        launch: what it shares with others.
+        inputs: data assets and models, by name of the input.
         tags: for the portal.
         search: values that Azure chooses from, by name of the input; None for one job.
         monitor, goal: what it compares them by.
+        steps: of a pipeline; none for one job.
     """
 
     name: str
-    index: int
     command: str
-    snapshot: Snapshot
-    environment: JobEnvironment
-    inputs: dict[str, DataInput]
-    options: LaunchOptions
-    tags: dict[str, str] = field(default_factory=dict)
-    search: dict[str, tuple[str, ...]] | None = None
+    launch: Launch
+    inputs: Mapping[str, DataInput]
+    tags: Mapping[str, str]
+    index: int = 0
+    search: Mapping[str, tuple[str, ...]] | None = None
     monitor: str | None = None
     goal: str = "maximize"
+    steps: tuple[StepPlan, ...] = ()
 
 
-def plan_job(
-    point: Point,
-    *,
-    options: LaunchOptions,
-    snapshot: Snapshot,
-    environment: JobEnvironment,
-    assets: dict[str, DataInput],
-    sweep: str,
-) -> JobPlan:
-    """The job of one point.
-
-    Args:
-        point: what to train.
-        options: of the launcher.
-        snapshot: the code.
-        environment: what it runs in.
-        assets: where they are, by what the command line calls them.
-        sweep: what all jobs of a sweep are tagged with.
-    """
-    inputs = {name_input(key): assets[asset] for key, asset in point.assets.items()}
-    command = write_command(point, options)
-    given: dict[str, Any] = {"snapshot": snapshot, "environment": environment, "inputs": inputs, "options": options}
+def plan_job(point: Point, launch: Launch) -> JobPlan:
+    """The job of one point."""
+    inputs = {name_input(key): launch.assets[asset] for key, asset in point.assets.items()}
+    command = write_command(point, launch.options)
     asked = {"cellvision.overrides": " ".join(word.text for word in point.words)[:256]}
     return JobPlan(
-        name=name_job(point.model, command=command, **given),
+        name=name_job(point.model, command=command, inputs=inputs, launch=launch),
         index=point.index,
         command=command,
-        tags=_tag(point, snapshot, assets, sweep) | asked,
-        **given,
+        launch=launch,
+        inputs=inputs,
+        tags=tag_job(launch, model=point.model, inputs=inputs) | asked,
     )
 
 
-def plan_sweep(
-    points: list[Point],
-    *,
-    options: LaunchOptions,
-    snapshot: Snapshot,
-    environment: JobEnvironment,
-    assets: dict[str, DataInput],
-    sweep: str,
-) -> JobPlan:
-    """One sweep job for all points, whose settings that differ become its search space; arguments as ``plan_job``.
+def plan_sweep(points: list[Point], launch: Launch) -> JobPlan:
+    """One sweep job for all points, whose settings that differ become its search space.
 
     Raises:
         ConfigError: no setting differs, the points are not a grid, or a value cannot stand in a shell as it is.
     """
     first = points[0]
-    search = _find_search(points, options)
+    search = _find_search(points)
     if first.monitor is None:
         got, need = f"no monitor with {KEY}.sweep=native", "the score that Azure compares jobs by"
         raise ConfigError(explain(got=got, need=need, hint="monitor=val/mask/ap, or val/pixel/miou"))
-    inputs = {name_input(key): assets[asset] for key, asset in first.assets.items()}
-    command = write_command(first, options, searched=tuple(search))
+    inputs = {name_input(key): launch.assets[asset] for key, asset in first.assets.items()}
+    command = write_command(first, launch.options, searched=tuple(search))
     values = {name_input(key): chosen for key, chosen in search.items()}
-    given: dict[str, Any] = {"snapshot": snapshot, "environment": environment, "inputs": inputs, "options": options}
     model = first.model if len({point.model for point in points}) == 1 else "sweep"
     return JobPlan(
-        name=name_job(model, command=f"{command} {json.dumps(values)}", **given),
+        name=name_job(model, command=f"{command} {json.dumps(values)}", inputs=inputs, launch=launch),
         index=first.index,
         command=command,
+        launch=launch,
+        inputs=inputs,
         search=values,
         monitor=first.monitor,
         goal=first.goal,
-        tags=_tag(first, snapshot, assets, sweep),
-        **given,
+        tags=tag_job(launch, model=first.model, inputs=inputs),
     )
 
 
-def _tag(point: Point, snapshot: Snapshot, assets: dict[str, DataInput], sweep: str) -> dict[str, str]:
-    found = {"cellvision.sweep": sweep, "cellvision.model": point.model, "cellvision.snapshot": snapshot.sha256[:12]}
-    return found | {f"cellvision.{name_input(key)}": assets[asset].path for key, asset in point.assets.items()}
+def tag_job(launch: Launch, *, model: str, inputs: Mapping[str, DataInput]) -> dict[str, str]:
+    """What the portal is told of a job: its sweep, model, code and the versions of its data."""
+    shared = {"sweep": launch.sweep, "model": model, "snapshot": launch.snapshot.sha256[:12]}
+    shared |= {name: data.path for name, data in inputs.items()}
+    return {f"cellvision.{key}": value for key, value in shared.items()}
 
 
-def _find_search(points: list[Point], options: LaunchOptions) -> dict[str, tuple[str, ...]]:
+def _find_search(points: list[Point]) -> dict[str, tuple[str, ...]]:
     columns = list(zip(*(point.words for point in points), strict=True))
     search: dict[str, tuple[str, ...]] = {}
     for column in columns:
@@ -149,15 +164,7 @@ def _find_search(points: list[Point], options: LaunchOptions) -> dict[str, tuple
     return search
 
 
-def name_job(
-    model: str,
-    *,
-    command: str,
-    snapshot: Snapshot,
-    environment: JobEnvironment,
-    inputs: dict[str, DataInput],
-    options: LaunchOptions,
-) -> str:
+def name_job(model: str, *, command: str, inputs: Mapping[str, DataInput], launch: Launch) -> str:
     """A name that is the same whenever the job would be, and another where anything in it is.
 
     Raises:
@@ -165,10 +172,10 @@ def name_job(
     """
     facts = {
         "command": command,
-        "snapshot": snapshot.sha256,
-        "environment": environment.digest,
+        "snapshot": launch.snapshot.sha256,
+        "environment": launch.environment.digest,
         "inputs": {name: data.path for name, data in inputs.items()},
-        "options": {key: value for key, value in asdict(options).items() if key not in _NOT_IN_NAME},
+        "options": {key: value for key, value in asdict(launch.options).items() if key not in _NOT_IN_NAME},
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     name = f"cv-{model}-{digest}"

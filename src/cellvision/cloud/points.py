@@ -85,12 +85,9 @@ def drop_local(words: tuple[Word, ...]) -> tuple[Word, ...]:
             continue
         if word.key in _OURS:
             need = f"{_OURS[word.key]} to say it, for the machines and for Lightning alike"
-            raise ConfigError(explain(got=f"{word.text} with trainer=azure", need=need, hint=f"leave {word.key} out"))
+            raise ConfigError(explain(got=f"{word.text} for a job on Azure", need=need, hint=f"leave {word.key} out"))
         if word.key == "resume" and word.value not in ("auto", "null"):
-            got, need = (
-                f"{word.text} with trainer=azure",
-                "a job, which continues by itself what it began",
-            )
+            got, need = f"{word.text} for a job on Azure", "none, as a job continues by itself what it began"
             raise ConfigError(explain(got=got, need=need, hint="the same command as before, which finds that folder"))
         if "${{" in word.text:
             got, need = f"{word.text}, where Azure would replace ${{{{...}}}}", "a value without it"
@@ -120,11 +117,15 @@ def list_own_words(options: LaunchOptions, logger: str | None = None) -> list[st
         >>> list_own_words(LaunchOptions(nodes=2, gpus=4))[:3]
         ['trainer=ddp', 'trainer.devices=4', '++trainer.num_nodes=2']
     """
+    return [*list_trainer_words(options, logger), "hydra/launcher=basic", "hydra.mode=RUN", "resume=auto"]
+
+
+def list_trainer_words(options: LaunchOptions, logger: str | None) -> list[str]:
+    """The overrides that choose the trainer and the loggers for the machines of a job."""
     trainer = ["trainer=cpu" if options.gpus == 0 else "trainer=gpu"]
     if options.nodes * options.gpus > 1:
         trainer = ["trainer=ddp", f"trainer.devices={options.gpus}", f"++trainer.num_nodes={options.nodes}"]
-    loggers = [] if logger is None else [f"logger={logger}"]
-    return [*trainer, *loggers, "hydra/launcher=basic", "hydra.mode=RUN", "resume=auto"]
+    return [*trainer, *([] if logger is None else [f"logger={logger}"])]
 
 
 def write_command(point: Point, options: LaunchOptions, *, searched: tuple[str, ...] = ()) -> str:

@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cellvision.cloud.faults import explained
-from cellvision.cloud.options import LaunchOptions
-from cellvision.errors import MissingExtraError
+from cellvision.cloud.faults import DRY_RUN, explained
+from cellvision.cloud.options import VARIABLES, LaunchOptions
+from cellvision.errors import ConfigError, MissingExtraError, explain
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -27,29 +27,40 @@ def quiet_sdk() -> Iterator[None]:
     # Tracing looks for exporters in the environment and has nobody to send to.
     os.environ.setdefault("AZURE_TRACING_ENABLED", "false")
     os.environ.setdefault("OTEL_SDK_DISABLED", "true")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="GitWildMatchPattern", category=DeprecationWarning)
-        try:
-            import marshmallow.warnings
-
-            for name in ("RemovedInMarshmallow4Warning", "ChangedInMarshmallow4Warning"):
-                if kind := getattr(marshmallow.warnings, name, None):
-                    warnings.simplefilter("ignore", kind)
-            import azure.ai.ml
-        except ImportError as error:
-            raise MissingExtraError("azure-ai-ml", extra="azure") from error
-        assert azure.ai.ml is not None
-        logger = logging.getLogger("azure")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)  # requests, tries of credentials, parts that are experimental
-        try:
+    # Steps of a pipeline one after the other: two uploads of one tree at a time end in "blob already exists".
+    os.environ.setdefault("AZURE_ML_COMPONENT_REGISTRATION_MAX_WORKERS", "1")
+    logger = logging.getLogger("azure")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # requests, tries of credentials, parts that are experimental
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="GitWildMatchPattern", category=DeprecationWarning)
+            _import_sdk()
             yield
-        finally:
-            logger.setLevel(level)
+    finally:
+        logger.setLevel(level)
 
 
-def connect(options: LaunchOptions) -> MLClient:
+def _import_sdk() -> None:
+    try:
+        import marshmallow.warnings
+
+        for name in ("RemovedInMarshmallow4Warning", "ChangedInMarshmallow4Warning"):
+            if kind := getattr(marshmallow.warnings, name, None):
+                warnings.simplefilter("ignore", kind)
+        import azure.ai.ml
+    except ImportError as error:
+        raise MissingExtraError("azure-ai-ml", extra="azure") from error
+    assert azure.ai.ml is not None
+
+
+def connect(options: LaunchOptions, *, doing: str = "submitting jobs", otherwise: str = DRY_RUN) -> MLClient:
     """A client of the workspace, which has asked nobody yet.
+
+    Args:
+        options: of the launcher; a workspace that they do not name is that of ``config.json``.
+        doing: what it is for.
+        otherwise: see ``explained``.
 
     Raises:
         CloudError: no workspace is named, and no ``config.json`` names one.
@@ -57,9 +68,34 @@ def connect(options: LaunchOptions) -> MLClient:
     from azure.ai.ml import MLClient
     from azure.identity import DefaultAzureCredential
 
-    credential = DefaultAzureCredential(exclude_interactive_browser_credential=True)
-    with explained("submitting jobs"):
+    # In a job this variable says which of a cluster's identities is meant.
+    identity = os.environ.get("DEFAULT_IDENTITY_CLIENT_ID", os.environ.get("AZURE_CLIENT_ID"))
+    credential = DefaultAzureCredential(
+        exclude_interactive_browser_credential=True, managed_identity_client_id=identity
+    )
+    with explained(doing, otherwise=otherwise):
         if options.workspace is None:
             return MLClient.from_config(credential, enable_telemetry=False)
         names = (options.subscription_id, options.resource_group, options.workspace)
         return MLClient(credential, *names, enable_telemetry=False)
+
+
+@contextlib.contextmanager
+def open_workspace(doing: str) -> Iterator[MLClient]:
+    """A client of the workspace that the environment or ``config.json`` names, for what has no launcher.
+
+    Args:
+        doing: what it is for, in case there is none.
+
+    Raises:
+        CloudError: there is none.
+        ConfigError: the environment names it in part.
+        MissingExtraError: the SDK is not installed.
+    """
+    named = {name: os.environ.get(variable) or None for name, variable in VARIABLES.items()}
+    if None in named.values() and any(named.values()):
+        got = f"no {', no '.join(VARIABLES[name] for name, value in named.items() if value is None)}"
+        need = "all three in the environment, or none where config.json has them"
+        raise ConfigError(explain(got=got, need=need, hint="az account show, az ml workspace list"))
+    with quiet_sdk():
+        yield connect(LaunchOptions(**named), doing=doing, otherwise="")  # type: ignore[arg-type]

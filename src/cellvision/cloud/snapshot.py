@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,19 @@ def read_snapshot(root: Path, *, max_mib: float) -> Snapshot:
         content = hashlib.sha256((root / name).read_bytes()).hexdigest()
         digest.update(f"{name}\0{content}\n".encode())
     return Snapshot(root=root, files=tuple(files), size_mib=size_mib, sha256=digest.hexdigest())
+
+
+def copy_snapshot(snapshot: Snapshot, folder: Path) -> Snapshot:
+    """The same files in a folder of their own, which replaces an earlier one.
+
+    For a pipeline, each of whose steps the SDK takes for code of its own: it would go through the whole tree for each,
+    and through all that is left out, such as a virtual environment.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in snapshot.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(snapshot.root / name, folder / name)
+    return replace(snapshot, root=folder)
 
 
 def list_files(root: Path) -> list[str]:

@@ -15,7 +15,7 @@ from cellvision.errors import explain
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
-    from azure.ai.ml.entities import Command, Job
+    from azure.ai.ml.entities import Command, Job, PipelineJob
     from azure.ai.ml.entities._builders import Sweep
 
     from cellvision.cloud.options import LaunchOptions
@@ -34,7 +34,7 @@ class Submitted:
     attached: bool
 
 
-def submit(client: MLClient, job: Command | Sweep) -> Submitted:
+def submit(client: MLClient, job: Command | Sweep | PipelineJob) -> Submitted:
     """Submit a job, unless one of its name runs or has completed; after a failure under the name with ``-r2``, ...
 
     Raises:

@@ -25,8 +25,9 @@ class Plan:
         conf: folder of the scripts' settings.
         data, train, compress, export: settings of the scripts as on their command lines, "key=value" each; those of
             ``data`` go to all that read data. ``compress`` None leaves that step out.
+        deploy: options of ``cellvision deploy``.
         metric, at_least: what the gate asks for; see `Bar`.
-        host, port: where the server answers.
+        host, port: where the server answers; None leaves that to ``cellvision deploy``.
         keep: whether it stays.
     """
 
@@ -38,10 +39,11 @@ class Plan:
     train: tuple[str, ...] = ()
     compress: tuple[str, ...] | None = ()
     export: tuple[str, ...] = ()
+    deploy: tuple[str, ...] = ()
     metric: str = "cell/f1"
     at_least: float | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: str | None = "127.0.0.1"
+    port: int | None = 8000
     keep: bool = False
 
     def __post_init__(self) -> None:
@@ -63,12 +65,13 @@ class Plan:
         return self.folder / "bundle"
 
 
-def build_steps(plan: Plan) -> tuple[Step, ...]:
-    """The steps of a plan. Their paths are those of the plan; nothing is read but which version is in production.
+def build_steps(plan: Plan, production: Path | None = None) -> tuple[Step, ...]:
+    """The steps of a plan. Their paths are those of the plan; nothing is read.
 
-    A version in production that is not of this run is scored on this run's fields, so that both can be compared.
+    Args:
+        plan: what to do.
+        production: bundle that is scored on the same fields, so that both can be compared: see `find_production`.
     """
-    production = _find_other_production(plan)
     compress = [] if plan.compress is None else [_compress(plan, plan.compress)]
     beside = [] if production is None else [_evaluate(plan, production, "production")]
     return (
@@ -156,7 +159,9 @@ def _register(plan: Plan, *, has_production: bool) -> Step:
 def _deploy(plan: Plan) -> Step:
     """Without outputs: it is what becomes of the others' outputs, and is done each time."""
     words = ["--models", f"{plan.models}", "--sample", f"{plan.validation / 'images'}"]
-    words += ["--host", plan.host, "--port", f"{plan.port}", *([] if plan.keep else ["--stop-after"])]
+    words += [] if plan.host is None else ["--host", plan.host]
+    words += [] if plan.port is None else ["--port", f"{plan.port}"]
+    words += [*([] if plan.keep else ["--stop-after"]), *plan.deploy]
     return Step(
         name="deploy",
         command=("cellvision", "deploy", plan.name, *words),
@@ -164,8 +169,8 @@ def _deploy(plan: Plan) -> Step:
     )
 
 
-def _find_other_production(plan: Plan) -> Path | None:
-    """Bundle of the version in production, unless this run has registered it."""
+def find_production(plan: Plan) -> Path | None:
+    """Bundle of the version in production on this machine, unless this run has registered it."""
     production = ModelRegistry(plan.models).find_production(plan.name)
     record = plan.folder / REGISTERED_NAME
     own = load_json(record) if record.is_file() else {}
@@ -180,7 +185,7 @@ def _name_checkpoint(run: Path) -> Path:
 
 def _list_settings(plan: Plan) -> tuple[Path, ...]:
     """What the scripts are set by; not the settings of the pipeline, which are in the commands."""
-    return tuple(sorted(path for path in plan.conf.iterdir() if path.name != "pipeline.yaml"))
+    return tuple(sorted(path for path in plan.conf.iterdir() if path.stem not in ("pipeline", "target")))
 
 
 def _find_paths(settings: Sequence[str]) -> tuple[Path, ...]:

@@ -10,6 +10,9 @@ from typing import Any
 
 from cellvision.errors import DataError, explain, is_finite_number
 
+AZURE = Path("azureml")
+"""In the place of a registry's folder: that of an Azure ML workspace, see ``cellvision.cloud.registry``."""
+
 RECORD_NAME = "version.json"
 BUNDLE_NAME = "bundle"
 

@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -70,27 +71,15 @@ class ModelRegistry:
             ConfigError: a name that cannot be that of a folder, or a bar without scores.
             GateError: it is not good enough, or the scores are of another bundle.
         """
-        manifest = load_manifest(bundle)
-        _check_request(bundle, manifest, name, scores, bar)
-        gate = None
-        if bar is not None and scores is not None:
-            production = self.find_production(name)
-            gate = pass_gate(scores, bar, production=production, production_scores=production_scores)
+        production = None if bar is None else self.find_production(name)
+        given = {"scores": scores, "bar": bar, "production": production, "production_scores": production_scores}
+        draft = draft_version(bundle, name, tags=tags, **given)
         home = self.folder / name
         home.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=".part-", dir=home))
         try:
             shutil.copytree(bundle, staged / BUNDLE_NAME)
-            version = ModelVersion(
-                name=name,
-                version=0,
-                folder=staged,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                files=_hash_files(staged / BUNDLE_NAME),
-                scores=scores,
-                gate=gate,
-                tags=describe_manifest(manifest) | dict(tags or {}),
-            )
+            version = replace(draft, folder=staged, files=_hash_files(staged / BUNDLE_NAME))
             return self._find_same(version) or self._claim_number(version)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
@@ -145,21 +134,14 @@ class ModelRegistry:
         """
         path = self.folder / name / PRODUCTION_NAME
         before = list(load_json(path)["before"]) if path.is_file() else []
-        if not before:
-            got = f"{name} had no version in production before"
-            raise ConfigError(explain(got=got, need="one to go back to", hint="cellvision deploy NAME --version N"))
-        return self.get(name, int(before[-1]))
+        return self.get(name, choose_previous(name, before))
 
     def set_production(self, name: str, version: int) -> None:
         """Say that a version is in production; going back to the one before takes it off the list of earlier ones."""
         path = self.folder / name / PRODUCTION_NAME
-        before: list[int] = []
-        if path.is_file():
-            known = load_json(path)
-            before = [*known["before"], known["version"]]
-        if version in before:
-            before = before[: before.index(version)]
-        write_json(path, {"version": version, "before": before})
+        known = load_json(path) if path.is_file() else {}
+        before = [*known["before"], known["version"]] if known else []
+        write_json(path, {"version": version, "before": list_before(before, version)})
 
     def _check_name(self, name: str) -> None:
         if not self._list_numbers(name):
@@ -192,6 +174,65 @@ class ModelRegistry:
                 number += 1
                 continue
             return load_record(home / str(number))
+
+
+def draft_version(
+    bundle: Path,
+    name: str,
+    *,
+    scores: Scores | None,
+    bar: Bar | None,
+    production: ModelVersion | None,
+    production_scores: Scores | None,
+    tags: Mapping[str, str] | None,
+) -> ModelVersion:
+    """What a version of a bundle will say, once it has got past the gate; its number is 0, its folder the bundle's.
+
+    Args:
+        bundle: folder.
+        name: of the model.
+        scores: of the bundle.
+        bar: what is asked of it, or None.
+        production: version in production, or None.
+        production_scores: of that one on the same fields, or None.
+        tags: beside those that the bundle itself tells.
+
+    Raises:
+        BundleError, ConfigError, GateError: see `ModelRegistry.register`.
+    """
+    manifest = load_manifest(bundle)
+    _check_request(bundle, manifest, name, scores, bar)
+    gate = None
+    if bar is not None and scores is not None:
+        gate = pass_gate(scores, bar, production=production, production_scores=production_scores)
+    return ModelVersion(
+        name=name,
+        version=0,
+        folder=bundle.parent,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=_hash_files(bundle),
+        scores=scores,
+        gate=gate,
+        tags=describe_manifest(manifest) | dict(tags or {}),
+    )
+
+
+def list_before(before: Sequence[int], version: int) -> list[int]:
+    """The versions that were in production before this one; going back to one takes it and later ones off the list.
+
+    Example:
+        >>> list_before([1, 2, 3], 2)
+        [1]
+    """
+    return list(before[: before.index(version)] if version in before else before)
+
+
+def choose_previous(name: str, before: Sequence[int]) -> int:
+    """The last of the versions that were in production before; ConfigError where there was none."""
+    if not before:
+        got = f"{name} had no version in production before"
+        raise ConfigError(explain(got=got, need="one to go back to", hint="cellvision deploy NAME --version N"))
+    return int(before[-1])
 
 
 def _check_request(bundle: Path, manifest: Manifest, name: str, scores: Scores | None, bar: Bar | None) -> None:

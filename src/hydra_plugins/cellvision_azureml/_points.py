@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from cellvision.cloud.options import ASSET, LaunchOptions
+from cellvision.cloud.options import LaunchOptions, is_asset
 from cellvision.cloud.points import Point, Word, drop_local, list_own_words
 from cellvision.composition import check_groups, check_settings, resolve
 from cellvision.errors import ConfigError, explain
@@ -62,8 +62,8 @@ def read_point(
 def _read(override: Override) -> Word:
     value, text = override.value(), override.input_line
     assert text is not None
-    is_asset = isinstance(value, str) and (ASSET.fullmatch(value) or value.startswith("azureml://"))
-    return Word(key=override.key_or_group, text=text, asset=str(value) if is_asset else None)
+    asset = value if isinstance(value, str) and is_asset(value) else None
+    return Word(key=override.key_or_group, text=text, asset=asset)
 
 
 def _check_files(cfg: DictConfig) -> None:

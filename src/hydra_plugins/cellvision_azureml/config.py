@@ -11,8 +11,11 @@ from cellvision.cloud.options import LaunchOptions
 
 @dataclass
 class AzureMLConf(LaunchOptions):
-    """What ``LaunchOptions`` says, and the class that takes it."""
+    """What ``LaunchOptions`` says, with the workspace of the environment, and the class that takes it."""
 
+    subscription_id: str | None = "${oc.env:AZURE_SUBSCRIPTION_ID,null}"
+    resource_group: str | None = "${oc.env:AZURE_RESOURCE_GROUP,null}"
+    workspace: str | None = "${oc.env:AZURE_ML_WORKSPACE,null}"
     _target_: str = "hydra_plugins.cellvision_azureml.launcher.AzureMLLauncher"
 
 

@@ -40,11 +40,11 @@ def test_what_only_says_where_a_job_runs_stays_here():
     [
         (
             "trainer=cpu",
-            r"trainer=cpu with trainer=azure; need hydra\.launcher\.gpus to say it, .*; try: leave trainer",
+            r"trainer=cpu for a job on Azure; need hydra\.launcher\.gpus to say it, .*; try: leave trainer",
         ),
-        ("trainer.devices=2", r"trainer\.devices=2 with trainer=azure; need hydra\.launcher\.gpus"),
-        ("++trainer.num_nodes=2", r"trainer\.num_nodes=2 with trainer=azure; need hydra\.launcher\.nodes"),
-        ("resume=runs/a/last.ckpt", r"resume=.* with trainer=azure; need a job, which continues by itself"),
+        ("trainer.devices=2", r"trainer\.devices=2 for a job on Azure; need hydra\.launcher\.gpus"),
+        ("++trainer.num_nodes=2", r"trainer\.num_nodes=2 for a job on Azure; need hydra\.launcher\.nodes"),
+        ("resume=runs/a/last.ckpt", r"resume=.* for a job on Azure; need none, as a job continues by itself"),
         ("+a='${{inputs.b}}'", r"where Azure would replace \$\{\{\.\.\.\}\}; need a value without it"),
         ("+a='one\ntwo'", r"of several lines; need one line"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from cellvision.errors import ConfigError
 from cellvision.release import steps
 from cellvision.release.lock import hold
-from cellvision.release.pipeline import Plan, build_steps
+from cellvision.release.pipeline import Plan, build_steps, find_production
 from cellvision.release.registry import ModelRegistry
 from cellvision.release.steps import Step, StepError, run_steps
 from stain_net import write_bundle
@@ -170,19 +170,26 @@ def test_a_pipeline_without_compression_or_end(tmp_path):
 
 def test_another_version_in_production_is_scored_on_the_same_fields(tmp_path):
     plan = make_plan(tmp_path)
+    assert find_production(plan) is None
     registry = ModelRegistry(plan.models)
     version = registry.register(write_bundle(tmp_path / "bundle"), "a")
     registry.set_production("a", 1)
-    chain = build_steps(plan)
+    chain = build_steps(plan, find_production(plan))
     beside = next(step for step in chain if step.name == "evaluate_production")
     assert str(version.bundle) in beside.command
     assert set(beside.outputs) < set(chain[-2].inputs)
     assert chain[-2].command[-4:-2] == ("--production-scores", str(beside.outputs[0]))
     plan.folder.mkdir()
     (plan.folder / "registered.json").write_text('{"name": "b", "version": 1}')
-    assert "evaluate_production" in [step.name for step in build_steps(plan)]
+    assert find_production(plan) == version.bundle
     (plan.folder / "registered.json").write_text('{"name": "a", "version": 1}')
-    assert "evaluate_production" not in [step.name for step in build_steps(plan)]
+    assert find_production(plan) is None
+
+
+def test_options_of_the_deployment_are_those_that_were_given(tmp_path):
+    chain = build_steps(make_plan(tmp_path, host=None, port=None, keep=True, deploy=("--threads=2",)))
+    words = chain[-1].command
+    assert words[-2:] == (str(tmp_path / "run" / "validation" / "images"), "--threads=2")
 
 
 def test_settings_that_are_none(tmp_path):

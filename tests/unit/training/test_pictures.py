@@ -146,4 +146,4 @@ def test_pictures_are_of_validated_epochs_at_the_asked_distance(tmp_path, monkey
             )
             callback.on_validation_batch_end(trainer, task, {"fields": ["a field"]}, None, 0)
             callback.on_validation_epoch_end(trainer, task)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"epoch_{epoch - 1:03d}.png" for epoch in drawn]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"epoch_{epoch:03d}.png" for epoch in drawn]
