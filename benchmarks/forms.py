@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from cellvision.export.gate.found import LARGEST_WHOLE_PX, Agreement, open_bundl
 from cellvision.export.gate.measure import NET, Measurement, measure_forms
 from cellvision.export.graph_options import GraphOptions
 from cellvision.export.progress import PhaseLines, Tell
-from cellvision.export.quantize.calibration import collect_training_images
+from cellvision.export.quantize.calibration import collect_training_fields
 from cellvision.export.writer import export_checkpoint
 from cellvision.metrics.accuracy import Accuracy, Found, choose_headlines
 from cellvision.metrics.cost.timing import describe_machine
@@ -66,7 +67,7 @@ def main() -> None:
         data = build_data(compose("train", overrides=["run_dir=unused", *chosen.data]).data)
     held_out = data.collect_held_out(sys.maxsize)
     fields = {"held out": held_out[: chosen.fields], **choose_fields(held_out)}
-    images = collect_training_images(data, chosen.calibration_fields)
+    images = [field.image for field in collect_training_fields(data, chosen.calibration_fields)]
     chosen.out.mkdir(parents=True)
     record: dict[str, Any] = {"machine": describe_machine(), "fields": describe_fields(fields), "nets": {}}
     text = f"Fields: {'; '.join(f'{name}: {facts}' for name, facts in record['fields'].items())}.\n"
@@ -144,29 +145,30 @@ def measure_fields(
 ) -> list[dict[str, Any]]:
     """A row for each group of fields and each form: scores, and differences from the net in PyTorch."""
     manifest = load_manifest(forms["ORT fp32"])
-    ways: dict[str, Predict] = {
-        NET: open_net(
-            net,
-            splitting=manifest.splitting,
-            live_threshold=manifest.live_threshold,
-            detecting=manifest.detecting,
-        )
+    settings = {name: getattr(manifest, name) for name in ("splitting", "live_threshold", "detecting")}
+    find = open_net(net, **settings)
+    ways: dict[str, Callable[[], Predict]] = {
+        name: partial(open_bundle, folder, largest_px=LARGEST_WHOLE_PX) for name, folder in forms.items()
     }
-    ways |= {name: open_bundle(folder, largest_px=LARGEST_WHOLE_PX) for name, folder in forms.items()}
     if RUNNER.is_file():
-        ways[CPP] = open_cpp(forms["ORT fp32"])
+        ways[CPP] = partial(open_cpp, forms["ORT fp32"])
+    headlines = choose_headlines(manifest.kind, manifest.classes)[:1]
     rows = []
     with show_progress("cells", unit="fields") as progress:
-        total, done = sum(map(len, fields.values())), 0
+        total, done = sum(map(len, fields.values())) * (1 + len(ways)), 0
         for group, samples in fields.items():
-            tallies = {name: _Tally(net.spec.classes, manifest.splitting.foreground_threshold) for name in ways}
-            for sample in samples:
-                of_net = ways[NET](sample)
-                for name, predict in ways.items():
-                    tallies[name].add(sample, of_net, of_net if name == NET else predict(sample))
-                progress(done := done + 1, total)
-            headlines = choose_headlines(manifest.kind, manifest.classes)[:1]
-            rows += [{"fields": group, "form": name} | tally.compute(headlines) for name, tally in tallies.items()]
+            of_net: list[Found] = []
+            for name, open_way in {NET: lambda: find, **ways}.items():
+                tally = _Tally(net.spec.classes, manifest.splitting.foreground_threshold)
+                predict = open_way()  # one after the other: each session keeps the memory of its largest field
+                for index, sample in enumerate(samples):
+                    found = predict(sample)
+                    if name == NET:
+                        of_net.append(found)
+                    tally.add(sample, of_net[index], found)
+                    progress(done := done + 1, total)
+                rows.append({"fields": group, "form": name} | tally.compute(headlines))
+                del predict
             if not RUNNER.is_file():
                 rows.append({"fields": group, "form": f"{CPP}: not built"})
     return rows
