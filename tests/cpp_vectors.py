@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 from onnx import TensorProto
 from skimage.segmentation import watershed
 
-from cellvision.bundle import Splitting
-from cellvision.errors import ConfigError
+from cellvision.bundle import Splitting, compute_sha256
+from cellvision.errors import BundleError, ConfigError
 from cellvision.runtime.detections.found import Detections
 from cellvision.runtime.detections.masks import paint_detections
 from cellvision.runtime.detections.nms import suppress_boxes
+from cellvision.runtime.engines.library import Gpu
+from cellvision.runtime.engines.sidecar import EngineSidecar, check_engine_sidecar, find_sidecar, write_sidecar
 from cellvision.runtime.maps.splitting import split_cells
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.tiles.tiling import Costs, choose_tile_px, plan_spans
@@ -59,6 +62,7 @@ def write_vectors(folder: Path) -> int:
     _add_suppressions(cases)
     _add_small_parts(cases)
     _add_bundles(cases)
+    _add_sidecars(cases)
     add_map_predictions(cases)
     add_dot_predictions(cases)
     _add_measured(cases)
@@ -201,6 +205,11 @@ def _add_bundles(cases: CaseFolder) -> None:
             ({"kind": "cells"}, 'kind="cells"'),
             ({"classes": ["background", "live"]}, "live and dead"),
             ({"classes": "background"}, "classes="),
+            ({"classes": ["background", "live", "dead", "cells"]}, "other names than the columns image, cells"),
+            ({"pixel_size_um": 9e-5}, "need a number of micrometres from 0.0001 to 1000000, or null"),
+            ({"pixel_size_um": 1.1e6}, "need a number of micrometres from 0.0001 to 1000000, or null"),
+            ({"tile_px": 500_000_032}, "tile_px=500000032; need a whole number from 1 to 500000000"),
+            ({"splitting": {"min_area_px": 10**18}}, "need a whole number from 1 to 500000000"),
             ({"live_threshold": 1.5}, "live_threshold=1.5"),
             ({"surprise": 1}, "surprise"),
             ({"outputs": ["probabilities"]}, "distance"),
@@ -292,6 +301,41 @@ def _add_measured(cases: CaseFolder) -> None:
     add_prediction(cases, "stain_float", image, tile_px=64, overlap_px=32, arena="none", at_once=3)
 
 
+def _add_sidecars(cases: CaseFolder) -> None:
+    """Sidecars of engines, where they are to run, and what Python says to it; "" where the engine may run."""
+    built = Gpu(name="NVIDIA H100", compute_capability="9.0")
+    facts = {
+        "library": "tensorrt", "library_version": "11.4.0.106", "gpu": built, "onnx_sha256": "0" * 64,
+        "precision": "fp16", "layers": {"fp16": 3}, "profile": {}, "inputs": (), "outputs": (),
+    }  # fmt: skip
+    for number, (there, here) in enumerate(
+        (
+            ({}, {}),
+            ({}, {"library_version": "11.3.0.1"}),
+            ({}, {"gpu": Gpu(name="NVIDIA A100", compute_capability="8.0")}),
+            ({"gpu": None}, {}),
+            ({"engine_sha256": "1" * 64}, {}),
+        )
+    ):
+        engine = cases.folder / f"engine{number}"
+        engine.write_bytes(b"engine")
+        write_sidecar(EngineSidecar(**facts | {"engine_sha256": compute_sha256(engine)} | there), engine)
+        host = {"library_version": "11.4.0.106", "gpu": built} | here
+        try:
+            check_engine_sidecar(engine, **host)
+            said = ""
+        except BundleError as error:
+            said = str(error)
+        cases.add("sidecar", engine=engine.name, said=said, **host | {"gpu": asdict(host["gpu"])})
+    for name, text in (("none", None), ("odd", "{"), ("other", '{"format": "x"}')):
+        engine = cases.folder / name
+        engine.write_bytes(b"engine")
+        if text is not None:
+            find_sidecar(engine).write_text(text)
+        said = f"{find_sidecar(engine)} is not "
+        cases.add("sidecar", engine=name, said=said, library_version="", gpu=asdict(built))
+
+
 def _add_unfit(cases: CaseFolder) -> None:
     """Images that do not suit a bundle, and a word of the text that must say so."""
     image = draw_cells((90, 100), [(30, 30), (60, 70)], 9)
@@ -305,7 +349,10 @@ def _add_unfit(cases: CaseFolder) -> None:
         (image, "stain", "arena=all", {"arena": "all"}),
         (image, "stain", "nosuch", {"provider": "nosuch"}),
         (image, "stain", "intensity_scale=-1", {"intensity_scale": -1.0}),
-        (image, "stain", "pixel_size_um=0", {"pixel_size_um": 0.0}),
+        (image, "stain", "intensity_scale=1e+38", {"intensity_scale": 1e38}),
+        (image, "stain", "pixel_size_um=0; need a number of micrometres", {"pixel_size_um": 0.0}),
+        (image, "stain", "pixel_size_um=6.5e-07; need a number of micrometres", {"pixel_size_um": 6.5e-7}),
+        (image, "stain", "pixel_size_um=1e+300; need a number of micrometres", {"pixel_size_um": 1e300}),
         (image, "stain", "nuclei once", {"channel_names": ["a", "PI"]}),
         (image, "stain", "1 channel names", {"channel_names": ["a"]}),
         (image[:1], "stain", "1 channels", {}),

@@ -55,9 +55,18 @@ int to_count(const std::string& option, const std::string& text) {
 }
 
 double to_positive(const std::string& option, const std::string& text) {
-    const auto value = to_number<double>(option, text, "a number above 0", "0.65");
+    const auto value = to_number<double>(option, text, "a number above 0", "257");
     if (!(value > 0.0) || !std::isfinite(value)) {
-        cellvision::fail(ErrorKind::config, option + " " + text, "a number above 0", "leave it out if unknown");
+        cellvision::fail(ErrorKind::config, option + " " + text, "a number above 0", option + " 257");
+    }
+    return value;
+}
+
+double to_pixel_size(const std::string& option, const std::string& text) {
+    const std::string need(cellvision::pixel_sizes);
+    const auto value = to_number<double>(option, text, need.c_str(), "0.65");
+    if (!cellvision::is_pixel_size(value)) {
+        cellvision::fail(ErrorKind::config, option + " " + text, need, "leave it out if unknown");
     }
     return value;
 }
@@ -99,7 +108,7 @@ std::map<std::string, Setter> list_setters(Arguments& found) {
         {"--arena", [&](Text, Text value) { found.options.arena = value; }},
         {"--channels", [&](Text, Text value) { found.channel_names = split_names(value); }},
         {"--intensity-scale", [&](Text option, Text value) { found.intensity_scale = to_positive(option, value); }},
-        {"--pixel-size-um", [&](Text option, Text value) { found.pixel_size_um = to_positive(option, value); }},
+        {"--pixel-size-um", [&](Text option, Text value) { found.pixel_size_um = to_pixel_size(option, value); }},
         {"--ort-library", [&](Text, Text value) { found.options.ort_library = value; }},
     };
 }

@@ -23,16 +23,16 @@ using cellvision::Cells;
 using cellvision::ErrorKind;
 using cellvision::Image;
 
-constexpr int exit_ok = 0, exit_some_failed = 1, exit_error = 2, exit_interrupted = 130;
+constexpr int exit_ok = 0, exit_some_failed = 1, exit_error = 2, exit_by_signal = 128;
 
-volatile std::sig_atomic_t is_interrupted = 0;
+volatile std::sig_atomic_t interrupting = 0;  // the signal that asked for an end, or 0
 
 struct Interrupted {};
 
-void note_interrupt(int /*signal*/) { is_interrupted = 1; }
+void note_interrupt(int signal) { interrupting = signal; }
 
 void check_interrupt() {
-    if (is_interrupted != 0) {
+    if (interrupting != 0) {
         throw Interrupted();
     }
 }
@@ -263,7 +263,7 @@ int main(int count, char** arguments) {
         return Run(asked).predict_all();
     } catch (const Interrupted&) {
         std::cerr << "cellvision_predict: interrupted\n";
-        return exit_interrupted;
+        return exit_by_signal + interrupting;
     } catch (const std::exception& error) {
         std::cerr << "cellvision_predict: " << to_line(error.what()) << '\n';
         return exit_error;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <mutex>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -78,7 +80,8 @@ public:
 
     Cells predict(const Image& image, std::optional<double> intensity_scale) {
         const InputMatch match = match_input(manifest_, image, intensity_scale);
-        const int tile_px = find_tile_px(image.height, image.width);
+        Cells cells;
+        const int tile_px = find_tile_px(image.height, image.width, cells.notes);
         const auto rows = plan_spans(image.height, tile_px, overlap_px_);
         const auto columns = plan_spans(image.width, tile_px, overlap_px_);
         std::vector<Tile> tiles;
@@ -87,7 +90,6 @@ public:
                 tiles.push_back({.rows = row, .columns = column});
             }
         }
-        Cells cells;
         cells.height = image.height, cells.width = image.width;
         cells.classes = manifest_.classes;
         cells.channels = manifest_.channel_names();
@@ -193,7 +195,8 @@ private:
                std::to_string(2LL * most);
     }
 
-    int find_tile_px(int height, int width) {
+    /// The tile size that was asked for, or the bundle's, or a smaller one that fits the memory, which is noted once.
+    int find_tile_px(int height, int width, std::vector<std::string>& notes) {
         const int stride = manifest_.stride;
         const int largest = round_up(options_.tile_px.value_or(manifest_.tile_px), stride);
         const TileLimits limits{.largest_px = largest,
@@ -205,8 +208,26 @@ private:
         if (assumed.compute_total(height, width, largest, overlap_px_) <= options_.memory_mib * 1024.0 * 1024.0) {
             return largest;
         }
-        return choose_tile_px(height, width, limits, compute_costs(find_net_costs(), manifest_, options_.batch),
-                              options_.memory_mib);
+        const Costs costs = compute_costs(find_net_costs(), manifest_, options_.batch);
+        const int tile_px = choose_tile_px(height, width, limits, costs, options_.memory_mib);
+        const std::size_t tiles = count_tiles(height, width, tile_px);
+        const std::size_t fewest = count_tiles(height, width, largest);
+        if (tiles != fewest) {
+            const double enough = costs.compute_total(height, width, largest, overlap_px_) / (1024.0 * 1024.0);
+            std::string note = std::to_string(tiles) + " tiles of " + std::to_string(tile_px) +
+                               " px keep within memory_mib=" + std::to_string(options_.memory_mib) + "; memory_mib=" +
+                               std::to_string(static_cast<long long>(std::ceil(enough))) + " allows " +
+                               std::to_string(fewest) + " of " + std::to_string(largest) + " px, which is faster";
+            const std::lock_guard lock(mutex_);
+            if (said_.insert(note).second) {
+                notes.push_back(std::move(note));
+            }
+        }
+        return tile_px;
+    }
+
+    [[nodiscard]] std::size_t count_tiles(int height, int width, int tile_px) const {
+        return plan_spans(height, tile_px, overlap_px_).size() * plan_spans(width, tile_px, overlap_px_).size();
     }
 
     NetCosts find_net_costs() {
@@ -229,6 +250,7 @@ private:
     std::optional<NetCosts> net_costs_;
     std::mutex mutex_;
     Timings timings_;
+    std::set<std::string> said_;
 };
 
 Predictor::Predictor(const std::filesystem::path& bundle_dir, const Options& options)

@@ -11,6 +11,7 @@
 #include "cellvision/viability.hpp"
 #include "detections/masks.hpp"
 #include "detections/nms.hpp"
+#include "graphs/engine_sidecar.hpp"
 #include "graphs/external_data.hpp"
 #include "maps/split.hpp"
 #include "maps/watershed.hpp"
@@ -141,6 +142,20 @@ void check_external(const Case& one) {
     expect_equal(has_external_data(std::as_bytes(std::span(raw))), one["external"].get<bool>(), "findings");
 }
 
+void check_sidecar(const Case& one) {
+    std::string said;
+    try {
+        check_engine_sidecar(one.folder() / one["engine"].get<std::string>(),
+                             {.library_version = one["library_version"],
+                              .gpu = one["gpu"]["name"],
+                              .compute_capability = one["gpu"]["compute_capability"]});
+    } catch (const Error& error) {
+        said = error.what();
+    }
+    const auto expected = one["said"].get<std::string>();
+    expect(expected.empty() ? said.empty() : said.starts_with(expected), "the text is: " + said);
+}
+
 void check_refused(const Case& one) {
     try {
         static_cast<void>(load_manifest(one.folder() / one["bundle"].get<std::string>()));
@@ -164,7 +179,8 @@ int main(int count, char** arguments) {
         {"spans", check_spans},       {"tile", check_tile},         {"flood", check_flood},
         {"split", check_split},       {"paint", check_paint},       {"suppress", check_suppress},
         {"sha256", check_sha256},     {"external", check_external}, {"refused", check_refused},
-        {"viability", check_viability}, {"predict", check_predict}, {"unfit", check_unfit}};
+        {"sidecar", check_sidecar},   {"viability", check_viability}, {"predict", check_predict},
+        {"unfit", check_unfit}};
     int failed = 0;
     const auto all = cases::load(arguments[1]);
     for (const Case& one : all) {

@@ -32,6 +32,7 @@ from cellvision.training.stopping import Stopped, stopping
 
 if TYPE_CHECKING:
     from cellvision.data.datamodule import CellDataModule
+    from cellvision.export.gate.judged import Request
     from cellvision.export.tensorrt.options import TensorrtOptions
 
 
@@ -126,73 +127,79 @@ def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | 
 
 
 def export(cfg: DictConfig) -> None:
-    """Make a bundle of a checkpoint, compare it with the net on real samples, and refuse a form that is worse."""
+    """Make a bundle of a checkpoint, measure it against PyTorch on real samples, and refuse a form that is worse."""
     check_settings(cfg)
-    from cellvision.export.checks import check_count, check_folder, check_switch
+    from cellvision.bundle import load_manifest
+    from cellvision.export.checks import check_folder
+    from cellvision.export.gate.judged import export_judged
+    from cellvision.export.gate.table import print_verdict
     from cellvision.export.graph_options import GraphOptions
     from cellvision.export.progress import PhaseLines
-    from cellvision.export.writer import check_options, check_tolerance, choose_precision, export_checkpoint
+    from cellvision.export.quantize.calibration import collect_training_fields
+    from cellvision.export.writer import check_options
+    from cellvision.metrics.accuracy import choose_headlines
 
-    check_count("samples", cfg.samples, least=1)
-    check_count("calibration.fields", cfg.calibration.fields, least=1)
-    check_switch("overwrite", cfg.overwrite)
     # Before fields are read, which can take minutes.
-    check_folder(Path(cfg.bundle).resolve(), overwrite=cfg.overwrite)
-    check_tolerance(cfg.tolerance)
-    checkpoint = Path(cfg.ckpt)
+    checkpoint, bundle = Path(cfg.ckpt), Path(cfg.bundle)
+    _check_export(cfg)
+    check_folder(bundle.resolve(), overwrite=cfg.overwrite)
     engines = None if cfg.get("trt") is None else build(cfg.trt, "trt")
+    request = _build_request(cfg, engines)
     data = build_data(_choose_data(cfg, checkpoint))
     options = GraphOptions(input_dtype=cfg.input_dtype, form=cfg.form, max_cells=cfg.max_cells, min_score=cfg.min_score)
     check_options(checkpoint, options, engines)
     given: dict[str, Any] = {"options": options, "tolerance": cfg.tolerance, "overwrite": cfg.overwrite}
-    precision = cfg.precision or ("fp32" if engines is not None else choose_precision(checkpoint))
-    if precision != "fp32" or engines is not None:
-        _export_form(cfg, data, engines, checkpoint, precision, given)
-        return
-    with PhaseLines() as tell:
-        tell("reading fields")
-        samples = data.collect_held_out(cfg.samples)
-        given |= {"precision": precision, "tell": tell}
-        manifest = export_checkpoint(checkpoint, Path(cfg.bundle), samples=samples, **given)
-    print(f"bundle {cfg.bundle}: largest difference from PyTorch {manifest.parity['max_difference']:.1e}")
-
-
-def _export_form(
-    cfg: DictConfig,
-    data: CellDataModule,
-    engines: TensorrtOptions | None,
-    checkpoint: Path,
-    precision: str,
-    given: dict[str, Any],
-) -> None:
-    from cellvision.bundle import load_manifest
-    from cellvision.export.gate.judged import Request, export_judged
-    from cellvision.export.gate.table import print_verdict
-    from cellvision.export.progress import PhaseLines
-    from cellvision.export.quantize.calibration import collect_training_fields
-    from cellvision.metrics.accuracy import choose_headlines
-
-    if engines is not None and precision not in ("fp32", engines.precision):
-        got = f"precision={precision} with +trt={engines.precision}"
-        raise ConfigError(explain(got=got, need="one precision", hint=f"+trt={precision} alone"))
-    request = Request(
-        precision=precision if engines is None else engines.precision,
-        engines=engines,
-        calibration=cfg.calibration.method if engines is None else engines.calibration or cfg.calibration.method,
-        rounds=cfg.calibration.rounds,
-        tolerance_points=cfg.tolerance_points,
-        allow_worse=cfg.allow_worse,
-    )
     with PhaseLines() as tell:
         tell("reading fields")
         if request.precision == "int8":
             request = replace(request, fields=collect_training_fields(data, cfg.calibration.fields))
         samples = data.collect_held_out(cfg.samples)
-        verdict = export_judged(checkpoint, Path(cfg.bundle), request, samples=samples, tell=tell, **given)
-    manifest = load_manifest(Path(cfg.bundle))
+        verdict = export_judged(checkpoint, bundle, request, samples=samples, tell=tell, **given)
+    manifest = load_manifest(bundle)
     print_verdict(verdict, choose_headlines(manifest.kind, manifest.classes))
-    print(f"bundle {cfg.bundle}: {verdict.kept}")
+    difference = manifest.parity["max_difference"]
+    print(f"bundle {cfg.bundle}: {verdict.kept}, largest difference from PyTorch {difference:.1e}")
     verdict.raise_if_refused()
+
+
+def _check_export(cfg: DictConfig) -> None:
+    from cellvision.export.checks import check_count, check_switch
+    from cellvision.export.writer import check_tolerance
+
+    check_count("samples", cfg.samples, least=1)
+    check_count("calibration.fields", cfg.calibration.fields, least=1)
+    check_switch("overwrite", cfg.overwrite)
+    check_tolerance(cfg.tolerance)
+
+
+def _build_request(cfg: DictConfig, engines: TensorrtOptions | None) -> Request:
+    """What is asked for, without fields.
+
+    Raises:
+        ConfigError: a setting out of its range, or two that say different things of engines.
+        DataError: the checkpoint cannot be read.
+    """
+    from cellvision.export.gate.judged import Request
+    from cellvision.export.writer import choose_precision
+
+    method = cfg.calibration.method
+    request = Request(
+        precision=cfg.precision or ("fp32" if engines is None else engines.precision),
+        engines=engines,
+        calibration=method or (engines and engines.calibration) or "minmax",
+        rounds=cfg.calibration.rounds,
+        tolerance_points=cfg.tolerance_points,
+        allow_worse=cfg.allow_worse,
+    )
+    if engines is None:
+        return request if cfg.precision else replace(request, precision=choose_precision(Path(cfg.ckpt)))
+    if request.precision != engines.precision:
+        got = f"precision={cfg.precision} with +trt={engines.precision}"
+        raise ConfigError(explain(got=got, need="one precision", hint=f"+trt={cfg.precision} alone"))
+    if method is not None and engines.calibration not in (None, method):
+        got = f"calibration.method={method} with trt.calibration={engines.calibration}"
+        raise ConfigError(explain(got=got, need="one way to find ranges", hint=f"trt.calibration={method} alone"))
+    return request
 
 
 def _choose_data(cfg: DictConfig, checkpoint: Path) -> Any:

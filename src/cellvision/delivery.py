@@ -78,9 +78,7 @@ def deliver(
         _report(cfg, data, task, folder, compression=compression)
         return
     if compression is not None:
-        print(
-            "report    none: trainer.max_epochs=0, so there is no net from before the first step to compare with"
-        )
+        print("report    none: trainer.max_epochs=0, so there is no net from before the first step to compare with")
     manifest = export_checkpoint(best, bundle, samples=data.collect_held_out(PARITY_FIELDS), overwrite=True)
     print(f"bundle    {bundle}  (largest difference from PyTorch {manifest.parity['max_difference']:.1e})")
     if cfg.predict >= 1:

@@ -186,6 +186,28 @@ def test_what_python_refuses_is_refused(tmp_path):
     check_refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("code", "text", "vendor"),
+    [
+        (34412, None, "Zeiss LSM"),
+        (33628, None, "Metamorph STK"),
+        (34362, None, "Olympus FluoView"),
+        (305, "PerkinElmer-QPI 2", "PerkinElmer QPI"),
+        (270, "Aperio Image Library v11", "Aperio SVS"),
+        (270, "<scn></scn>\n", "Leica SCN"),
+    ],
+)
+def test_files_with_rules_of_a_vendor_are_refused(tmp_path, code, text, vendor):
+    """Python reads them by those rules; as plain TIFF their numbers could mean something else."""
+    image, path = draw((37, 53), "uint16"), tmp_path / "field.tif"
+    tag = (code, "s", 0, text, True) if text else (code, "I", 1, 7, True)
+    tags = {"software": text} if code == 305 else {"software": None, "extratags": [tag]}
+    tifffile.imwrite(path, image, photometric="minisblack", metadata=None, **tags)
+    said = read_cpp(path)
+    assert f"field.tif is a file of {vendor}, whose numbers may mean something else; unsupported; need " in said
+    assert "; try: " in said
+
+
 def test_a_file_that_ends_early_is_refused(tmp_path):
     colour = draw((64, 64, 3), "uint8")
     tifffile.imwrite(tmp_path / "a.tif", draw((64, 64), "uint16"))

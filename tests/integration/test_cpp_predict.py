@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import platform
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -207,6 +209,65 @@ def test_what_a_killed_run_left_is_taken_over(stained, tmp_path):
     assert not (tmp_path / LOCK_NAME).exists()
 
 
+def test_staged_files_of_killed_processes_are_removed_by_either_program(stained, tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    few = stained / "images" / "few.ome.tif"
+    for run in ("python", "cpp"):
+        out = tmp_path / run
+        out.mkdir()
+        names = [f".{host}-{ended.pid}-{n}.part" for n, host in enumerate((platform.node(),) * 2 + ("elsewhere",))]
+        names.append(f".{platform.node()}-{os.getpid()}-999.part")
+        for name in names:
+            (out / name).write_text("a")
+            os.utime(out / name, (0, 0))
+        os.utime(out / names[1])
+        arguments = [str(word) for word in ("--bundle", stained / "bundle", few, "--out", out, "--no-overlay")]
+        status = predict_cpp(*arguments)[0] if run == "cpp" else main(["predict", *arguments])
+        assert status == 0
+        assert sorted(path.name for path in out.glob(".*")) == sorted(names[1:])
+
+
+def test_a_killed_run_leaves_names_that_tell_whose_they_are(stained, tmp_path):
+    """The tables are open under names for the time being from the start to the end of a run."""
+    (tmp_path / "images").mkdir()
+    for number in range(10):
+        (tmp_path / "images" / f"{number}.ome.tif").symlink_to(stained / "images" / "crowd.ome.tif")
+    out = tmp_path / "out"
+    environment = os.environ | {"CELLVISION_ORT_LIBRARY": str(cpp_build.find_ort_library())}
+    arguments = ["--bundle", stained / "bundle", tmp_path / "images", "--out", out]
+    command = [cpp_build.build() / "cellvision_predict", *arguments]
+    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL) as run:
+            while len(left := list(out.glob(".*.part"))) < 2:
+                assert run.poll() is None
+                time.sleep(0.0005)
+            run.send_signal(number)
+            assert run.wait() == status
+        assert {path.name.rpartition("-")[0] for path in left} == {f".{platform.node()}-{run.pid}"}
+        assert bool(list(out.glob(".*.part"))) == (status < 0)
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def test_smaller_tiles_for_little_memory_are_said(tmp_path, capsys):
+    """Once, and in the same words; the numbers differ, for each program measures what the net takes."""
+    write_bundle(tmp_path / "bundle", tile_px=512)
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        write_field(tmp_path / "images" / f"{name}.ome.tif", np.zeros((2, 1080, 1080), np.uint16), CHANNELS)
+    arguments = ["--bundle", tmp_path / "bundle", tmp_path / "images", "--threads", 1, "--no-overlay", "--memory-mib"]
+    for memory_mib, notes in ((14, 1), (1024, 0)):
+        assert main([str(w) for w in ("predict", *arguments, memory_mib, "--out", tmp_path / f"py{memory_mib}")]) == 0
+        status, _, complaints = predict_cpp(*arguments, memory_mib, "--out", tmp_path / f"cpp{memory_mib}")
+        assert status == 0
+        note = (
+            rf"a: note: \d+ tiles of \d+ px keep within memory_mib={memory_mib}; "
+            r"memory_mib=\d+ allows 4 of 512 px, which is faster\n"
+        )
+        for said in (capsys.readouterr().err, complaints):
+            assert re.fullmatch(note * notes, said), said
+
+
 def test_sizes_have_the_bounds_of_python(stained, tmp_path, capsys):
     few = stained / "images" / "few.ome.tif"
     for option in ("--tile-px", "--overlap-px", "--memory-mib", "--batch"):
@@ -285,6 +346,8 @@ def test_what_cannot_be_done_is_one_sentence_and_no_file(stained, tmp_path):
     check_refused(out, *to, few, "--threads", 0, names="--threads 0")
     check_refused(out, *to, few, "--threads", names="--threads")
     check_refused(out, *to, few, "--pixel-size-um", -1, names="--pixel-size-um -1")
+    check_refused(out, *to, few, "--pixel-size-um", 6.5e-7, names="6.5e-07; need a number of micrometres from 0.0001")
+    check_refused(out, *to, few, "--pixel-size-um", 1e300, names="1e+300; need a number of micrometres from 0.0001")
     check_refused(out, *to, few, "--tile-px", "wide", names="--tile-px wide")
     check_refused(out, *to, few, "--arena", "roman", names="arena=roman")
     check_refused(out, *to, few, "--provider", "abacus", names="abacus")

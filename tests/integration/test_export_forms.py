@@ -1,5 +1,6 @@
 """Bundles in fewer bits, and the gate between them and the folder that was asked for."""
 
+import copy
 import json
 
 import numpy as np
@@ -8,13 +9,17 @@ import pytest
 import torch
 
 from cellvision.bundle import Channel, Splitting, load_manifest
+from cellvision.compression.qat.plan import plan_rounding
 from cellvision.errors import ConfigError, ExportError
 from cellvision.export.forms import Quantizing, write_half, write_int8
 from cellvision.export.gate.judged import Request, export_judged
+from cellvision.export.gate.table import print_verdict
 from cellvision.export.graph_options import GraphOptions
 from cellvision.export.tensorrt.options import TensorrtOptions
 from cellvision.export.writer import check_options, export_bundle
+from cellvision.metrics.accuracy import choose_headlines
 from cellvision.models.build import build_model
+from cellvision.models.structure.fake_quant import find_fake_quants, set_fake_quant, set_phase
 from cellvision.runtime.session import open_session
 from cellvision.training.checkpoint import NetRecord
 from cellvision.types import DataStats, Sample
@@ -145,6 +150,42 @@ def test_a_form_that_loses_too_much_is_refused_and_fp32_kept(checkpoint, samples
     assert load_manifest(tmp_path / "bundle").graphs[0].precision == "fp32"
     with pytest.raises(ExportError, match=r"int8 .*mean IoU.*; need .*; try: "):
         verdict.raise_if_refused()
+
+
+def test_fp32_itself_is_judged_against_pytorch(checkpoint, samples, tmp_path, capsys):
+    verdict = judge(checkpoint, tmp_path / "bundle", samples, precision="fp32")
+    assert (verdict.kept, verdict.passed) == ("fp32", True)
+    gate = load_manifest(tmp_path / "bundle").gate
+    assert (gate["form"], gate["passed"], set(gate["forms"])) == ("fp32", True, {"fp32"})
+    form, pytorch = gate["forms"]["fp32"], gate["pytorch"]
+    assert form["accuracy"]["pixel/miou"] == pytest.approx(pytorch["accuracy"]["pixel/miou"]) > 0.8
+    assert form["latency"][0]["shape"] == pytorch["latency"][0]["shape"] == [1, 1, 120, 100]
+    assert (form["memory"] is None) == (pytorch["memory"] is None)
+    print_verdict(verdict, choose_headlines("semantic", CLASSES))
+    printed = capsys.readouterr().out
+    assert "peak MiB" in printed
+    assert printed.split()[:2] == ["pytorch", "fp32"]
+
+
+def test_a_net_that_learned_to_round_is_judged_without_that(unet, checkpoint, samples, tmp_path, monkeypatch):
+    net, seen = copy.deepcopy(unet), {}
+    images = torch.from_numpy(samples[0].image[None])
+    set_fake_quant(net, plan_rounding(net, lambda: net(images)))
+    set_phase(net, observing=True, rounding=False)
+    for quant in find_fake_quants(net):
+        quant.train()
+    net(images)
+    set_phase(net, observing=False, rounding=True)
+    facts = {"splitting": Splitting(method="components"), "provenance": {}, **FACTS}
+    monkeypatch.setattr("cellvision.export.gate.judged.load_facts", lambda _: (net.eval(), facts))
+    weigh = lambda *_, batch, **how: seen.update(how)  # noqa: E731
+    monkeypatch.setattr("cellvision.export.gate.measure.measure_net_memory", weigh)
+    verdict = judge(checkpoint, tmp_path / "bundle", samples, precision="fp32")
+    manifest = load_manifest(tmp_path / "bundle")
+    assert (verdict.kept, verdict.passed, manifest.graphs[0].precision) == ("fp32", True, "fp32")
+    assert manifest.provenance["form"]["rounding"] == "learned, and left out"
+    assert manifest.gate["forms"]["fp32"]["agreement"]["max_difference"] < 1e-3  # from the net that does not round
+    assert seen["rounds"] is False
 
 
 def test_what_cannot_be_judged(checkpoint, samples, tmp_path):

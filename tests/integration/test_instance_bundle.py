@@ -13,7 +13,8 @@ from cellvision.commands.evaluate import evaluate_bundle
 from cellvision.commands.evaluation.truth import open_truth
 from cellvision.errors import ConfigError, ExportError
 from cellvision.export.forms import write_half
-from cellvision.export.gate.found import open_bundle
+from cellvision.export.gate.found import open_bundle, open_net
+from cellvision.export.gate.judged import Request, export_judged
 from cellvision.export.graph_options import GraphOptions
 from cellvision.export.onnx import open_eager
 from cellvision.export.parity.detections import check_forward, pair_detections
@@ -216,6 +217,33 @@ def test_pytorch_is_compared_on_the_work_of_the_graph(net, bundle):
     for detecting, expected in ((few, every.take(slice(4))), (replace(few, max_cells=400), every.take(slice(11)))):
         outputs = open_eager(net, detecting=detecting)(torch.from_numpy(image[None]))
         compare(read_detections({name: values.numpy() for name, values in outputs.items()}, 0), expected)
+
+
+@pytest.mark.slow
+def test_two_graphs_are_judged_beside_one(net, facts, tmp_path, monkeypatch):
+    """They are for engines and for less memory: slower is no reason to refuse them, and is said."""
+    image = IMAGES[7]
+    sample = Sample(
+        name="a", group="a", image=image, label_image=np.zeros(image.shape[1:], np.int32),
+        cell_classes=np.zeros(0, np.int64),
+    )  # fmt: skip
+    detecting = options().choose_detecting(net, SPLITTING)
+    cells = open_net(net, splitting=SPLITTING, live_threshold=0.5, detecting=detecting)(sample).cells
+    truth = replace(sample, label_image=cells.label_image, cell_classes=cells.class_id)
+    given = {name: value for name, value in facts.items() if name != "samples"}
+    monkeypatch.setattr("cellvision.export.gate.judged.load_facts", lambda _: (net, given))
+    monkeypatch.setattr("cellvision.export.gate.measure.measure_net_memory", lambda *_, **__: None)
+    slow = lambda rows, name: 1.0 if name == "fp32" else 3.0  # noqa: E731
+    monkeypatch.setattr("cellvision.export.gate.measure.find_ratio", slow)
+    monkeypatch.setattr("cellvision.export.gate.measure.find_sure_ratio", slow)
+    verdict = export_judged(
+        tmp_path / "no.ckpt", tmp_path / "b", Request(precision="fp32", runs=1, tolerance_points=5.0), samples=[truth],
+        options=options(form="parted"), tolerance=1e-3,
+    )  # fmt: skip
+    manifest = load_manifest(tmp_path / "b")
+    assert (verdict.kept, verdict.passed, manifest.is_parted) == ("two graphs", True, True)
+    assert manifest.gate["forms"]["two graphs"]["remarks"] == ["takes 3.00 times as long as fp32"]
+    assert manifest.gate["forms"]["fp32"]["accuracy"]["mask/ap"] > 0
 
 
 def test_the_gate_sees_the_cells_that_the_predictor_gives(net, bundle):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cellvision.bundle import (
+    FIELD_COLUMNS,
     Channel,
     Detecting,
     Graph,
@@ -16,7 +17,8 @@ from cellvision.bundle import (
     load_manifest,
     write_manifest,
 )
-from cellvision.errors import BundleError
+from cellvision.data.dataset import to_classes
+from cellvision.errors import BundleError, ConfigError
 
 HEX = "0123456789abcdef" * 4
 GRAPH = {"role": "whole", "file": "graph.onnx", "sha256": HEX}
@@ -77,11 +79,14 @@ WRONG = [
     ("image_dtypes", "uint8", "a list"),
     ("image_dtypes", ["uint8", "int8"], "different ones of"),
     ("image_dtypes", ["uint8", ["uint8"]], "different ones of"),
-    ("pixel_size_um", "x", "a number above 0, or null"),
-    ("pixel_size_um", 0, "a number above 0"),
-    ("pixel_size_um", float("nan"), "a number above 0"),
-    ("pixel_size_um", float("inf"), "a number above 0"),
-    ("pixel_size_um", True, "a number above 0"),
+    ("pixel_size_um", "x", "a number of micrometres from 0.0001 to 1000000, or null"),
+    ("classes", ["background", "live", "dead", "low_percent"], "other names than the columns image, cells, viab"),
+    ("pixel_size_um", 9e-5, "a number of micrometres from"),
+    ("pixel_size_um", 1.1e6, "a number of micrometres from"),
+    ("pixel_size_um", 0, "a number of micrometres from"),
+    ("pixel_size_um", float("nan"), "a number of micrometres from"),
+    ("pixel_size_um", float("inf"), "a number of micrometres from"),
+    ("pixel_size_um", True, "a number of micrometres from"),
     ("classes", ["background"], "at least two different names"),
     ("classes", ["background", "live", "live"], "at least two different names"),
     ("classes", "live", "a list"),
@@ -92,20 +97,21 @@ WRONG = [
     ("outputs", ["probabilities"], "distance too for splitting.method=distance"),
     ("outputs", [], "different names, probabilities first"),
     ("outputs", ["probabilities", "distance", "distance"], "different names, probabilities first"),
-    ("stride", "4", "a whole number from 1 up"),
-    ("stride", 0, "a whole number from 1 up"),
-    ("stride", True, "a whole number from 1 up"),
+    ("stride", "4", "a whole number from 1 to 500000000"),
+    ("stride", 0, "a whole number from 1 to 500000000"),
+    ("stride", True, "a whole number from 1 to 500000000"),
     ("live_threshold", 2, "a number between 0 and 1"),
     ("live_threshold", 1.0, "a number between 0 and 1"),
     ("live_threshold", "x", "a number between 0 and 1"),
-    ("tile_px", -8, "a whole number from 1 up"),
-    ("tile_px", "big", "a whole number from 1 up"),
-    ("tile_px", 512.0, "a whole number from 1 up"),
+    ("tile_px", -8, "a whole number from 1 to 500000000"),
+    ("tile_px", 500_000_016, "a whole number from 1 to 500000000"),
+    ("tile_px", "big", "a whole number from 1 to 500000000"),
+    ("tile_px", 512.0, "a whole number from 1 to 500000000"),
     ("tile_px", 100, "a multiple of stride=16; try: tile_px=112"),
-    ("overlap_px", -100, "a whole number from 0 up"),
-    ("overlap_px", 1.5, "a whole number from 0 up"),
+    ("overlap_px", -100, "a whole number from 0 to 500000000"),
+    ("overlap_px", 1.5, "a whole number from 0 to 500000000"),
     ("overlap_px", 97, "a multiple of stride=16; try: overlap_px=112"),
-    ("nucleus_margin_px", -1, "a whole number from 0 up"),
+    ("nucleus_margin_px", -1, "a whole number from 0 to 500000000"),
     ("recipe", ["prune"], "a list of records"),
     ("recipe", {}, "a list"),
     ("parity", None, "names with values"),
@@ -142,9 +148,14 @@ def test_a_value_that_cannot_be_is_named_on_load(bundle, key, value, need):
         ("splitting", {"method": ["distance"]}, "splitting.method=.*; need one of distance, components"),
         ("splitting", {"seed_threshold": "0.5"}, "splitting.seed_threshold='0.5'; need a number between 0 and 1"),
         ("splitting", {"foreground_threshold": 1}, "splitting.foreground_threshold=1; need a number between"),
-        ("splitting", {"min_area_px": 0}, "splitting.min_area_px=0; need a whole number from 1 up"),
-        ("splitting", {"min_seed_px": 2.5}, "splitting.min_seed_px=2.5; need a whole number from 1 up"),
-        ("splitting", {"min_seed_px": True}, "splitting.min_seed_px=True; need a whole number from 1 up"),
+        ("splitting", {"min_area_px": 0}, "splitting.min_area_px=0; need a whole number from 1 to 500000000"),
+        (
+            "splitting",
+            {"min_area_px": 10**18},
+            "splitting.min_area_px=1000000000000000000; need a whole number from 1 to 500000000",
+        ),
+        ("splitting", {"min_seed_px": 2.5}, "splitting.min_seed_px=2.5; need a whole number from 1 to 500000000"),
+        ("splitting", {"min_seed_px": True}, "splitting.min_seed_px=True; need a whole number from 1 to 500000000"),
         (
             "splitting",
             {"method": "instances"},
@@ -167,7 +178,7 @@ def test_a_value_that_cannot_be_is_named_on_load(bundle, key, value, need):
         ),
         ("detecting", {"nms_iou": 2}, "detecting.nms_iou=2; need a number between 0 and 1"),
         ("detecting", {"min_score": 1.5}, "detecting.min_score=1.5; need a number from 0 up and below 1"),
-        ("detecting", {"max_cells": 0}, "detecting.max_cells=0; need a whole number from 1 up"),
+        ("detecting", {"max_cells": 0}, "detecting.max_cells=0; need a whole number from 1 to 500000000"),
         ("detecting", {"speed": 0}, "detecting: unknown speed; need the keys mask_side, max_cells, min_score"),
         ("provenance", {"tiling": 3}, "provenance.tiling=3; need names with values"),
         ("stride", 3, "tile_px=512; need a multiple of stride=3; try: tile_px=513"),
@@ -226,6 +237,20 @@ def test_a_long_value_is_cut(bundle):
 def test_a_manifest_made_in_python_is_checked_too(change):
     with pytest.raises(BundleError, match=f"^{next(iter(change))}="):
         Manifest(**(FACTS | change))
+
+
+@pytest.mark.parametrize("name", FIELD_COLUMNS)
+def test_no_class_has_the_name_of_a_column(name):
+    """Of ``fields.csv``, in which each class has one: neither in a bundle nor in the data that it is trained on."""
+    with pytest.raises(BundleError, match=f"'{name}'.*; need other names than the columns image, cells,"):
+        Manifest(**FACTS | {"kind": "semantic", "classes": ("background", name)})
+    with pytest.raises(ConfigError, match=f"classes cell, {name}; need other names: fields.csv has columns {name} "):
+        to_classes(["cell", name])
+
+
+@pytest.mark.parametrize("pixel_size_um", [1e-4, 1, 1e6])
+def test_pixels_of_any_microscope_are_accepted(pixel_size_um):
+    assert Manifest(**FACTS | {"pixel_size_um": pixel_size_um}).pixel_size_um == pixel_size_um
 
 
 def test_semantic_bundles_name_their_classes_freely():

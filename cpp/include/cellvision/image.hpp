@@ -22,6 +22,15 @@ enum class DType { uint8, uint16, float32 };
 /// The type of that name; throws Error where there is none.
 [[nodiscard]] DType to_dtype(std::string_view name);
 
+/// Edges that a pixel can have, in micrometres: a TIFF holds the resolutions that they give.
+inline constexpr double smallest_pixel_um = 1e-4, largest_pixel_um = 1e6;
+inline constexpr std::string_view pixel_sizes = "a number of micrometres from 0.0001 to 1000000";
+
+/// Whether a number is among them.
+[[nodiscard]] constexpr bool is_pixel_size(double size_um) noexcept {
+    return size_um >= smallest_pixel_um && size_um <= largest_pixel_um;
+}
+
 /// Raw counts of one image, planar: channel by channel, row by row, (C, H, W).
 struct Image {
     int channels = 0;

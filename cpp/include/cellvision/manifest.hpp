@@ -10,6 +10,9 @@
 
 namespace cellvision {
 
+/// No size or number of a bundle or an Options may be larger, so that sums of a few of them are whole numbers still.
+inline constexpr int largest_size = 500'000'000;
+
 /// One image channel: its name, and its role where there is one ("nuclear", "live", "dead", or "").
 struct Channel {
     std::string name;

@@ -12,9 +12,6 @@
 
 namespace cellvision {
 
-/// No size or number of an Options may be larger, so that sums of a few of them are whole numbers still.
-inline constexpr int largest_size = 500'000'000;
-
 /// How a bundle is run. What is left out is the bundle's own.
 struct Options {
     int threads = 0;                                     ///< processor threads of the net; 0 for all cores

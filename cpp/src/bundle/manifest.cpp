@@ -1,6 +1,7 @@
 #include "cellvision/manifest.hpp"
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <set>
 
@@ -14,6 +15,8 @@ namespace {
 using nlohmann::json;
 
 constexpr int format_version = 2;
+constexpr std::array<std::string_view, 5> field_columns = {"image", "cells", "viability_percent", "low_percent",
+                                                           "high_percent"};
 const std::vector<std::string> detection_outputs = {"boxes", "scores", "classes", "valid", "class_scores", "masks"};
 
 [[noreturn]] void fail_unusable(const std::filesystem::path& folder, const std::string& why) {
@@ -111,15 +114,23 @@ void check_outputs(const Manifest& found, const Record& record) {
                 found.kind == "instance" ? "instances" : "components");
 }
 
+/// The table of fields has a column for each class.
+void check_classes(const Manifest& found, const json& shown) {
+    const auto has_class = [&](std::string_view name) {
+        return std::find(found.classes.begin() + 1, found.classes.end(), name) != found.classes.end();
+    };
+    check_value(std::none_of(field_columns.begin(), field_columns.end(), has_class), "classes", shown,
+                "other names than the columns image, cells, viability_percent, low_percent, high_percent of fields.csv",
+                "background, cell");
+    check_value(found.kind != "viability" || (has_class("live") && has_class("dead")), "classes", shown,
+                "live and dead after the background, for viability", "background, live, dead");
+}
+
 void check_meaning(const Manifest& found, const Record& record) {
     check_graphs(found, record);
     check_value(are_different(found.channels, &Channel::name) && !found.channels.empty(), "channels.name",
                 record.at("channels"), "at least one name, all different", "DAPI, PI");
-    const auto has_class = [&](std::string_view name) {
-        return std::find(found.classes.begin() + 1, found.classes.end(), name) != found.classes.end();
-    };
-    check_value(found.kind != "viability" || (has_class("live") && has_class("dead")), "classes", record.at("classes"),
-                "live and dead after the background, for viability", "background, live, dead");
+    check_classes(found, record.at("classes"));
     check_outputs(found, record);
     check_value((found.kind == "instance") == found.detecting.has_value(), "detecting",
                 record.has("detecting") ? record.at("detecting") : json(),
@@ -149,8 +160,8 @@ Manifest read_manifest(const json& object) {
     }
     found.channels = read_each(record.read_list("channels"), read_channel);
     if (const json& size = record.at("pixel_size_um"); !size.is_null()) {
-        check_value(size.is_number() && size.get<double>() > 0.0, "pixel_size_um", size,
-                    "a number above 0, or null where unknown", "0.5");
+        check_value(size.is_number() && is_pixel_size(size.get<double>()), "pixel_size_um", size,
+                    std::string(pixel_sizes) + ", or null where unknown", "0.5");
         found.pixel_size_um = size.get<double>();
     }
     found.classes = record.read_names("classes", 2, "background, cell");

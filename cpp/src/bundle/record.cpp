@@ -1,9 +1,9 @@
 #include "bundle/record.hpp"
 
 #include <algorithm>
-#include <limits>
 
 #include "cellvision/error.hpp"
+#include "cellvision/manifest.hpp"
 
 namespace cellvision {
 namespace {
@@ -107,12 +107,9 @@ int Record::read_whole(std::string_view key, int least, int usual) const {
         return usual;
     }
     const nlohmann::json& value = at(key);
-    bool is_right = value.is_number_integer();
-    if (is_right && value.is_number_unsigned()) {
-        is_right = value.get<std::uint64_t>() <= static_cast<std::uint64_t>(std::numeric_limits<int>::max() / 4);
-    }
-    is_right = is_right && value.get<std::int64_t>() >= least;
-    check_value(is_right, place_ + std::string(key), value, "a whole number from " + std::to_string(least) + " up",
+    const bool is_right = value.is_number_integer() && value >= least && value <= largest_size;
+    check_value(is_right, place_ + std::string(key), value,
+                "a whole number from " + std::to_string(least) + " to " + std::to_string(largest_size),
                 std::to_string(usual));
     return value.get<int>();
 }

@@ -34,7 +34,7 @@ public:
                                                       std::string_view example) const;
     /// A number between 0 and 1, neither included; `usual` where the key is absent.
     [[nodiscard]] double read_share(std::string_view key, double usual) const;
-    /// A whole number from `least` up; `usual` where the key is absent.
+    /// A whole number from `least` to largest_size; `usual` where the key is absent.
     [[nodiscard]] int read_whole(std::string_view key, int least, int usual) const;
     /// A list.
     [[nodiscard]] const nlohmann::json& read_list(std::string_view key) const;

@@ -3,7 +3,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <fstream>
 #include <string>
@@ -38,9 +37,7 @@ bool is_same(const fs::path& path, int file) {
 }
 
 void write_owner(int file) {
-    std::array<char, 256> host{};
-    ::gethostname(host.data(), host.size() - 1);
-    const std::string owner = "process " + std::to_string(::getpid()) + " of " + host.data() + "\n";
+    const std::string owner = "process " + std::to_string(::getpid()) + " of " + find_host() + "\n";
     if (::ftruncate(file, 0) != 0 || ::write(file, owner.data(), owner.size()) < 0) {
         throw std::system_error(errno, std::generic_category());
     }

@@ -1,7 +1,12 @@
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
 #include <fstream>
+#include <regex>
 #include <system_error>
 
 #include "cellvision/error.hpp"
@@ -16,7 +21,31 @@ namespace {
 
 std::string number_part() {
     static std::atomic<unsigned> next{0};
-    return "." + std::to_string(::getpid()) + "-" + std::to_string(next++) + ".part";
+    return "." + find_host() + "-" + std::to_string(::getpid()) + "-" + std::to_string(next++) + ".part";
+}
+
+/// Whether a file bears a name of `number_part` of this machine, and of a process that is no more.
+bool is_left(const std::string& name, const std::string& host) {
+    static const std::regex numbers(R"((\d{1,9})-\d+\.part)");
+    const std::string start = "." + host + "-";
+    std::smatch found;
+    const std::string end = name.starts_with(start) ? name.substr(start.size()) : "";
+    return std::regex_match(end, found, numbers) && ::kill(std::stoi(found[1]), 0) != 0 && errno == ESRCH;
+}
+
+/// Removes what killed processes of this machine have left, in Python too. Only what has not been written to for a day:
+/// containers can have one name and not see each other's processes.
+void remove_leftovers(const fs::path& folder) {
+    const std::string host = find_host();
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+        if (is_left(entry.path().filename().string(), host)) {
+            const fs::file_time_type written = entry.last_write_time(ignored);
+            if (!ignored && fs::file_time_type::clock::now() - written > std::chrono::hours(24)) {
+                fs::remove(entry.path(), ignored);  // another process can be faster
+            }
+        }
+    }
 }
 
 [[noreturn]] void fail_unwritable(const fs::path& folder, const std::string& why) {
@@ -25,6 +54,12 @@ std::string number_part() {
 }
 
 }  // namespace
+
+std::string find_host() {
+    std::array<char, 256> host{};
+    ::gethostname(host.data(), host.size() - 1);
+    return host.data();
+}
 
 void check_out_folder(const std::vector<fs::path>& images, const fs::path& out_dir) {
     std::error_code ignored;
@@ -71,6 +106,7 @@ void make_folder(const fs::path& folder) {
         }
         fail_unwritable(folder, "no file can be made there");
     }
+    remove_leftovers(folder);
 }
 
 StagedFiles::StagedFiles(fs::path folder) : folder_(std::move(folder)), is_new_(!fs::exists(folder_)) {

@@ -1,6 +1,8 @@
 #include "graphs/inputs.hpp"
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -17,6 +19,11 @@ std::string join(const std::vector<std::string>& names) {
         text.append(text.empty() ? "" : ", ").append(name);
     }
     return text;
+}
+
+std::string format(auto value) {
+    std::array<char, 32> text{};
+    return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value).ptr};
 }
 
 /// Whether all counts of one type fit the other without loss.
@@ -70,17 +77,24 @@ std::vector<int> order_channels(const Manifest& manifest, const Image& image) {
     return order;
 }
 
+void check_finite(float count, std::optional<float> scale) {
+    if (!std::isfinite(count)) {
+        const std::string by = scale ? " at intensity_scale=" + format(*scale) : "";
+        fail(ErrorKind::data, "an image with NaN or infinite values" + by, "finite counts",
+             "replace them first, or a smaller factor");
+    }
+}
+
 template <typename To, typename From>
 To convert(From count, std::optional<float> scale) {
-    if constexpr (std::is_floating_point_v<From>) {
-        if (!std::isfinite(count)) {
-            fail(ErrorKind::data, "an image with NaN or infinite values", "finite counts", "replace them first");
-        }
-    }
     if (!scale) {
+        if constexpr (std::is_floating_point_v<From>) {
+            check_finite(count, scale);
+        }
         return static_cast<To>(count);
     }
     const float scaled = static_cast<float>(count) * *scale;
+    check_finite(scaled, scale);
     if constexpr (std::is_floating_point_v<To>) {
         return scaled;
     } else {
@@ -134,11 +148,11 @@ InputMatch match_input(const Manifest& manifest, const Image& image, std::option
              "at least 1x1 px, and the bytes of all its counts", "check channels, height, width and dtype");
     }
     if (intensity_scale && !(*intensity_scale > 0.0 && std::isfinite(*intensity_scale))) {
-        fail(ErrorKind::config, "intensity_scale=" + std::to_string(*intensity_scale), "a number above 0",
+        fail(ErrorKind::config, "intensity_scale=" + format(*intensity_scale), "a number above 0",
              "intensity_scale=257");
     }
-    if (image.pixel_size_um && !(*image.pixel_size_um > 0.0 && std::isfinite(*image.pixel_size_um))) {
-        fail(ErrorKind::config, "pixel_size_um=" + std::to_string(*image.pixel_size_um), "a number above 0",
+    if (image.pixel_size_um && !is_pixel_size(*image.pixel_size_um)) {
+        fail(ErrorKind::config, "pixel_size_um=" + format(*image.pixel_size_um), pixel_sizes,
              "leave it out if unknown");
     }
     if (!intensity_scale) {

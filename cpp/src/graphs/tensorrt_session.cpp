@@ -4,11 +4,13 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <charconv>
 #include <mutex>
 #include <stdexcept>
 
 #include "bundle/mapped_file.hpp"
 #include "cellvision/error.hpp"
+#include "graphs/engine_sidecar.hpp"
 #include "graphs/session.hpp"
 
 namespace cellvision {
@@ -145,13 +147,42 @@ private:
     std::vector<Port> outputs_;
 };
 
+int read_device(const Options& options) {
+    const auto given = options.provider_options.find("device_id");
+    const std::string text = given == options.provider_options.end() ? "0" : given->second;
+    int device = 0;
+    const auto result = std::from_chars(text.data(), text.data() + text.size(), device);
+    if (result.ec != std::errc() || result.ptr != text.data() + text.size() || device < 0) {
+        fail(ErrorKind::config, "device_id=" + text, "the number of a GPU, from 0 up",
+             "--provider-option device_id=0");
+    }
+    return device;
+}
+
+EngineHost find_host(int device) {
+    cudaDeviceProp gpu{};
+    if (const cudaError_t status = cudaGetDeviceProperties(&gpu, device); status != cudaSuccess) {
+        fail(ErrorKind::config,
+             "no GPU of device_id=" + std::to_string(device) + " (" + cudaGetErrorString(status) + ")",
+             "an NVIDIA GPU and its driver", "--provider-option device_id=0, or a bundle of engine onnx");
+    }
+    std::string version;
+    for (const std::int32_t part : {getInferLibMajorVersion(), getInferLibMinorVersion(), getInferLibPatchVersion(),
+                                    getInferLibBuildVersion()}) {
+        version += (version.empty() ? "" : ".") + std::to_string(part);
+    }
+    return {.library_version = version,
+            .gpu = gpu.name,
+            .compute_capability = std::to_string(gpu.major) + "." + std::to_string(gpu.minor)};
+}
+
 }  // namespace
 
 std::unique_ptr<GraphRunner> open_tensorrt_graph(const std::filesystem::path& file, const Options& options) {
-    const auto device = options.provider_options.find("device_id");
+    const int device = read_device(options);
+    check_engine_sidecar(file, find_host(device));
     try {
-        const int number = device == options.provider_options.end() ? 0 : std::stoi(device->second);
-        return std::make_unique<TensorRtGraph>(file, number);
+        return std::make_unique<TensorRtGraph>(file, device);
     } catch (const std::exception& error) {
         fail(ErrorKind::bundle, file.string() + " does not load (" + error.what() + ")",
              "an engine built by this release of TensorRT for this kind of GPU", "export.py +trt=fp16 on this machine");

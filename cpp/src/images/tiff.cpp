@@ -87,6 +87,10 @@ private:
     }
 
     Series choose_series() const {
+        if (const std::string_view vendor = find_vendor(file_); !vendor.empty()) {
+            refuse(path(), "is a file of " + std::string(vendor) + ", whose numbers may mean something else",
+                   "plain TIFF, OME-TIFF or ImageJ's", "export it as OME-TIFF, e.g. in Fiji");
+        }
         std::vector<Series> every = find_series(file_);
         if (every.empty()) {
             fail(ErrorKind::data, path().string() + " has no page", "an undamaged TIFF", "copy it again");

@@ -42,6 +42,8 @@ struct Page {
     std::string second_description;  ///< ImageJ's, where it comes after OME-XML
     std::vector<std::uint64_t> offsets;
     std::vector<std::uint64_t> byte_counts;
+    std::string software;
+    std::vector<std::uint64_t> private_tags;  ///< numbers of tags from 32768 up, which are not TIFF's own
 
     [[nodiscard]] bool is_tiled() const noexcept { return tile_width > 0; }
     [[nodiscard]] bool has_samples_axis() const noexcept { return photometric == 2 || samples > 1; }
@@ -76,6 +78,7 @@ private:
     void read_entry(const Entry& entry, Page& page, bool* has_description) const;
     [[nodiscard]] std::vector<std::byte> read_values(const Entry& entry) const;
     [[nodiscard]] std::vector<std::uint64_t> read_numbers(const Entry& entry) const;
+    [[nodiscard]] std::string read_text(const Entry& entry) const;
     [[nodiscard]] std::optional<double> read_inverse(const Entry& entry) const;
 
     std::filesystem::path path_;
@@ -107,6 +110,9 @@ struct Series {
 
 /// ImageJ's notes: the value of a key, or an empty text.
 [[nodiscard]] std::string find_imagej_note(const TiffFile& file, const std::string& key);
+
+/// Whose rules besides TIFF's a file is made by, e.g. "Zeiss LSM", where Python reads it by those; else empty.
+[[nodiscard]] std::string_view find_vendor(const TiffFile& file);
 
 /// Names of all channels from OME-XML; empty where there are not that many.
 [[nodiscard]] std::vector<std::string> find_channel_names(const TiffFile& file, int channels);

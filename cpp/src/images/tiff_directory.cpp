@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::size_t most_pages = 1U << 15;
 constexpr std::uint64_t most_tags = 4096;
+constexpr std::uint64_t first_private_tag = 32768;
 
 std::size_t find_type_size(std::uint64_t type) noexcept {
     constexpr std::array<std::size_t, 19> sizes{0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8};
@@ -214,6 +215,13 @@ std::vector<std::uint64_t> TiffFile::read_numbers(const Entry& entry) const {
     return numbers;
 }
 
+std::string TiffFile::read_text(const Entry& entry) const {
+    const std::vector<std::byte> values = read_values(entry);
+    std::string text(reinterpret_cast<const char*>(values.data()), values.size());
+    text.resize(std::min(text.size(), text.find_last_not_of('\0') + 1));
+    return text;
+}
+
 std::optional<double> TiffFile::read_inverse(const Entry& entry) const {
     const std::vector<std::byte> values = read_values(entry);
     if (entry.type != 5 || values.size() != 8) {
@@ -246,10 +254,7 @@ void TiffFile::read_entry(const Entry& entry, Page& page, bool* has_description)
         case 262: set_one(page.photometric); break;
         case 266: set_one(page.fill_order); break;
         case 270: {
-            const auto values = read_values(entry);
-            std::string text(reinterpret_cast<const char*>(values.data()), values.size());
-            text.resize(std::min(text.size(), text.find_last_not_of('\0') + 1));
-            (*has_description ? page.second_description : page.description) = std::move(text);
+            (*has_description ? page.second_description : page.description) = read_text(entry);
             *has_description = true;
             break;
         }
@@ -264,6 +269,7 @@ void TiffFile::read_entry(const Entry& entry, Page& page, bool* has_description)
         case 283: page.units_per_pixel_y = read_inverse(entry); break;
         case 284: set_one(page.planar); break;
         case 296: set_one(page.resolution_unit); break;
+        case 305: page.software = read_text(entry); break;
         case 317: set_one(page.predictor); break;
         case 322: set_one(page.tile_width); break;
         case 323: set_one(page.tile_height); break;
@@ -275,7 +281,10 @@ void TiffFile::read_entry(const Entry& entry, Page& page, bool* has_description)
         case 339: set_even(page.sample_format); break;
         case 32997: set_one(page.depth); break;
         case 32998: set_one(page.tile_depth); break;
-        default: break;
+        default:
+            if (entry.tag >= first_private_tag) {
+                page.private_tags.push_back(entry.tag);
+            }
     }
 }
 

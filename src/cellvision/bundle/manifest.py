@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cellvision.bundle.checks import are_names, check, is_between, is_name, is_whole
+from cellvision.bundle.checks import PIXEL_SIZES, are_names, check, check_whole, is_between, is_name, is_pixel_size
 
 KINDS = ("semantic", "viability", "instance")
 DTYPES = ("uint8", "uint16", "float32")
@@ -13,6 +13,8 @@ SPLITTING_METHODS = ("distance", "components", "instances")
 GRAPH_ROLES = (("whole",), ("trunk", "masks"))
 ENGINES = ("onnx", "tensorrt", "tensorrt_rtx")
 PRECISIONS = ("fp32", "fp16", "int8")
+FIELD_COLUMNS = ("image", "cells", "viability_percent", "low_percent", "high_percent")
+"""Of ``fields.csv``, beside a column for each class."""
 DETECTION_OUTPUTS = ("boxes", "scores", "classes", "valid", "class_scores", "masks")
 
 
@@ -64,8 +66,8 @@ class Detecting:
         nms_iou: of two boxes of one class whose intersection over union is above it, the worse is dropped; in (0, 1).
         min_score: boxes with a lower score get no mask, and are no detections; in 0..1. A cell's final score is hardly
             ever above that of its box, so cells that count from 0.5 up lose nothing where this is 0.45.
-        max_cells: so many of an image's best are kept, and have their place in the outputs; >= 1.
-        mask_side: px of a mask, which is stretched over its box; >= 1.
+        max_cells: so many of an image's best are kept, and have their place in the outputs; 1..LARGEST_SIZE.
+        mask_side: px of a mask, which is stretched over its box; 1..LARGEST_SIZE.
     """
 
     nms_iou: float = 0.6
@@ -78,8 +80,7 @@ class Detecting:
         is_right = self.min_score == 0 or is_between(self.min_score, 0, 1)
         check(is_right, "detecting.min_score", self.min_score, "a number from 0 up and below 1", 0.0)
         for name, usual in (("max_cells", 1000), ("mask_side", 28)):
-            value = getattr(self, name)
-            check(is_whole(value, least=1), f"detecting.{name}", value, "a whole number from 1 up", usual)
+            check_whole(f"detecting.{name}", getattr(self, name), least=1, usual=usual)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,8 @@ class Splitting:
         seed_threshold: a cell's core is where the distance map reaches it, in (0, 1).
         score_threshold, min_visible: "instances": a cell with a lower score is dropped, and one of which better cells
             leave a smaller share; in (0, 1).
-        min_area_px: smaller cells are dropped; >= 1.
-        min_seed_px: smaller cores start no cell of their own; >= 1.
+        min_area_px: smaller cells are dropped; 1..LARGEST_SIZE.
+        min_seed_px: smaller cores start no cell of their own; 1..LARGEST_SIZE.
     """
 
     method: str = "distance"
@@ -112,8 +113,7 @@ class Splitting:
             value = getattr(self, name)
             check(is_between(value, 0, 1), f"splitting.{name}", value, "a number between 0 and 1", 0.5)
         for name in ("min_area_px", "min_seed_px"):
-            value = getattr(self, name)
-            check(is_whole(value, least=1), f"splitting.{name}", value, "a whole number from 1 up", 1)
+            check_whole(f"splitting.{name}", getattr(self, name), least=1, usual=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +127,13 @@ class Manifest:
         input_dtype: dtype of the graph's input "image" (B, C, H, W).
         image_dtypes: dtypes of images whose counts mean what the training counts meant.
         channels: in the graph's order.
-        pixel_size_um: of the training images, or None where unknown.
-        classes: background first.
+        pixel_size_um: of the training images, in 0.0001..1000000, or None where unknown.
+        classes: background first, and none of FIELD_COLUMNS.
         outputs: names of a whole graph's outputs in order. Kinds semantic and viability: "probabilities" (B, K, H, W)
             and, for viability, "distance" (B, 1, H, W); both float32 in 0..1 and of the input's height and width. Kind
             instance: DETECTION_OUTPUTS, with D = detecting.max_cells places per image of which only the "valid" ones
             mean anything, and "mask_scores" where the net rates its masks; shapes as in cellvision.models.base.SegNet.
-        stride: tile origins are multiples of it, so that tiled and untiled results agree.
+        stride: tile origins are multiples of it, so that tiled and untiled results agree; 1..LARGEST_SIZE.
         splitting: see Splitting.
         detecting: see Detecting; None for other kinds than instance.
         live_threshold: a cell is live where P(live) reaches it, in (0, 1).
@@ -222,6 +222,9 @@ def _check_meaning(found: Manifest) -> None:
     names, outputs = found.classes, found.outputs
     is_right = are_names(names, least=2)
     check(is_right, "classes", names, "at least two different names, background first", "background, cell")
+    is_right = not set(names[1:]) & set(FIELD_COLUMNS)
+    need = f"other names than the columns {', '.join(FIELD_COLUMNS)} of fields.csv"
+    check(is_right, "classes", names, need, "background, cell")
     is_right = found.kind != "viability" or {"live", "dead"} <= set(names[1:])
     check(is_right, "classes", names, "live and dead after the background, for viability", "background, live, dead")
     is_right = isinstance(found.splitting, Splitting)
@@ -229,8 +232,8 @@ def _check_meaning(found: Manifest) -> None:
     _check_outputs(found.kind, outputs, found.splitting.method)
     is_right = is_between(found.live_threshold, 0, 1)
     check(is_right, "live_threshold", found.live_threshold, "a number between 0 and 1", 0.5)
-    is_right = found.pixel_size_um is None or is_between(found.pixel_size_um, 0, float("inf"))
-    check(is_right, "pixel_size_um", found.pixel_size_um, "a number above 0, or null where unknown", 0.5)
+    is_right = found.pixel_size_um is None or is_pixel_size(found.pixel_size_um)
+    check(is_right, "pixel_size_um", found.pixel_size_um, f"{PIXEL_SIZES}, or null where unknown", 0.5)
 
 
 def _check_outputs(kind: str, outputs: Any, method: str) -> None:
@@ -256,8 +259,7 @@ def _check_detecting(found: Manifest) -> None:
 
 def _check_tiles(found: Manifest) -> None:
     for key, usual in (("stride", 16), ("tile_px", 512), ("overlap_px", 96), ("nucleus_margin_px", 0)):
-        value, least = getattr(found, key), int(key in ("stride", "tile_px"))
-        check(is_whole(value, least=least), key, value, f"a whole number from {least} up", usual)
+        check_whole(key, getattr(found, key), least=int(key in ("stride", "tile_px")), usual=usual)
     for key in ("tile_px", "overlap_px"):
         value, stride = getattr(found, key), found.stride
         check(value % stride == 0, key, value, f"a multiple of stride={stride}", -(-value // stride) * stride)

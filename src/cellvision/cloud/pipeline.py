@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellvision.cloud.assets import DataInput
 from cellvision.cloud.endpoint import find_live
@@ -77,7 +77,7 @@ def place(plan: Plan, words: Mapping[str, Sequence[Word]], options: LaunchOption
         logger = None if any(word.key == "logger" for word in words[name]) else options.logger
         return (*keep, *(list_trainer_words(options, logger) if name in TRAINS else ()))
 
-    given = {name: None if getattr(plan, name) is None else list_words(name) for name in SETTINGS}
+    given: dict[str, Any] = {name: None if getattr(plan, name) is None else list_words(name) for name in SETTINGS}
     return replace(plan, folder=RUN, **given)
 
 
@@ -176,7 +176,7 @@ def _read_words(settings: Sequence[str]) -> tuple[Word, ...]:
     return kept
 
 
-def _name_workspace(client: MLClient) -> dict[str, str | None]:
+def _name_workspace(client: MLClient) -> dict[str, Any]:
     """Where the client is, for steps that act there."""
     names = {"subscription_id": client.subscription_id, "resource_group": client.resource_group_name}
     return names | {"workspace": client.workspace_name}

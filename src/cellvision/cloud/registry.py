@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellvision.cloud.endpoint import Live, find_live
 from cellvision.cloud.faults import explained
@@ -51,12 +51,12 @@ class AzureRegistry:
         from azure.ai.ml.entities import Model
 
         production = None if bar is None else self.find_production(name)
-        given = {"scores": scores, "bar": bar, "production": production, "production_scores": production_scores}
-        draft = draft_version(bundle, name, tags=tags, **given)
+        given: dict[str, Any] = {"scores": scores, "bar": bar, "production": production}
+        draft = draft_version(bundle, name, tags=tags, production_scores=production_scores, **given)
         known, content = self._list(name), to_tags(draft)
         if known and _is_same(known[-1].tags, content):
             return _read(known[-1])
-        number = 1 + max((int(model.version) for model in known), default=0)
+        number = 1 + max((int(str(model.version)) for model in known), default=0)
         model = Model(name=name, version=str(number), path=str(bundle), type="custom_model", tags=content)
         with explained(f"registering {name} version {number}", otherwise=""):
             self.client.models.create_or_update(model)
@@ -130,8 +130,12 @@ def from_tags(name: str, number: int, tags: Mapping[str, str]) -> ModelVersion:
     scores = gate = None
     if "fields" in tags:
         values = {key[6:].replace(".", "/"): float(value) for key, value in tags.items() if key.startswith("score.")}
-        given = {"data_fingerprint": tags["fields"], "images": int(tags["images"]), "graph_sha256": tags["scored"]}
-        scores = Scores(values=values, **given)
+        scores = Scores(
+            values=values,
+            data_fingerprint=tags["fields"],
+            images=int(tags["images"]),
+            graph_sha256=tags["scored"],
+        )
     if "gate.metric" in tags:
         numbers = {key: float(tags[f"gate.{key}"]) for key in _GATE_NUMBERS if f"gate.{key}" in tags}
         before = int(tags["gate.production"]) if "gate.production" in tags else None
@@ -152,7 +156,7 @@ _GATE_NUMBERS = ("value", "at_least", "production_value")
 
 
 def _read(model: Model) -> ModelVersion:
-    return from_tags(str(model.name), int(model.version), model.tags or {})
+    return from_tags(str(model.name), int(str(model.version)), model.tags or {})
 
 
 def _locate(name: str, number: int) -> Path:

@@ -183,10 +183,9 @@ class Benchmark:
         batches = {name: self.inputs.build_batch(self.manifests[name], number) for name in sessions}
         ways = {name: _bind(sessions[name], batches[name]) for name in sessions}
         found = summarise(time_in_turns(ways, runs=self._runs, progress=step), shape=(number, 1, *self.inputs.size))
-        shape = (number, *self.inputs.size)
         rows = []
         for name, folder in self.folders.items():
-            memory = measure_bundle_memory(folder, shape=shape, threads=threads, provider=self._provider)
+            memory = measure_bundle_memory(folder, batch=batches[name], threads=threads, provider=self._provider)
             rows.append(BenchmarkRow(bundle=name, threads=threads, batch=number, latency=found[name], memory=memory))
             step()
         self.rows += rows

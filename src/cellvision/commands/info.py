@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cellvision.bundle import Channel, Manifest
+from cellvision.commands.lines import to_line
 
 _SCORES = (
     "mask/ap", "mask/ap50", "mask/ap75", "box/ap", "instance/aji", "instance/pq", "pixel/miou", "cell/f1", "cell/iou",
@@ -34,11 +35,11 @@ def print_summary(manifest: Manifest, folder: Path) -> None:
         "images": _describe_images(manifest),
         "tiles": f"{manifest.tile_px} px, {manifest.overlap_px} px of margin, multiples of {manifest.stride}",
         "cells": _describe_cells(manifest),
-        "graphs": "\n".join(
+        "graphs": [
             f"{graph.role}: {graph.file} ({graph.engine}, {graph.precision}), "
             f"{(folder / graph.file).stat().st_size / 2**20:.1f} MiB"
             for graph in manifest.graphs
-        ),
+        ],
         "accuracy": _describe_accuracy(manifest.accuracy),
         "parity": _describe_parity(manifest.parity),
         "latency": _describe_latency(manifest.latency),
@@ -46,7 +47,7 @@ def print_summary(manifest: Manifest, folder: Path) -> None:
         "versions": _join(manifest.versions, ("cellvision", "torch", "onnxruntime")),
         "": "--all shows everything else",
     }
-    _print({name: text for name, text in rows.items() if text})
+    _print({name: found for name, found in rows.items() if found})
 
 
 def print_manifest(manifest: Manifest) -> None:
@@ -56,12 +57,14 @@ def print_manifest(manifest: Manifest) -> None:
     _print({name: _to_text(name, value) for name, value in entries.items()})
 
 
-def _print(rows: Mapping[str, str]) -> None:
+def _print(rows: Mapping[str, str | Sequence[str]]) -> None:
+    """Print a table of names with one line or several; nothing that a bundle says makes a line or colour of its own."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(overflow="fold")  # a hash must not lose its end
-    for name, text in rows.items():
-        table.add_row(Text(name, style="bold"), Text(text))
+    for name, found in rows.items():
+        lines = [found] if isinstance(found, str) else found
+        table.add_row(Text(name, style="bold"), Text("\n".join(map(to_line, lines))))
     Console().print(table)
 
 
@@ -99,17 +102,17 @@ def _describe_latency(latency: Mapping[str, Any]) -> str:
     return _join({**latency, **medians}, ("size", "threads", *medians))
 
 
-def _describe_gate(gate: Mapping[str, Any]) -> str:
+def _describe_gate(gate: Mapping[str, Any]) -> list[str]:
     forms, name = gate.get("forms"), gate.get("form")
     if not isinstance(forms, dict) or not isinstance(form := forms.get(name), dict):
-        return ""
+        return []
     shares = {
         what: form.get(key) for what, key in (("time", "ratio"), ("size", "size_ratio"), ("memory", "memory_ratio"))
     }
     text = f"{name} {'passed' if form.get('passed') else 'did not pass'}; of fp32: {_join(shares, shares)}"
     if isinstance(lost := form.get("lost_points"), dict):
         text += f"; points lost: {_join(lost, lost)}"
-    return f"{text}\n{gate['sentence']}" if gate.get("sentence") else text
+    return [text, str(gate["sentence"])] if gate.get("sentence") else [text]
 
 
 def _join(values: Mapping[str, Any], names: Iterable[str]) -> str:
@@ -118,18 +121,20 @@ def _join(values: Mapping[str, Any], names: Iterable[str]) -> str:
     return ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in given)
 
 
-def _to_text(name: str, value: Any) -> str:
+def _to_text(name: str, value: Any) -> str | list[str]:
     if value is None:
         return "unknown"
     if name == "channels":
         return _join_channels(Channel(**channel) for channel in value)
     if name == "graphs":
-        return "\n".join(_describe_graph(**graph) for graph in value)
+        return [_describe_graph(**graph) for graph in value]
     if isinstance(value, tuple | list) and all(isinstance(entry, str) for entry in value):
         return ", ".join(value)
     if isinstance(value, dict) and not any(isinstance(entry, dict | list) for entry in value.values()):
         return ", ".join(f"{key}={entry}" for key, entry in value.items())
-    return json.dumps(value, indent=1, ensure_ascii=False) if isinstance(value, dict | list | tuple) else str(value)
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, indent=1, ensure_ascii=False).split("\n")  # whose texts have no line ends of their own
+    return str(value)
 
 
 def _describe_graph(*, role: str, file: str, sha256: str, engine: str, precision: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from cellvision.bundle import Channel, compute_sha256
+from cellvision.bundle import FIELD_COLUMNS, Channel, compute_sha256
 from cellvision.data.images import ImageInfo
 from cellvision.errors import ConfigError, DataError, check_choice, explain
 from cellvision.types import Sample
@@ -71,7 +71,8 @@ def to_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Class names with "background" first, whether it was given or not.
 
     Raises:
-        ConfigError: no class but background, a name twice, background not first, or a class "uncertain".
+        ConfigError: no class but background, a name twice, background not first, a class "uncertain", or one with the
+            name of another column of ``fields.csv``.
     """
     given = tuple(names)
     classes = given if given[:1] == (BACKGROUND,) else (BACKGROUND, *given)
@@ -86,6 +87,9 @@ def to_classes(names: Iterable[str]) -> tuple[str, ...]:
     if UNCERTAIN in classes:
         need = f"other names: {UNCERTAIN!r} are cells whose class is not known"
         raise ConfigError(explain(got=f"classes {', '.join(given)}", need=need, hint=f"leave {UNCERTAIN} out"))
+    if taken := [name for name in FIELD_COLUMNS if name in classes]:
+        need = f"other names: fields.csv has columns {', '.join(taken)} beside those of the classes"
+        raise ConfigError(explain(got=f"classes {', '.join(given)}", need=need, hint="classes=[cell]"))
     return classes
 
 

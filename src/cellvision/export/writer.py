@@ -41,6 +41,7 @@ from cellvision.types import Sample
 
 LATENCY_PX = 256
 TILE_PX = 512
+WITHOUT_ROUNDING = {"precision": "fp32", "rounding": "learned, and left out"}
 SMALLEST_OVERLAP_PX = 96  # tiles compare whole cells at their seams: the width of a large one
 
 
@@ -57,6 +58,9 @@ def export_checkpoint(
 ) -> Manifest:
     """The manifest of a new bundle in ``folder``, made of a checkpoint and its own record; see ``export_bundle``.
 
+    Light, as at the end of a run: compared with PyTorch, and timed on a small image. `export_judged` also measures
+    accuracy, latency and memory against PyTorch, and gives a verdict.
+
     ``precision`` "fp32" leaves out the rounding that a net has learned; None exports the net as it is.
 
     Raises:
@@ -66,7 +70,7 @@ def export_checkpoint(
     net, facts = load_facts(checkpoint)
     if precision == "fp32" and is_rounding(net):
         net = to_float(net)
-        facts["provenance"]["form"] = {"precision": "fp32", "rounding": "learned, and left out"}
+        facts["provenance"]["form"] = WITHOUT_ROUNDING
     how: dict[str, Any] = {"options": options, "tolerance": tolerance, "overwrite": overwrite, "tell": tell}
     return export_bundle(net, folder, samples=samples, **facts, **how)
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from cellvision.bundle import Manifest, compute_sha256, load_manifest
 from cellvision.errors import BundleError, ConfigError, explain, unknown_name
@@ -72,8 +73,8 @@ class ModelRegistry:
             GateError: it is not good enough, or the scores are of another bundle.
         """
         production = None if bar is None else self.find_production(name)
-        given = {"scores": scores, "bar": bar, "production": production, "production_scores": production_scores}
-        draft = draft_version(bundle, name, tags=tags, **given)
+        given: dict[str, Any] = {"scores": scores, "bar": bar, "production": production}
+        draft = draft_version(bundle, name, tags=tags, production_scores=production_scores, **given)
         home = self.folder / name
         home.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=".part-", dir=home))

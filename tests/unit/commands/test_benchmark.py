@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tifffile
+from matplotlib.axes import Axes
 from PIL import Image
 
 from cellvision.bundle import load_manifest
@@ -93,6 +94,20 @@ def test_two_bundles_side_by_side(stain_bundle, fields, tmp_path, quick_memory, 
     printed = capsys.readouterr().out
     for text in ("found F1", "1.000", "2 fields", "Conv", "operators", "p95", "64"):
         assert text in printed
+
+
+def test_sizes_of_small_graphs_are_told_apart(stain_bundle, tmp_path, quick_memory, monkeypatch):
+    labels = []
+
+    def note(_, bars, *, fmt, **__):
+        labels.extend(fmt % bar.get_height() for bar in bars)
+
+    monkeypatch.setattr(Axes, "bar_label", note)
+    monkeypatch.setattr(Benchmark, "find_size", lambda _, name: {"bundle": 5700, "other": 7500}[name])
+    other = write_bundle(tmp_path / "other")
+    options = ["--size", "32x32", "--runs", 1, "--threads", 1, "--out", tmp_path / "out"]
+    assert run(stain_bundle, other, *options) == 0
+    assert {"0.0057", "0.0075"} <= set(labels)
 
 
 def test_random_counts_and_the_accuracy_of_the_manifest(tmp_path, quick_memory, capsys):

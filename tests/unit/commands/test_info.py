@@ -37,6 +37,17 @@ def test_nets_of_maps_detect_nothing(stain_bundle, printed):
     assert "detecting" not in text
 
 
+def test_nothing_in_a_bundle_makes_a_line_or_colour(stain_bundle, capsys, printed):
+    classes = ("background", "live", "dead", "\x1b[31mred\nedge     a lie\x9b")
+    gate = {"form": "fp32", "forms": {"fp32": {"passed": True}}, "sentence": "a\x1b]0;b\nc"}
+    manifest = replace(load_manifest(stain_bundle), classes=classes, gate=gate, versions={"torch": "\r\x1b[2K"})
+    print_summary(manifest, stain_bundle)
+    text = capsys.readouterr().out + printed(manifest)
+    assert not [character for character in text if not character.isprintable() and character != "\n"]
+    assert not [line for line in text.splitlines() if line.startswith("edge")]
+    assert "\\x1b[31mred\\nedge" in text
+
+
 ACCURACY = {f"val/mask/ap_{n}": 0.5 for n in range(100)} | {"val/mask/ap": 0.65264, "val/cell/f1": 0.88}
 FORM = {"passed": True, "ratio": 0.47721, "size_ratio": 0.3, "memory_ratio": None, "lost_points": {"mask/ap": 0.024}}
 RECORDS = {

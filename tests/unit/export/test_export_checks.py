@@ -20,6 +20,14 @@ WRONG = [
     ("samples=true", "samples=True; need a whole number from 1 up"),
     ("calibration.fields=-3", "calibration.fields=-3; need a whole number from 1 up"),
     ("overwrite=maybe", "overwrite=maybe; need true or false; try: overwrite=false"),
+    ("allow_worse=maybe", "allow_worse=maybe; need true or false; try: allow_worse=false"),
+    ("calibration.method=foo", "unknown calibration.method 'foo'; need one of: entropy, minmax, percentile"),
+    ("precision=fp32 tolerance_points=-1", "tolerance_points=-1; need points of accuracy"),
+    ("+trt=int8 precision=fp32", r"precision=fp32 with \+trt=int8; need one precision; try: \+trt=fp32 alone"),
+    (
+        "+trt=int8 calibration.method=percentile",
+        "calibration.method=percentile with trt.calibration=entropy; need .*; try: trt.calibration=percentile alone",
+    ),
 ]
 WRONG_REQUESTS = [
     ({"precision": "int4"}, "unknown precision 'int4'; need one of: fp16, fp32, int8; try: 'int8'"),
@@ -33,7 +41,7 @@ WRONG_REQUESTS = [
 @pytest.mark.parametrize(("setting", "message"), WRONG)
 def test_settings_are_checked_before_anything_is_read(setting, message):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("export", overrides=["ckpt=no_file", "bundle=no_folder", setting])
+        cfg = compose("export", overrides=["ckpt=no_file", "bundle=no_folder", *setting.split()])
     with pytest.raises(ConfigError, match=message):
         app.export(cfg)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -193,6 +194,8 @@ def test_infinite_counts_are_refused(tmp_path):
     assert len(Predictor(bundle)(draw_cells((40, 40), [(20, 20)], 10))) == 1
     with pytest.raises(DataError, match="NaN or infinite"):
         Predictor(bundle)(np.full((2, 8, 8), np.inf, np.float32))
+    with pytest.raises(DataError, match=r"NaN or infinite values at intensity_scale=1e\+38"):
+        Predictor(bundle)(np.full((2, 8, 8), 100, np.uint16), intensity_scale=1e38)
 
 
 @pytest.mark.parametrize("name", ["memory_mib", "tile_px", "overlap_px"])
@@ -201,9 +204,20 @@ def test_sizes_must_be_positive(stain_bundle, name):
         Predictor(stain_bundle, **{name: 0})
 
 
-def test_pixel_size_must_be_positive(untiled):
-    with pytest.raises(ConfigError, match=r"pixel_size_um=-1.0; need a number above 0"):
-        untiled(np.zeros((2, 4, 4), np.uint16), pixel_size_um=-1.0)
+@pytest.mark.parametrize("value", [-1.0, 0.0, 6.5e-7, 1.1e6, 1e300, float("nan"), float("inf")])
+def test_pixel_sizes_have_bounds(untiled, value):
+    with pytest.raises(ConfigError, match=re.escape(f"pixel_size_um={value}; need a number of micrometres")):
+        untiled(np.zeros((2, 4, 4), np.uint16), pixel_size_um=value)
+
+
+@pytest.mark.parametrize("value", [1e-4, 1e6])
+def test_pixel_sizes_within_the_bounds_are_written(untiled, tmp_path, value):
+    image = tmp_path / "field.tif"
+    tifffile.imwrite(image, draw_cells((40, 40), [(20, 20)], 9), photometric="minisblack")
+    untiled.predict_to_folder(image, tmp_path / "out", pixel_size_um=value, overlay=False)
+    with tifffile.TiffFile(tmp_path / "out" / "field_labels.tif") as tiff:
+        pixels, centimetres = tiff.pages[0].tags["XResolution"].value
+    assert 1e4 * centimetres / pixels == pytest.approx(value)
 
 
 def test_too_little_memory_is_refused_before_the_work(stain_bundle):

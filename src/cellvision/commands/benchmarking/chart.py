@@ -27,7 +27,7 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
         _add_bars(times, at, len(names), p50, label=to_line(name), above=above)
         peaks = [row.memory.peak_mib if row and row.memory else 0.0 for row in rows]
         _add_bars(memory, at, len(names), peaks, label=to_line(name))
-        _add_bars(size, at, len(names), [benchmark.find_size(name) / 1e6], label=to_line(name), form="%.2f")
+        _add_bars(size, at, len(names), [benchmark.find_size(name) / 1e6], label=to_line(name))
     labels = [f"{threads} thread{'s' * (threads > 1)}, batch of {batch}" for threads, batch in cases]
     for axes in (times, memory):
         axes.set_xticks(range(len(cases)), labels)
@@ -50,7 +50,6 @@ def _add_bars(
     *,
     label: str,
     above: Sequence[float] | None = None,
-    form: str = "%.4g",
 ) -> None:
     width = 0.8 / of
     places = [case + (at - (of - 1) / 2) * width for case in range(len(values))]
@@ -58,7 +57,7 @@ def _add_bars(
     bars = axes.bar(
         places, values, width=0.95 * width, color=f"C{at % 10}", label=_escape(label), yerr=error, capsize=3
     )
-    axes.bar_label(bars, fmt=form, fontsize=8, padding=2)
+    axes.bar_label(bars, fmt="%.4g", fontsize=8, padding=2)
 
 
 def _describe(axes: Axes, title: str, unit: str) -> None:

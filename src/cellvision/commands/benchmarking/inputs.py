@@ -39,7 +39,8 @@ class BenchmarkImages:
             BundleError: the images do not suit the bundle.
         """
         if not self.images:
-            return draw_counts(manifest.input_dtype, (number, len(manifest.channels), *self.size))
+            shape = (number, len(manifest.channels), *self.size)
+            return draw_counts(manifest.input_dtype, shape, image_dtypes=manifest.image_dtypes)
         return np.stack([self._fit(manifest, *self.images[i % len(self.images)]) for i in range(number)])
 
     def _fit(self, manifest: Manifest, image: np.ndarray, info: ImageInfo) -> np.ndarray:

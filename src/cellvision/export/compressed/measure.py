@@ -75,8 +75,9 @@ def measure_bundles(
     found = {}
     for name, folder in bundles.items():
         tell(f"memory of {name}")
-        memory = measure_bundle_memory(folder, shape=(1, *size), threads=threads[-1])
         manifest = load_manifest(folder)
+        image = to_dtype(cut(samples[0].image, *size), manifest.input_dtype)
+        memory = measure_bundle_memory(folder, batch=image[None], threads=threads[-1])
         found[name] = Measured(
             precision=manifest.graphs[0].precision,
             accuracy=scored[name].compute(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Finding:
         ratio: so many times as long as the fp32 graph; NaN where unknown.
         size_ratio, memory_ratio: of the files and of the peak memory to those of the fp32 graph, or None.
         faults: why it is refused, each a part of a sentence; empty where it passes.
+        remarks: what is said of it and is no fault, likewise.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Finding:
     size_ratio: float | None
     memory_ratio: float | None
     faults: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -52,6 +54,7 @@ class Finding:
         return {
             "passed": self.passed,
             "faults": list(self.faults),
+            "remarks": list(self.remarks),
             "lost_points": {name: _to_plain(points) for name, points in self.lost_points.items()},
             "ratio": _to_plain(self.ratio),
             "size_ratio": _to_plain(self.size_ratio),
@@ -120,6 +123,7 @@ def judge(
     headlines: Sequence[Headline],
     tolerance_points: float = TOLERANCE_POINTS,
     allow_worse: bool = False,
+    may_be_slow: Collection[str] = (),
 ) -> Verdict:
     """Which form of a net is to be kept, and what is wrong with the others.
 
@@ -133,13 +137,17 @@ def judge(
         headlines: the scores that decide, from `choose_headlines`.
         tolerance_points: most points that a form may lose in any of them.
         allow_worse: keep what was asked for however it did; it is marked all the same.
+        may_be_slow: names of forms that are for something else than speed; that they are slower is a remark.
 
     Raises:
         ConfigError: the tolerance is not a number from 0 up.
     """
     check_tolerance(tolerance_points)
     first = candidates[0]
-    findings = tuple(_judge_one(reference, first, candidate, headlines, tolerance_points) for candidate in candidates)
+    findings = tuple(
+        _judge_one(reference, first, one, headlines, tolerance_points, may_be_slow=one.name in may_be_slow)
+        for one in candidates
+    )
     others = findings[1:]
     sound = [finding for finding in others if finding.passed]
     if sound:
@@ -159,17 +167,10 @@ def judge(
     )
 
 
-def judge_forms(
-    measurements: Sequence[Measurement], manifest: Manifest, *, tolerance_points: float, allow_worse: bool
-) -> Verdict:
+def judge_forms(measurements: Sequence[Measurement], manifest: Manifest, **how: Any) -> Verdict:
     """`judge` of what `measure_forms` gave, by the scores that decide on the manifest's kind of net."""
-    return judge(
-        measurements[0],
-        measurements[1:],
-        headlines=choose_headlines(manifest.kind, manifest.classes),
-        tolerance_points=tolerance_points,
-        allow_worse=allow_worse,
-    )
+    headlines = choose_headlines(manifest.kind, manifest.classes)
+    return judge(measurements[0], measurements[1:], headlines=headlines, **how)
 
 
 def mark_bundle(folder: Path, verdict: Verdict, name: str) -> Manifest:
@@ -198,9 +199,12 @@ def _judge_one(
     candidate: Measurement,
     headlines: Sequence[Headline],
     tolerance_points: float,
+    *,
+    may_be_slow: bool,
 ) -> Finding:
     lost = _compute_losses(reference.accuracy, candidate.accuracy, headlines)
     ratio, least_ratio = (1.0, 1.0) if candidate is first else (candidate.ratio, candidate.least_ratio)
+    remarks: list[str] = []
     if candidate.failure:
         faults = [f"could not be measured ({candidate.failure.partition('; ')[0]})"]
     else:
@@ -208,7 +212,8 @@ def _judge_one(
         # Written so that a NaN, which compares as neither larger nor smaller, does not pass.
         if not least_ratio < SLOWER:
             known = math.isfinite(ratio)
-            faults.append(f"takes {ratio:.2f} times as long as {first.name}" if known else "has no time")
+            said = f"takes {ratio:.2f} times as long as {first.name}" if known else "has no time"
+            (remarks if may_be_slow and known else faults).append(said)
     return Finding(
         name=candidate.name,
         lost_points=lost,
@@ -216,6 +221,7 @@ def _judge_one(
         size_ratio=_divide(candidate.size_bytes, first.size_bytes),
         memory_ratio=_divide(_find_peak(candidate), _find_peak(first)),
         faults=tuple(faults),
+        remarks=tuple(remarks),
     )
 
 

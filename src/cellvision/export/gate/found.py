@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cellvision.bundle import Detecting, Manifest, Splitting
+from cellvision.bundle import Detecting, Manifest, Splitting, load_manifest
 from cellvision.data.batching import collate, to_field
 from cellvision.errors import ExportError, explain
 from cellvision.export.onnx import open_eager
@@ -21,6 +21,7 @@ from cellvision.runtime.cells import Cells
 from cellvision.runtime.detections.cells import build_detected_cells
 from cellvision.runtime.detections.found import Detections
 from cellvision.runtime.predictor import Predictor
+from cellvision.runtime.tiles.budget import find_window_px
 from cellvision.training.scoring import predict_field
 from cellvision.types import Sample
 
@@ -64,17 +65,18 @@ def open_net(
 
 
 def open_bundle(bundle: Path, *, largest_px: int, threads: int | None = None) -> Callable[[Sample], Found]:
-    """What finds the cells of a sample with a bundle, through the runtime.
+    """What finds the cells of a sample with a bundle, through the runtime: in one piece where the bundle takes that.
 
     Args:
         bundle: folder.
         largest_px: longest edge of the samples that will come.
         threads: of the processor; None for as many as PyTorch uses.
     """
+    whole_px = min(largest_px, LARGEST_WHOLE_PX)
     predictor = Predictor(
         bundle,
         threads=threads or torch.get_num_threads(),
-        tile_px=min(largest_px, LARGEST_WHOLE_PX),
+        tile_px=whole_px if whole_px <= find_window_px(bundle, load_manifest(bundle))[1] else None,
         memory_mib=count_free_mib(),
     )
 

@@ -1,4 +1,4 @@
-"""One bundle of a checkpoint in the form that was asked for, if it is as good as the fp32 graph; else that one."""
+"""One bundle of a checkpoint, measured against PyTorch: the form that was asked for, or fp32 where that is better."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cellvision.bundle import PRECISIONS, load_manifest, write_manifest
 from cellvision.errors import ExportError, check_choice, explain
@@ -23,10 +24,12 @@ from cellvision.export.quantize.calibration import METHODS
 from cellvision.export.quantize.trained import to_float
 from cellvision.export.tensorrt.engines import write_engines
 from cellvision.export.tensorrt.options import TensorrtOptions
-from cellvision.export.writer import export_bundle, load_facts
+from cellvision.export.writer import WITHOUT_ROUNDING, export_bundle, load_facts
 from cellvision.models.base import SegNet
 from cellvision.models.structure.fake_quant import is_rounding
 from cellvision.types import Sample
+
+PARTED = "two graphs"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,8 +37,8 @@ class Request:
     """The form that is asked for, and how good it must be.
 
     Attributes:
-        precision: one of PRECISIONS; "fp32" for engines. Of a net that rounds, "int8" has the integers of its training
-            and needs no fields; in other precisions it does not round.
+        precision: one of PRECISIONS. Of a net that rounds, "int8" has the integers of its training and needs no
+            fields; in other precisions it does not round.
         engines: build engines of it; None for ONNX.
         fields: of the training split, with true cells: from their images 8 bit ranges are found, and layers that have
             to stay in float by how right they come out. Held-out ones would make the judgement flatter the form.
@@ -68,6 +71,11 @@ class Request:
         check_switch("allow_worse", self.allow_worse)
 
     @property
+    def is_fp32(self) -> bool:
+        """Whether the fp32 graphs are all that is asked for."""
+        return self.precision == "fp32" and self.engines is None
+
+    @property
     def name(self) -> str:
         """What the form is called in tables."""
         return self.precision if self.engines is None else f"{self.engines.backend} {self.precision}"
@@ -85,6 +93,9 @@ def export_judged(
     tell: Tell = say_nothing,
 ) -> Verdict:
     """Write the better of the form that is asked for and the fp32 graph to ``folder``, and say which and why.
+
+    The fp32 graph itself is measured against PyTorch too, where nothing else is asked for. Two graphs in fp32 are
+    measured beside one. They are for engines and for less memory, so that they may be slower than one, which is said.
 
     Args:
         checkpoint: of train.py.
@@ -108,11 +119,15 @@ def export_judged(
         raise ExportError(explain(got=got, need="true cells to judge a form by", hint="samples=20"))
     net, facts = load_facts(checkpoint)
     plain = to_float(net)
+    if is_rounding(net):
+        facts["provenance"]["form"] = WITHOUT_ROUNDING
     of_form = net if request.precision == "int8" else plain
+    how: dict[str, Any] = {"samples": samples, "tell": tell}
     with make_folder(Path(folder).resolve(), overwrite=overwrite) as made, tempfile.TemporaryDirectory() as workplace:
-        forms = {"fp32": Path(workplace) / "fp32", request.name: Path(workplace) / "form"}
-        export_bundle(plain, forms["fp32"], samples=samples, **facts, options=options, tolerance=tolerance, tell=tell)
-        _write_form(of_form, forms["fp32"], forms[request.name], request, samples=samples, tell=tell)
+        forms = _write_fp32(plain, Path(workplace), request, options, tolerance=tolerance, **facts, **how)
+        if not request.is_fp32:
+            forms[request.name] = Path(workplace) / "form"
+            _write_form(of_form, forms["fp32"], forms[request.name], request, **how)
         found = measure_forms(
             of_form,
             forms,
@@ -122,13 +137,21 @@ def export_judged(
             runs=request.runs,
             progress=lambda done, total: tell(f"judging {request.name}: {done} of {total} steps"),
         )
-        manifest = load_manifest(forms["fp32"])
-        verdict = judge_forms(
-            found, manifest, tolerance_points=request.tolerance_points, allow_worse=request.allow_worse
-        )
+        judging: dict[str, Any] = {"tolerance_points": request.tolerance_points, "allow_worse": request.allow_worse}
+        verdict = judge_forms(found, load_manifest(forms["fp32"]), **judging, may_be_slow=(PARTED,))
         mark_bundle(forms[verdict.kept], verdict, verdict.kept)
         shutil.copytree(forms[verdict.kept], made, dirs_exist_ok=True)
     return verdict
+
+
+def _write_fp32(net: SegNet, folder: Path, request: Request, options: GraphOptions, **how: Any) -> dict[str, Path]:
+    """Bundles by name: one in fp32, and where two graphs in fp32 are all that is asked for, these beside one graph."""
+    forms = {"fp32": options}
+    if request.is_fp32 and options.parted:
+        forms = {"fp32": replace(options, form="whole"), PARTED: options}
+    for name, chosen in forms.items():
+        export_bundle(net, folder / name, options=chosen, **how)
+    return {name: folder / name for name in forms}
 
 
 def _write_form(

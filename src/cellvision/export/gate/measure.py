@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from cellvision.bundle import Detecting, Manifest, load_manifest
-from cellvision.errors import BundleError, CellvisionError, ExportError, explain
+from cellvision.errors import CellvisionError, ExportError, explain
 from cellvision.export.gate.found import Agreement, open_bundle, open_net
 from cellvision.export.gate.latency import compare_speed, find_ratio, find_sure_ratio, open_net_run
 from cellvision.export.gate.memory import measure_net_memory
@@ -20,8 +21,10 @@ from cellvision.metrics.accuracy import Accuracy, Found
 from cellvision.metrics.cost.peak_memory import PeakMemory, measure_bundle_memory
 from cellvision.metrics.cost.timing import WARM_UPS, RunBatch
 from cellvision.models.base import SegNet
+from cellvision.models.structure.fake_quant import is_rounding
 from cellvision.runtime.maps.tile_run import Progress
 from cellvision.runtime.session import open_session
+from cellvision.runtime.tiles.budget import find_window_px
 from cellvision.types import Sample
 
 NET = "pytorch"
@@ -82,7 +85,8 @@ def measure_forms(
     """The net in PyTorch, then each of its forms, measured on the same fields by the same code.
 
     Accuracy is of whole fields where they have up to 2048 px an edge, so that no tile's edge is taken for a difference.
-    Times are of the net without the splitting, on the first fields' middle, all in turns.
+    Times are of the net without the splitting, on the first fields' middle, all in turns; memory is of the first of
+    these images. A form that fails in any of it, such as an engine of other sizes, has a ``failure``.
 
     Args:
         net: what was exported; it is not touched.
@@ -90,32 +94,33 @@ def measure_forms(
         samples: with true cells; those of a validation set.
         checkpoint: of the net, for its memory in PyTorch; None leaves that unknown.
         threads: numbers of processor threads to time with; none takes as many as PyTorch uses.
-        sizes: (H, W) in px to time; none takes that of the first field, up to 1024 px an edge.
+        sizes: (H, W) in px to time; none takes that of the first field, up to 1024 px an edge and as all forms take it.
         batches: numbers of images per batch to time.
         runs: that count, for each time.
         progress: told (steps done, steps in all) after each field, round of times and process.
 
     Raises:
         ExportError: there is no sample, the net gives NaN, or the first form cannot be measured.
-        BundleError: a bundle is not usable.
+        BundleError: a bundle's manifest is not usable.
     """
     if not samples:
         raise ExportError(explain(got="no sample", need="at least one field with true cells", hint="samples=20"))
     manifests = {name: load_manifest(folder) for name, folder in forms.items()}
     threads = tuple(threads) or (torch.get_num_threads(),)
-    sizes = tuple(sizes) or (_limit(samples[0].label_image.shape),)
+    trial = _Trial(net, forms, manifests, samples)
+    sizes = tuple(sizes) or (trial.choose_size(samples[0]),)
     cases = [(height, width, number) for height, width in sizes for number in batches]
     steps = _Steps(progress, len(samples) + len(threads) * len(cases) * (WARM_UPS + runs) + len(forms) + 1)
-    trial = _Trial(net, forms, manifests, samples)
     for sample in samples:
         trial.add(sample)
         steps.add()
+    timed = _cut_batches(samples, cases, manifests)
+    trial.rehearse(timed, threads=threads[0])
     first = next(iter(forms))
     if first in trial.failures:
         raise ExportError(f"{first}: {trial.failures[first]}")
-    sound = {name: forms[name] for name in forms if name not in trial.failures}
-    rows = _time(net, sound, manifests, samples, threads=threads, cases=cases, runs=runs, steps=steps)
-    memory = _weigh(checkpoint, sound, rows, threads=threads[0], detecting=manifests[first].detecting, steps=steps)
+    rows = _time(net, trial.sound, timed, detecting=manifests[first].detecting, threads=threads, runs=runs, steps=steps)
+    memory = trial.weigh(timed, checkpoint, threads=threads[0], steps=steps)
     return tuple(
         Measurement(
             **trial.describe(name),
@@ -134,35 +139,76 @@ class _Trial:
     def __init__(
         self, net: SegNet, forms: Mapping[str, Path], manifests: Mapping[str, Manifest], samples: Sequence[Sample]
     ) -> None:
-        self._manifests = manifests
+        self._net, self._folders, self._manifests = net, forms, manifests
         first = next(iter(manifests.values()))
         largest_px = max(max(sample.label_image.shape) for sample in samples)
         self.failures: dict[str, str] = {}
-        self._net = open_net(
+        self._find = open_net(
             net, splitting=first.splitting, live_threshold=first.live_threshold, detecting=first.detecting
         )
         self._forms: dict[str, Callable[[Sample], Found]] = {}
         for name, folder in forms.items():
-            try:
+            with self._note(name):
                 self._forms[name] = open_bundle(folder, largest_px=largest_px)
-            except CellvisionError as error:  # an engine without its GPU: a finding, not the end
-                self.failures[name] = str(error)
         threshold = first.splitting.foreground_threshold
         self._accuracy = {name: Accuracy(net.spec.classes, mask_threshold=threshold) for name in (NET, *forms)}
         self._agreement = {name: Agreement(net.spec.classes) for name in forms}
 
     def add(self, sample: Sample) -> None:
         """Predict a field in all ways; a form that fails is out from there on."""
-        of_net = self._net(sample)
+        of_net = self._find(sample)
         self._accuracy[NET].add(sample, of_net)
-        for name in [name for name in self._forms if name not in self.failures]:
-            try:
+        for name in self.sound:
+            with self._note(name):
                 found = self._forms[name](sample)
-            except BundleError as error:
-                self.failures[name] = str(error)
-                continue
-            self._accuracy[name].add(sample, found)
-            self._agreement[name].add(of_net, found)
+                self._accuracy[name].add(sample, found)
+                self._agreement[name].add(of_net, found)
+
+    def choose_size(self, sample: Sample) -> tuple[int, int]:
+        """(H, W) px of a sample, within what is timed and what all forms take."""
+        limits = [find_window_px(folder, self._manifests[name]) for name, folder in self.sound.items()]
+        smallest = max((least for least, _ in limits), default=1)
+        largest = min([LARGEST_TIMED_PX, *(most for _, most in limits)])
+        height, width = (int(min(max(edge, smallest), largest)) for edge in sample.label_image.shape)
+        return height, width
+
+    def rehearse(self, batches: Mapping[str, Sequence[np.ndarray]], *, threads: int) -> None:
+        """Run once what will be timed; a form that fails is out."""
+        for name, folder in self.sound.items():
+            with self._note(name):
+                run = open_session(folder, threads=threads).run_batch
+                for batch in batches[name]:
+                    run(batch)
+
+    def weigh(
+        self, batches: Mapping[str, Sequence[np.ndarray]], checkpoint: Path | None, *, threads: int, steps: _Steps
+    ) -> dict[str, PeakMemory | None]:
+        """Memory by form for the first image, and of the net where there is a checkpoint to load it from."""
+        memory: dict[str, PeakMemory | None] = {}
+        images = {name: of_form[0][:1] for name, of_form in batches.items()}
+        for name, folder in self.sound.items():
+            with self._note(name):
+                memory[name] = measure_bundle_memory(folder, batch=images[name], threads=threads)
+            steps.add()
+        if checkpoint is not None:
+            detecting = next(iter(self._manifests.values())).detecting
+            how: dict[str, Any] = {"threads": threads, "rounds": is_rounding(self._net), "detecting": detecting}
+            memory[NET] = measure_net_memory(checkpoint, batch=images[NET], **how)
+        steps.add()
+        return memory
+
+    @property
+    def sound(self) -> dict[str, Path]:
+        """The forms that have not failed."""
+        return {name: folder for name, folder in self._folders.items() if name not in self.failures}
+
+    @contextmanager
+    def _note(self, name: str) -> Iterator[None]:
+        """What fails in here, an engine without its GPU say, is a finding and not the end."""
+        try:
+            yield
+        except CellvisionError as error:
+            self.failures[name] = str(error)
 
     def describe(self, name: str) -> dict[str, Any]:
         """What is known of a form, as arguments of Measurement."""
@@ -188,66 +234,36 @@ class _Steps:
             self._progress(self._done, self._total)
 
 
-def _time(
-    net: SegNet,
-    forms: Mapping[str, Path],
-    manifests: Mapping[str, Manifest],
-    samples: Sequence[Sample],
-    *,
-    threads: Sequence[int],
-    cases: Sequence[tuple[int, int, int]],
-    runs: int,
-    steps: _Steps,
-) -> list[dict[str, Any]]:
-    """Rows of `compare_speed` for ``cases`` of (H, W, B); none where only one of several forms is left to compare."""
-    if len(forms) < min(2, len(manifests)):
-        return []
+def _cut_batches(
+    samples: Sequence[Sample], cases: Sequence[tuple[int, int, int]], manifests: Mapping[str, Manifest]
+) -> dict[str, list[np.ndarray]]:
+    """By form, and for the net, a batch (B, C, H, W) of its input dtype for each case of (H, W, B)."""
     stacks = [
         np.stack([cut(samples[i % len(samples)].image, height, width) for i in range(number)])
         for height, width, number in cases
     ]
+    dtypes = {name: manifest.input_dtype for name, manifest in manifests.items()} | {NET: "float32"}
+    return {name: [to_dtype(stack, dtype) for stack in stacks] for name, dtype in dtypes.items()}
+
+
+def _time(
+    net: SegNet,
+    forms: Mapping[str, Path],
+    batches: Mapping[str, Sequence[np.ndarray]],
+    *,
+    detecting: Detecting | None,
+    threads: Sequence[int],
+    runs: int,
+    steps: _Steps,
+) -> list[dict[str, Any]]:
+    """Rows of `compare_speed` of the forms and the net."""
 
     def open_form(folder: Path) -> Callable[[int], RunBatch]:
         return lambda number: open_session(folder, threads=number).run_batch
 
     open_way: dict[str, Callable[[int], RunBatch]] = {name: open_form(folder) for name, folder in forms.items()}
-    detecting = next(iter(manifests.values())).detecting
     open_way[NET] = lambda _: open_net_run(net, detecting=detecting)
-    dtypes = {name: manifests[name].input_dtype for name in forms} | {NET: "float32"}
-    return compare_speed(
-        open_way,
-        {name: [to_dtype(stack, dtype) for stack in stacks] for name, dtype in dtypes.items()},
-        threads=threads,
-        runs=runs,
-        progress=steps.add,
-    )
-
-
-def _weigh(
-    checkpoint: Path | None,
-    forms: Mapping[str, Path],
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    threads: int,
-    detecting: Detecting | None,
-    steps: _Steps,
-) -> dict[str, PeakMemory | None]:
-    """Memory by form at the first size of ``rows``, and of the net where there is a checkpoint to load it from."""
-    memory: dict[str, PeakMemory | None] = {}
-    if not rows:
-        return memory
-    shape = (1, *rows[0]["shape"][2:])
-    for name, folder in forms.items():
-        memory[name] = measure_bundle_memory(folder, shape=shape, threads=threads)
-        steps.add()
-    if checkpoint is not None:
-        memory[NET] = measure_net_memory(checkpoint, shape=shape, threads=threads, detecting=detecting)
-    steps.add()
-    return memory
-
-
-def _limit(shape: tuple[int, ...]) -> tuple[int, int]:
-    return min(shape[0], LARGEST_TIMED_PX), min(shape[1], LARGEST_TIMED_PX)
+    return compare_speed(open_way, batches, threads=threads, runs=runs, progress=steps.add)
 
 
 def _compare(rows: Sequence[Mapping[str, Any]], name: str, *, failed: bool) -> dict[str, Any]:

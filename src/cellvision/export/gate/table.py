@@ -38,7 +38,11 @@ def print_verdict(verdict: Verdict, headlines: tuple[Headline, ...]) -> None:
     table.add_row("peak MiB", *(_show(one.memory.peak_mib if one.memory else None, ".0f") for one in measured))
     said = ["kept" if one.name == verdict.kept else "passed" if one.passed else "refused" for one in verdict.findings]
     table.add_row("gate", "", *said)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for finding in verdict.findings:
+        for remark in finding.remarks:
+            console.print(f"{finding.name} {remark}")
 
 
 def _show_time(measured: Measurement, at: int) -> str:

@@ -12,7 +12,8 @@ CELLS_TOLERANCE = 0.005
 an untrained net has thousands of them. Below 200 cells this means none."""
 
 PIXELS_TOLERANCE = 0.005
-"""Share of pixels, or of detections, that one side may have alone: boxes that overlap exactly as much as is allowed."""
+"""Share of the cells' pixels, or of detections, that one side may have alone: boxes that overlap exactly as much as is
+allowed. Of the cells' pixels, for of all pixels of a field with few cells they are hardly any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class ParityCase:
         max_difference, mean_difference: absolute, of each output.
         class_difference: share of pixels with another most probable class, 0..1.
         cells_net, cells_graph: number of cells after splitting, over the batch.
-        pixel_difference: share of pixels that are part of a cell on one side only, 0..1; 0 where not looked at.
+        cell_pixels: number of pixels that are part of a cell on either side, over the batch; 0 where not looked at.
+        other_pixels: of these, those that are part of a cell on one side only.
         unmatched: share of detections that the other side does not have, 0..1; 0 for nets without detections.
     """
 
@@ -37,8 +39,14 @@ class ParityCase:
     class_difference: float
     cells_net: int
     cells_graph: int
-    pixel_difference: float = 0.0
+    cell_pixels: int = 0
+    other_pixels: int = 0
     unmatched: float = 0.0
+
+    @property
+    def pixel_difference(self) -> float:
+        """Share of all pixels that are part of a cell on one side only, 0..1."""
+        return self.other_pixels / (self.batch * self.height * self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +73,12 @@ class ParityReport:
             for name, value in case.max_difference.items()
             if name not in self.loose
         )
-        shared = all(max(case.pixel_difference, case.unmatched) <= PIXELS_TOLERANCE for case in self.cases)
+        shared = all(case.unmatched <= PIXELS_TOLERANCE for case in self.cases)
+        other_pixels = sum(case.other_pixels for case in self.cases)
+        same_pixels = other_pixels <= PIXELS_TOLERANCE * sum(case.cell_pixels for case in self.cases)
         found_by_one = sum(abs(case.cells_net - case.cells_graph) for case in self.cases)
-        return close and shared and found_by_one <= CELLS_TOLERANCE * sum(case.cells_net for case in self.cases)
+        same_cells = found_by_one <= CELLS_TOLERANCE * sum(case.cells_net for case in self.cases)
+        return close and shared and same_pixels and same_cells
 
     def to_record(self) -> dict[str, Any]:
         """What the manifest keeps: the overall numbers, those of each output, then every case."""
@@ -81,7 +92,8 @@ class ParityReport:
         return {
             "tolerance": self.tolerance,
             "max_difference": max(output["max_difference"] for output in outputs.values()),
-            "pixel_difference": max(case.pixel_difference for case in self.cases),
+            "cell_pixels": sum(case.cell_pixels for case in self.cases),
+            "other_pixels": sum(case.other_pixels for case in self.cases),
             "unmatched": max(case.unmatched for case in self.cases),
             "class_difference": max(case.class_difference for case in self.cases),
             "cells_net": sum(case.cells_net for case in self.cases),

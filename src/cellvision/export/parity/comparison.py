@@ -195,11 +195,15 @@ def _count_cells(outputs: dict[str, np.ndarray], splitting: Splitting) -> int:
 def _disagreement(report: ParityReport) -> str:
     worst = max(report.cases, key=lambda case: np.nan_to_num(np.max(list(case.max_difference.values())), nan=np.inf))
     differences = ", ".join(f"{value:.2g} in {name}" for name, value in worst.max_difference.items())
-    cells = [sum(case.cells_net for case in report.cases), sum(case.cells_graph for case in report.cases)]
+    net, graph, shared, other = (
+        sum(getattr(case, name) for case in report.cases)
+        for name in ("cells_net", "cells_graph", "cell_pixels", "other_pixels")
+    )
+    pixels = f", with {other} of their {shared} px on one side only" if other else ""
     return explain(
         got=(
             f"graph and net differ by up to {differences} (at {worst.height}x{worst.width} px, batch {worst.batch}, "
-            f"{worst.image_dtype}); the graph finds {cells[1]} cells, the net {cells[0]}"
+            f"{worst.image_dtype}); the graph finds {graph} cells, the net {net}{pixels}"
         ),
         need=f"at most {report.tolerance:g} and the same cells",
         hint="look in the net's forward for what depends on batch, size or training mode",

@@ -111,7 +111,8 @@ def compare_detections(
         class_difference=other_class / max(1, matched),
         cells_net=sum(int(one.max(initial=0)) for one, _ in labels),
         cells_graph=sum(int(other.max(initial=0)) for _, other in labels),
-        pixel_difference=float(np.mean([((one > 0) != (other > 0)).mean() for one, other in labels])),
+        cell_pixels=sum(int(((one > 0) | (other > 0)).sum()) for one, other in labels),
+        other_pixels=sum(int(((one > 0) != (other > 0)).sum()) for one, other in labels),
         unmatched=(sum(len(one) + len(other) for one, other in pairs) - 2 * matched) / (2 * total),
     )
 

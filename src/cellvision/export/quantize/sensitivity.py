@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def quantize_within(
     """Write an 8 bit file to ``out`` that loses at most ``tolerance``, with as much of it quantised as that allows.
 
     The fully quantised file is tried first. Each further round keeps another eighth of the ranked nodes in float,
-    the worst first. Where no round meets the tolerance, the file that loses least is written.
+    the worst first, for as long as a layer is left to quantise. Where no round meets the tolerance, the file that loses
+    least is written.
 
     Args:
         quantizer: of the float graph.
@@ -133,6 +135,8 @@ def quantize_within(
             ranked = rank_nodes(quantizer, feeds=quantizer.feeds[:2] if feeds is None else feeds, tell=tell)
         count = math.ceil(len(ranked) / SHARE_PER_ROUND) * number
         kept = [one.layer for one in ranked[:count]]
+        if number and not _find_quantized(quantizer, [*keep_float, *kept]):
+            break
         report = quantizer.write(out, keep_float=[*keep_float, *kept])
         tried.append((measure(out), kept))
         if tell is not None:
@@ -143,9 +147,7 @@ def quantize_within(
     if kept != tried[-1][1]:
         report = quantizer.write(out, keep_float=[*keep_float, *kept])
     return SearchReport(
-        sensitivities=tuple(
-            Sensitivity(layer=one.layer, op=one.op, error=one.error, kept=one.layer in kept) for one in ranked
-        ),
+        sensitivities=tuple(replace(one, kept=one.layer in kept) for one in ranked),
         losses=tuple(value for value, _ in tried),
         loss=loss,
         met=loss <= tolerance,
@@ -167,6 +169,11 @@ def draw_sensitivities(sensitivities: Sequence[Sensitivity], path: Path, *, most
     axes.set_title("orange: kept in float", fontsize=8)
     figure.savefig(path, dpi=120)
     return path
+
+
+def _find_quantized(quantizer: Quantizer, keep_float: Sequence[str]) -> list[str]:
+    """Layers with weights that do not stay float."""
+    return [name for name in quantizer.layers if not any(fnmatchcase(name, pattern) for pattern in keep_float)]
 
 
 def _run(

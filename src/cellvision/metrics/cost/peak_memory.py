@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,21 +34,32 @@ class PeakMemory:
 
 
 def measure_bundle_memory(
-    bundle: Path, *, shape: tuple[int, int, int], threads: int | None = None, provider: str = "cpu"
+    bundle: Path, *, batch: np.ndarray, threads: int | None = None, provider: str = "cpu"
 ) -> PeakMemory | None:
     """Memory of opening a bundle's net and running it twice; None where the system does not tell (not on Linux).
 
     Args:
         bundle: folder.
-        shape: (B, H, W) of the batch, which is of random counts.
+        batch: (B, C, H, W) counts of the graph's input dtype. In random ones an instance net finds few cells, and takes
+            less memory than in an image of many.
         threads: of the processor; None for all cores.
         provider: "cpu", "cuda" ..; memory of a device is not counted.
 
     Raises:
         BundleError: the process failed; the text holds its last words.
     """
-    given = {"bundle": str(bundle), "shape": list(shape), "threads": threads, "provider": provider}
-    return run_measurement([sys.executable, "-m", __name__, json.dumps(given)], what=str(bundle))
+    with hand_over(batch) as file:
+        given = {"bundle": str(bundle), "batch": file, "threads": threads, "provider": provider}
+        return run_measurement([sys.executable, "-m", __name__, json.dumps(given)], what=str(bundle))
+
+
+@contextmanager
+def hand_over(batch: np.ndarray) -> Iterator[str]:
+    """A file with an array, for another process, which is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "batch.npy"
+        np.save(path, batch)
+        yield str(path)
 
 
 def run_measurement(command: Sequence[str], *, what: str) -> PeakMemory | None:
@@ -81,12 +94,20 @@ def print_peak(work: Callable[[], object]) -> None:
     print(json.dumps({"peak_mib": round(peak, 1), "growth_mib": round(peak - before, 1)}))
 
 
-def draw_counts(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Random counts of a shape, the same each time: over the whole range of an integer, 0..1 for float32."""
+def draw_counts(dtype: str, shape: tuple[int, ...], *, image_dtypes: Sequence[str] = ()) -> np.ndarray:
+    """Random counts of a shape, the same each time, over the range of the images that a net was made for.
+
+    Args:
+        dtype: of the counts.
+        shape: of the result.
+        image_dtypes: of a manifest; counts of float32 go up to the largest of the smallest integers among them, or to
+            1 where there are none. Those of an integer go over all its range.
+    """
     rng = np.random.default_rng(0)
     if np.issubdtype(dtype, np.integer):
         return rng.integers(0, np.iinfo(dtype).max, shape, dtype=np.dtype(dtype), endpoint=True)
-    return rng.random(shape, np.float32)
+    largest = min((np.iinfo(one).max for one in image_dtypes if np.issubdtype(one, np.integer)), default=1)
+    return rng.random(shape, np.float32) * np.float32(largest)
 
 
 def count_free_mib() -> int:
@@ -105,14 +126,12 @@ def _read_mib(name: str) -> float:
 
 def _main() -> None:
     given = json.loads(sys.argv[1])
-    from cellvision.bundle import load_manifest
     from cellvision.runtime.session import open_session
 
-    bundle, (images, height, width) = Path(given["bundle"]), given["shape"]
+    bundle = Path(given["bundle"])
 
     def work() -> None:
-        manifest = load_manifest(bundle)
-        batch = draw_counts(manifest.input_dtype, (images, len(manifest.channels), height, width))
+        batch = np.load(given["batch"])
         session = open_session(bundle, threads=given["threads"], provider=given["provider"])
         for _ in range(2):
             session.run_batch(batch)

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import tifffile
 
-from cellvision.bundle import Manifest
+from cellvision.bundle import FIELD_COLUMNS, Manifest
 from cellvision.errors import ConfigError, explain
 from cellvision.runtime.cells import Cells, tells_viability
 
@@ -251,10 +251,8 @@ class ResultTables:
             *(["p_live"] if has_viability else []),
             *(["score"] if manifest.kind == "instance" else []),
         ]  # fmt: skip
-        self._field_columns = [
-            "image", "cells", *manifest.classes[1:],
-            *(["viability_percent", "low_percent", "high_percent"] if has_viability else []),
-        ]  # fmt: skip
+        image, cells, *shares = FIELD_COLUMNS
+        self._field_columns = [image, cells, *manifest.classes[1:], *(shares if has_viability else [])]
         self._images = 0
 
     def __enter__(self) -> Self:
@@ -263,9 +261,9 @@ class ResultTables:
             self._files.path(name).open("w", encoding="utf-8", errors="backslashreplace", newline="") for name in TABLES
         ]
         self._cells = csv.DictWriter(self._streams[0], self._cell_columns, lineterminator="\n")
-        self._fields = csv.DictWriter(self._streams[1], self._field_columns, lineterminator="\n")
+        self._fields = csv.writer(self._streams[1], lineterminator="\n")
         self._cells.writeheader()
-        self._fields.writeheader()
+        self._fields.writerow(self._field_columns)
         return self
 
     def __exit__(
@@ -280,16 +278,13 @@ class ResultTables:
     def add(self, name: str, cells: Cells) -> None:
         """Add the rows of one image; without any image no table appears."""
         self._images += 1
-        for row in cells.to_rows():
-            self._cells.writerow({"image": name, **{key: _format(value) for key, value in row.items()}})
-        row = {"cells": len(cells), **{k: cells.count(k) for k in cells.classes[1:]}}
+        for cell in cells.to_rows():
+            self._cells.writerow({"image": name, **{key: _format(value) for key, value in cell.items()}})
+        row: list[int | float | None] = [len(cells), *(cells.count(name) for name in cells.classes[1:])]
         if cells.has_viability:
             found = cells.viability()
-            row |= {
-                f"{key}_percent": None if share is None else 100.0 * share
-                for key, share in (("viability", found.viability), ("low", found.low), ("high", found.high))
-            }
-        self._fields.writerow({"image": name, **{key: _format(value) for key, value in row.items()}})
+            row += [None if share is None else 100.0 * share for share in (found.viability, found.low, found.high)]
+        self._fields.writerow([name, *map(_format, row)])
 
 
 def _format(value: str | int | float | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cellvision.bundle import Manifest
+from cellvision.bundle import PIXEL_SIZES, Manifest, is_pixel_size
 from cellvision.errors import BundleError, ConfigError, DataError, explain
 
 
@@ -33,15 +33,17 @@ class InputMatch:
         """What the graph reads, from what `pick_channels` gave.
 
         Raises:
-            DataError: the image holds NaN or infinity.
+            DataError: the image holds NaN or infinity, or intensity_scale makes a count infinite.
         """
-        if image.dtype.kind == "f" and not np.isfinite(image).all():
-            raise DataError(
-                explain(got="an image with NaN or infinite values", need="finite counts", hint="replace them first")
-            )
-        if self.intensity_scale is None:
+        scale = self.intensity_scale
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = image if scale is None else image.astype(np.float32) * np.float32(scale)
+        if scaled.dtype.kind == "f" and not np.isfinite(scaled).all():
+            by = "" if scale is None else f" at intensity_scale={scale:g}"
+            got = f"an image with NaN or infinite values{by}"
+            raise DataError(explain(got=got, need="finite counts", hint="replace them first, or a smaller factor"))
+        if scale is None:
             return image.astype(self.dtype, copy=False)
-        scaled = image.astype(np.float32) * np.float32(self.intensity_scale)
         if np.dtype(self.dtype).kind == "f":
             return scaled.astype(self.dtype, copy=False)
         return np.clip(np.rint(scaled), 0, np.iinfo(self.dtype).max).astype(self.dtype)
@@ -82,11 +84,10 @@ def match_input(
 
 
 def check_pixel_size(pixel_size_um: float | None) -> None:
-    """Raise ConfigError unless the edge of a pixel is unknown (None) or above 0."""
-    if pixel_size_um is not None and not 0.0 < pixel_size_um < math.inf:
-        raise ConfigError(
-            explain(got=f"pixel_size_um={pixel_size_um}", need="a number above 0", hint="leave it out if unknown")
-        )
+    """Raise ConfigError unless the edge of a pixel is unknown (None) or one of PIXEL_SIZES."""
+    if pixel_size_um is not None and not is_pixel_size(pixel_size_um):
+        got = f"pixel_size_um={pixel_size_um}"
+        raise ConfigError(explain(got=got, need=PIXEL_SIZES, hint="leave it out if unknown"))
 
 
 def _check_dtype(manifest: Manifest, name: str, dtype: str, intensity_scale: float | None) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import math
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -14,6 +15,7 @@ import psutil
 from cellvision.bundle import Detecting, Manifest
 from cellvision.data.images import ImageInfo
 from cellvision.runtime.cell_meter import BAND_PX
+from cellvision.runtime.engines.sidecar import load_sidecar
 from cellvision.runtime.graphs.detection_session import PartedSession, WholeSession
 from cellvision.runtime.pictures.overlay import LARGEST_OVERVIEW_PX
 from cellvision.runtime.session import Session, open_bundle
@@ -68,6 +70,20 @@ def measure_net(session: Session) -> NetCosts:
         return _measured[key]
 
 
+def find_window_px(folder: Path, manifest: Manifest) -> tuple[int, float]:
+    """Smallest and largest edge in px of the square windows that a bundle's graphs take.
+
+    An engine was built for some sizes only, and where those of the two edges have none in common, the smallest is
+    larger than the largest. ONNX graphs take any size.
+    """
+    smallest, largest = 1, math.inf
+    for graph in manifest.graphs:
+        profile = {} if graph.engine == "onnx" else load_sidecar(folder / graph.file).profile
+        if "image" in profile:  # a graph of masks follows the sizes of its trunk
+            smallest, largest = max(profile["image"][0][2:]), min(profile["image"][2][2:])
+    return smallest, largest
+
+
 def remember_costs(session: Session, costs: NetCosts) -> None:
     """Take over what another process has measured of the same bundle."""
     key = (*(graph.sha256 for graph in session.manifest.graphs), session.provider)
@@ -76,6 +92,10 @@ def remember_costs(session: Session, costs: NetCosts) -> None:
 
 
 def _measure(session: Session) -> NetCosts:
+    smallest, largest = find_window_px(session.folder, session.manifest)
+    if smallest > largest:  # no square can be shown to it; what an engine takes is mostly the GPU's memory
+        return NetCosts(per_px=_count_least_bytes(session.manifest))
+    few_px, probe_px = (int(min(max(edge, smallest), largest)) for edge in (_FEW_PX, _PROBE_PX))
     if session.settings.arena != "keep":
         session = open_bundle(session.folder, replace(session.settings, arena="keep", profile_prefix=None))
     process = psutil.Process()
@@ -83,11 +103,11 @@ def _measure(session: Session) -> NetCosts:
     start = process.memory_info().rss
     fixed = per_cell = 0.0
     if isinstance(session, PartedSession):
-        session.probe(_FEW_PX)
+        session.probe(few_px)
         fixed = float(max(process.memory_info().rss - start, 0))
-    session.probe(_PROBE_PX)
+    session.probe(probe_px)
     grown = process.memory_info().rss - start
-    per_px = max(_STEPS * (grown - fixed) / _PROBE_PX**2, _count_least_bytes(session.manifest))
+    per_px = max(_STEPS * (grown - fixed) / probe_px**2, _count_least_bytes(session.manifest))
     if isinstance(session, WholeSession):
         cells = session.probe_cells(_CELLS_PX)
         # Masks are made in what the maps before them leave free: all that has grown is theirs but for the pixels' part.

@@ -7,15 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from cellvision.bundle import LARGEST_SIZE
 from cellvision.errors import ConfigError, ShapeError, explain
 from cellvision.runtime.graphs.inputs import check_pixel_size, match_input
 from cellvision.runtime.session import Session
 from cellvision.runtime.tiles.budget import NetCosts, compute_costs
 from cellvision.runtime.tiles.image_job import ImageJob, Progress, ReadRows
 from cellvision.runtime.tiles.tiling import SMALLEST_TILE_PX, Costs, choose_tile_px, round_up
-
-LARGEST_SIZE = 500_000_000
-"""Of tiles, margins, batches and memory; the C++ runner adds some of them up in 32 bits."""
 
 
 class JobPlanner:

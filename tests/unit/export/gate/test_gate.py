@@ -113,6 +113,17 @@ def test_the_bound_of_few_rounds_is_the_smallest():
     assert find_least_ratio([3.0, 2.0, 4.0], [1.0, 1.0, 1.0]) == 2.0
 
 
+def test_a_form_that_is_not_for_speed_may_be_slow_and_that_is_said():
+    how = {"headlines": SEMANTIC, "may_be_slow": ("two graphs",)}
+    verdict = judge(REFERENCE, [FP32, measure("two graphs", 1.4, pixel_miou=0.90)], **how)
+    assert (verdict.kept, verdict.passed, verdict.sentence) == ("two graphs", True, "")
+    assert verdict.to_record()["forms"]["two graphs"]["remarks"] == ["takes 1.40 times as long as fp32"]
+    verdict = judge(REFERENCE, [FP32, measure("two graphs", 1.4, pixel_miou=0.80)], **how)
+    assert (verdict.kept, verdict.passed) == ("fp32", False)
+    assert "two graphs is 10.00 points worse in mean IoU (0.900 to 0.800); fp32 is kept" in verdict.sentence
+    assert not judge(REFERENCE, [FP32, measure("two graphs", NAN, pixel_miou=0.90)], **how).passed
+
+
 def test_every_fault_is_said():
     form = measure("int8", 1.5, pixel_miou=0.5)
     sentence = judge(REFERENCE, [FP32, form], headlines=SEMANTIC).sentence

@@ -19,6 +19,7 @@ from cellvision.export.gate.latency import compare_speed, find_ratio, find_sure_
 from cellvision.export.gate.measure import NET, measure_forms
 from cellvision.export.gate.memory import measure_net_memory
 from cellvision.export.gate.table import print_verdict
+from cellvision.export.parity.comparison import cut
 from cellvision.metrics.accuracy import Accuracy, choose_headlines
 from cellvision.metrics.cost.timing import summarise
 from cellvision.models.build import build_model
@@ -234,9 +235,10 @@ def test_a_form_that_fails_is_a_finding_and_the_first_form_is_an_error(net, grap
     found = measure_forms(net, {"fp32": forms["fp32"], "broken": broken}, fields[:1], threads=(1,), runs=1)
     assert found[2].failure.startswith("model.onnx: output 'distance' holds NaN")
     assert found[2].accuracy == {}
-    assert found[1].accuracy  # and no times, as there is nothing to compare them with
-    assert not found[1].latency
-    assert found[1].memory is None
+    assert not found[2].latency
+    assert [row["ratio"] for row in found[1].latency] == [1.0]  # what is left is timed beside PyTorch
+    assert found[0].latency[0]["p50_ms"] > 0
+    assert found[1].accuracy
     manifest = load_manifest(broken)
     verdict = judge_forms(found, manifest, tolerance_points=100.0, allow_worse=False)
     assert verdict.kept == "fp32"
@@ -341,8 +343,18 @@ def test_the_net_is_weighed_by_its_checkpoint(tmp_path):
     )
     weights = {f"net.{name}": value for name, value in net.state_dict().items()}
     torch.save({"state_dict": weights, "cellvision": record.to_plain()}, tmp_path / "best.ckpt")
-    found = measure_net_memory(tmp_path / "best.ckpt", shape=(1, 64, 64), threads=1)
+    found = measure_net_memory(tmp_path / "best.ckpt", batch=np.zeros((1, 2, 64, 64), np.float32), threads=1)
     assert found is None or found.peak_mib > 100  # PyTorch itself
+
+
+def test_memory_is_that_of_a_real_field(net, forms, fields, monkeypatch):
+    """An instance net finds few cells in noise, and takes less for it."""
+    seen = {}
+    weigh = lambda folder, *, batch, threads: seen.update({folder: batch})  # noqa: E731
+    monkeypatch.setattr("cellvision.export.gate.measure.measure_bundle_memory", weigh)
+    measure_forms(net, {"fp32": forms["fp32"]}, fields, threads=(1,), sizes=((60, 70),), batches=(2,), runs=1)
+    np.testing.assert_array_equal(seen[forms["fp32"]], cut(fields[0].image, 60, 70)[None])
+    assert seen[forms["fp32"]].dtype == np.float32
 
 
 def test_the_verdict_is_printed(measured, forms, capsys, monkeypatch):

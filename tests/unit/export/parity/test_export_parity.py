@@ -107,10 +107,11 @@ def test_altered_graph_is_refused_before_it_is_run(net, bundle, samples):
         compare_with_net(net, bundle, [samples[0].image])
 
 
-def case(*, cells_net, cells_graph, difference=0.0):
+def case(*, cells_net, cells_graph, difference=0.0, **facts):
     return ParityCase(
-        height=1, width=1, batch=1, image_dtype="uint8", class_difference=0.0, cells_net=cells_net,
+        height=520, width=704, batch=1, image_dtype="uint8", class_difference=0.0, cells_net=cells_net,
         cells_graph=cells_graph, max_difference={"probabilities": difference}, mean_difference={"probabilities": 0.0},
+        **facts,
     )  # fmt: skip
 
 
@@ -125,6 +126,16 @@ def test_one_cell_in_two_hundred_may_hang_on_rounding(net_cells, graph_cells, ag
 def test_cells_that_cancel_out_between_fields_still_differ():
     cases = (case(cells_net=10, cells_graph=12), case(cells_net=12, cells_graph=10))
     assert not ParityReport(tolerance=1e-3, cases=cases).agrees
+
+
+@pytest.mark.parametrize(("other", "agrees"), [(0, True), (25, True), (26, False), (1800, False)])
+def test_masks_are_compared_on_the_pixels_of_cells(other, agrees):
+    """1,800 px are 0.5 % of a field, and more than a third of its five cells."""
+    cells = {"cells_net": 5, "cells_graph": 5}
+    cases = (case(**cells, cell_pixels=5000, other_pixels=other), case(cells_net=0, cells_graph=0))
+    report = ParityReport(tolerance=1e-3, loose=("masks",), cases=cases)
+    assert report.agrees is agrees
+    assert (report.to_record()["cell_pixels"], report.to_record()["other_pixels"]) == (5000, other)
 
 
 def test_cut_takes_the_middle_or_repeats():
@@ -190,12 +201,12 @@ def test_net_that_hides_nan_is_refused(net):
 
 @pytest.mark.parametrize(
     ("mean", "pixels", "message"),
-    [(0.004, 0.0, None), (0.05, 0.0, "by 0.050 on average"), (0.004, 0.03, "by 0.030"), (float("nan"), 0.0, "by nan")],
+    [(0.004, 0, None), (0.05, 0, "by 0.050 on average"), (0.004, 3, "by 0.030"), (float("nan"), 0, "by nan")],
 )
 def test_integers_may_differ_by_what_ties_explain_and_no_more(mean, pixels, message):
     case = ParityCase(
-        height=8,
-        width=8,
+        height=10,
+        width=10,
         batch=1,
         image_dtype="float32",
         max_difference={"probabilities": 0.3},
@@ -203,7 +214,8 @@ def test_integers_may_differ_by_what_ties_explain_and_no_more(mean, pixels, mess
         class_difference=0.04,  # of a net that is sure of nothing
         cells_net=1,
         cells_graph=1,
-        pixel_difference=pixels,
+        cell_pixels=50,
+        other_pixels=pixels,
         unmatched=0.0,
     )
     report = ParityReport(tolerance=1e-3, cases=(case,))

@@ -2,12 +2,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from cellvision.errors import ConfigError, ExportError
+from cellvision.export.onnx import export_onnx
 from cellvision.export.quantize.calibration import build_feeds
 from cellvision.export.quantize.nodes import choose_nodes, find_heads
 from cellvision.export.quantize.static import Quantizer, quantize_int8
+from cellvision.models.build import build_model
 
 WIDTH = 64
 TRUNK = ("stem", "down", "deep", "mean", "squeeze", "gate", "gated", "up", "joined", "fused", "sum")
@@ -229,6 +232,23 @@ def test_a_real_nets_narrow_first_layer_stays_float(graphs, samples, tmp_path):
     expected, found = (run(path.read_bytes(), image) for path in (graphs["uint16"], tmp_path / "int8.onnx"))
     for ours, theirs in zip(found, expected, strict=True):
         assert 0 < np.abs(ours - theirs).max() < 0.1
+
+
+def test_a_transformer_is_quantised_by_calibration(tmp_path):
+    """All but the first and the last convolution, and the two products of feature maps in each of its six blocks."""
+    torch.manual_seed(0)
+    sizes = {"depths": (2, 2), "widths": (32, 64), "heads": (1, 2)}
+    net = build_model(name="swin_unet", kind="semantic", in_channels=1, classes=("background", "cell"), **sizes).eval()
+    path = export_onnx(net, tmp_path / "graph.onnx")
+    images = [np.random.default_rng(seed).normal(0, 1, (1, 48, 56)).astype(np.float32) for seed in range(2)]
+    report = quantize_int8(path, tmp_path / "int8.onnx", feeds=build_feeds(images, dtype="float32"))
+    assert len(report.kept) == 2 + 2 * 6
+    assert len(report.quantized) > 24 + 4  # four linear layers in each block, and sums and joins besides
+    assert report.bytes < 0.6 * report.float_bytes
+    for given in (images[0][None], images[1][None, :, :33, :41]):
+        (expected,), (found,) = (run(file.read_bytes(), given) for file in (path, tmp_path / "int8.onnx"))
+        assert found.shape == expected.shape
+        assert 0 < np.abs(found - expected).max() < 0.1
 
 
 def test_keeps_what_is_named(graph, feeds, tmp_path):

@@ -101,6 +101,22 @@ def test_writes_the_best_file_where_none_is_good_enough(graph, feeds, tmp_path):
     assert not {"stem", *kept} & set(report.quantized.quantized)
 
 
+@pytest.mark.parametrize("keep_float", [[], ["stem", "t*"]])
+def test_the_search_ends_when_no_layer_would_be_left(graph, feeds, tmp_path, keep_float):
+    """However many rounds are asked for, with the best file so far."""
+    losses, out = [5.0, 3.0, 4.0, 4.5], tmp_path / "int8.onnx"
+    told = iter(losses)
+    report = quantize_within(
+        Quantizer(graph, feeds=feeds), out, measure=lambda _: next(told), tolerance=1.0, rounds=8, keep_float=keep_float
+    )
+    ranked = [one.layer for one in report.sensitivities]
+    tries = 1 + max(ranked.index(layer) for layer in (["one"] if keep_float else LAYERS))  # one more each
+    assert report.losses == tuple(losses[:tries])
+    assert (report.met, report.loss) == (False, min(losses[:tries]))
+    assert out.stat().st_size == report.quantized.bytes
+    assert set(report.quantized.quantized) & set(LAYERS)
+
+
 def test_a_good_file_needs_no_search(graph, feeds, tmp_path):
     report = quantize_within(Quantizer(graph, feeds=feeds), tmp_path / "a.onnx", measure=lambda _: 0.2, tolerance=0.5)
     assert report.met

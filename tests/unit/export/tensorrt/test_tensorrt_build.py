@@ -22,12 +22,15 @@ from cellvision.runtime.engines.sidecar import check_engine_sidecar, find_sideca
 
 trt = pytest.importorskip("tensorrt_rtx", reason="no wheel of tensorrt-rtx for this machine")
 
-VIABILITY = {"kind": "viability", "in_channels": 3, "classes": ("background", "live", "dead"), "widths": (4, 8)}
+VIABILITY = {
+    "name": "unet", "kind": "viability", "in_channels": 3, "classes": ("background", "live", "dead"), "widths": (4, 8),
+}  # fmt: skip
 SEMANTIC = {"kind": "semantic", "in_channels": 1, "classes": ("background", "cell")}
 NETS = {
     **{attention: VIABILITY | {"attention": attention} for attention in ("gate", "se", "cbam", "self")},
-    "semantic": SEMANTIC | {"widths": (4, 8), "attention": "none", "norm": "group"},
+    "semantic": SEMANTIC | {"name": "unet", "widths": (4, 8), "attention": "none", "norm": "group"},
     "resnet18": VIABILITY | {"widths": (4, 8, 8), "attention": "none", "encoder": "resnet18"},
+    "swin_unet": SEMANTIC | {"name": "swin_unet", "depths": (2, 2), "widths": (16, 32), "heads": (1, 2)},
 }
 SIZES = {"batch": (1, 2, 4), "height": (64, 128, 256), "width": (64, 96, 256)}
 
@@ -41,7 +44,7 @@ def choose(precision="fp32", **options):
 @pytest.fixture(scope="module", params=NETS)
 def net(request):
     torch.manual_seed(0)
-    return build_model(name="unet", **NETS[request.param]).eval()
+    return build_model(**NETS[request.param]).eval()
 
 
 @pytest.fixture(scope="module")

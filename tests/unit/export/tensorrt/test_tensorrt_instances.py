@@ -28,10 +28,10 @@ SIZES = {"batch": (1, 1, 2), "height": (64, 128, 256), "width": (64, 128, 256)}
 PLACES = 50
 
 
-def build(**decoding):
+def build(backbone="vovnet19_slim_dw", **decoding):
     torch.manual_seed(0)
     settings = {
-        "backbone": "vovnet19_slim_dw", "levels": [3, 4], "top_levels": 0, "roi_levels": [3, 4], "fpn_channels": 16,
+        "backbone": backbone, "levels": [3, 4], "top_levels": 0, "roi_levels": [3, 4], "fpn_channels": 16,
         "class_convs": 1, "box_convs": 1, "mask_convs": 1, "maskiou_convs": 1, "assigning": {"sizes_of_interest": [32]},
         "decoding": {"score_threshold": 0.0, **decoding},
     }  # fmt: skip
@@ -102,6 +102,31 @@ def test_both_parts_build(net, parts, half_parts, role, precision, tmp_path):
     else:
         assert made.profile["map_0"] == ((1, 16, 8, 8), (1, 16, 16, 16), (2, 16, 32, 32))
         assert made.outputs[0].shape[1:] == (28, 28)
+
+
+@pytest.fixture(scope="module", params=["vovnet19_slim", "resnet18", "mobilenetv2", "resnet10t"])
+def family(request):
+    """A net of each family of backbones: VoVNet with eSE, ResNet, MobileNetV2, timm. Its masks graph is that of all."""
+    return build(request.param, pre_nms=PLACES)
+
+
+@pytest.fixture(scope="module")
+def trunk(family, tmp_path_factory):
+    return write_parts(family, tmp_path_factory.mktemp("family"))["trunk"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_trunk_of_every_family_of_backbones_builds(family, trunk, precision, tmp_path):
+    path = trunk
+    if precision == "fp16":
+        path = write_parts(to_half(family), tmp_path)["trunk"]
+    elif precision == "int8":
+        path = tmp_path / "int8.onnx"
+        quantize_int8(trunk, path, feeds=[make_feed(family, "trunk")], form="tensorrt")
+    made = build_engine(path, tmp_path / "trunk.engine", choose(family, "trunk", precision)[0])
+    assert made.precision == precision
+    assert made.layers[precision] >= 0.6 * sum(made.layers.values())
+    assert made.outputs[0].shape == ("batch", PLACES * 2, 4)
 
 
 def test_a_bundle_becomes_engines_and_tells_which_is_being_built(net, parts, tmp_path):

@@ -14,7 +14,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     left = tmp_path / f".{host}-{ended.pid}-0.part"
     others = [
         f".{host}-{ended.pid}-1.part", f".{host}-{os.getpid()}-999.part", f".{host}x-{ended.pid}-0.part",
-        f"{host}-{ended.pid}-0.part", f".{host}-{ended.pid}-0.part.txt", f".{ended.pid}-0.part",
+        f"{host}-{ended.pid}-0.part", f".{host}-{ended.pid}-0.part.txt",
     ]  # fmt: skip
     for path in (left, *(tmp_path / name for name in others)):
         path.write_text("a")
