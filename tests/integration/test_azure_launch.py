@@ -190,6 +190,18 @@ def test_help_does_not_import_the_sdk():
     assert "azure" in done.stdout
 
 
+def test_without_a_workspace_a_new_python_says_one_sentence(tmp_path):
+    """In a process of its own: the SDK says what it has to say about its own parts once, at its first use."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("AZURE", "PYTEST"))}
+    given = ["model=unet", "trainer=azure", f"hydra.sweep.dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *given], cwd=ROOT, env=kept, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: no workspace for submitting jobs"), line
+
+
 SMALL = [
     *("data=livedead", "data.root=azureml:wells:latest", "data.workers=0", "data.batch_size=1"),
     *("data.draws_per_epoch=1", "data.augment.crop.size=32", "model.widths=[8,16]", "trainer.max_epochs=1"),
@@ -232,11 +244,11 @@ def test_the_submitted_command_trains_from_the_uploaded_code(train, azure, tmp_p
     assert (run / "checkpoints/best.ckpt").stat().st_size > 0
     assert "pixel/miou" in json.loads((run / "results.json").read_text())["held_out"]
     assert json.loads((run / "run.json").read_text())["settings"]["data"]["root"] == str(wells)
-    if "logger=azure" in command:
-        with sqlite3.connect(database) as connection:
-            metrics = {key for (key,) in connection.execute("select key from metrics")}
-        assert any(key.startswith("train/") for key in metrics)
-        assert any(key.startswith("val/") for key in metrics)
+    assert "logger=azure" in command
+    with sqlite3.connect(database) as connection:
+        metrics = {key for (key,) in connection.execute("select key from metrics")}
+    assert any(key.startswith("train/") for key in metrics)
+    assert any(key.startswith("val/") for key in metrics)
     # What the same command begins with after a node was taken away.
     assert choose_resume("auto", run / "checkpoints") == str(run / "checkpoints/last.ckpt")
     assert "resume=auto" in command

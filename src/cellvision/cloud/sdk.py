@@ -36,6 +36,7 @@ def quiet_sdk() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="GitWildMatchPattern", category=DeprecationWarning)
             _import_sdk()
+            logging.getLogger("azure.ai.ml").setLevel(logging.CRITICAL)  # its import gives it a level and a handler
             yield
     finally:
         logger.setLevel(level)

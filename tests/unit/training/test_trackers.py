@@ -1,6 +1,7 @@
 """Trackers begin before a training or refuse to; a server that goes away later costs no score and ends nothing."""
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -204,6 +205,17 @@ def test_the_run_of_a_job_is_joined_and_left_running(tmp_path, database, monkeyp
     again = MlflowLogger(folder=tmp_path / "a")
     again.begin(RECORD)
     assert again.version == job.info.run_id
+    # On another node, where everything is mounted elsewhere, with and without what the first one noted there.
+    for noted in (True, False):
+        moved = tmp_path / f"noted_{noted}" / "a"
+        moved.mkdir(parents=True)
+        if noted:
+            shutil.copy(tmp_path / "a" / "mlflow.json", moved)
+        later = MlflowLogger(folder=moved)
+        later.begin({**RECORD, "settings": {"run_dir": str(moved)}})
+        later.finalize("success")
+        assert later.version == job.info.run_id
+        assert client.get_run(job.info.run_id).info.status == "RUNNING"
     # A server that was asked for by name has nothing to do with the job.
     elsewhere = MlflowLogger(folder=tmp_path / "c", uri=uri, experiment="elsewhere")
     elsewhere.begin(RECORD)

@@ -15,6 +15,8 @@ from cellvision.training.tracking.tracker import Row, Tracker, describe_code, fl
 LOCAL = "sqlite:///runs/mlflow.db"
 _PARAMS, _METRICS = 100, 1000
 """How many of them MLflow takes in one call."""
+_TAKEN_BY = "cellvision.taken_by"
+"""Tag of a job's run: the name of the folder of the training that took it. Its path is another one on each node."""
 _LONGEST = 500
 """Characters of a setting that every server takes; Azure's no more."""
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -64,19 +66,20 @@ class MlflowLogger(Tracker):
         tags = describe_code(record)
         if "git_commit" in tags:
             tags["mlflow.source.git.commit"] = tags["git_commit"]
-        run_id = self._find_run(earlier, params) or self._create_run(database, tags)
+        run_id = self._find_run(earlier) or self._create_run(database, tags)
         self._tell_settings(run_id, params, tags)
         print(f"tracking  MLflow run {run_id} at {re.sub('//[^/@]*@', '//', uri)}")
         return run_id
 
-    def _find_run(self, earlier: str | None, params: Mapping[str, str]) -> str | None:
+    def _find_run(self, earlier: str | None) -> str | None:
         """The job's own run, or the one that is resumed; None for a new one."""
         from mlflow.exceptions import MlflowException
 
         job = None if self.uri else os.environ.get("MLFLOW_RUN_ID")
         if job is not None:
-            taken_by = self._client.get_run(job).data.params.get("run_dir")
-            if taken_by in (None, params.get("run_dir")):
+            folder = self.folder.absolute().name
+            if earlier == job or self._client.get_run(job).data.tags.get(_TAKEN_BY, folder) == folder:
+                self._client.set_tag(job, _TAKEN_BY, folder)
                 self._is_own = False
                 return job
         if earlier is None:
