@@ -58,7 +58,7 @@ def measure_use(device: torch.device) -> dict[str, float]:
         "system/cpu_percent" of all cores since the call before, "system/memory_percent" of the machine's,
         "system/process_memory_gib" of this process and those that it started, pages that they share counted in each;
         on a GPU "system/gpu_memory_gib", the most that tensors took so far, and, where NVIDIA's library for it is
-        installed, "system/gpu_percent".
+        installed (nvidia-ml-py) and answers, "system/gpu_percent".
     """
     own = psutil.Process()
     taken = 0
@@ -72,6 +72,6 @@ def measure_use(device: torch.device) -> dict[str, float]:
     }
     if device.type == "cuda":
         found["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / GIB
-        with suppress(ModuleNotFoundError):
+        with suppress(Exception):  # not installed, another driver, a part of a GPU: no reason to end a training
             found["system/gpu_percent"] = float(torch.cuda.utilization(device))
     return found
