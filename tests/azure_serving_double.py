@@ -89,7 +89,9 @@ class ServingDouble(AzureDouble):
             return 200, {"value": [{"id": url.path, "name": name, "properties": {}} for name in names]}
         if method == "GET" and re.fullmatch(rf"models/[^/]+/versions|{ENDPOINT}/deployments", path):
             found = [body for key, body in self.resources.items() if key.rpartition("/")[0] == path]
-            return (200, {"value": found}) if found else (404, _describe(404))
+            is_all = "listViewType=All" in url.query
+            shown = [body for body in found if is_all or not body["properties"].get("isArchived")]
+            return (200, {"value": shown}) if found else (404, _describe(404))
         if method == "POST" and path.endswith("/listKeys"):
             return 200, {"primaryKey": "key", "secondaryKey": "key"}
         if method == "DELETE":

@@ -2,9 +2,14 @@
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tifffile
 
@@ -16,7 +21,7 @@ from cellvision.bundle import load_manifest
 from cellvision.cli import main
 from cellvision.cloud import endpoint, sdk
 from cellvision.cloud.options import VARIABLES
-from cellvision.cloud.serving import describe_packages
+from cellvision.cloud.serving import EndpointOptions, build_deployment, describe_packages
 from stain_net import build_graph, draw_cells, write_bundle
 
 
@@ -101,7 +106,7 @@ def test_blue_goes_green_and_back(azure, shop, capsys):
     assert deploy(shop, "--threads", "1") == 0
     assert (azure.traffic, azure.deployments) == ({"blue": 100}, {"blue": "1"})
     deployment = next(body["properties"] for key, body in azure.resources.items() if key.endswith("/blue"))
-    assert deployment["codeConfiguration"]["scoringScript"] == "cellvision/serve/score.py"
+    assert deployment["codeConfiguration"]["scoringScript"] == "score.py"
     assert deployment["environmentVariables"]["CELLVISION_THREADS"] == "1"
     assert register(shop, "two", 0.8) == 0
     capsys.readouterr()
@@ -177,6 +182,59 @@ def test_ctrl_c_takes_the_new_deployment_with_it(azure, shop, monkeypatch):
     monkeypatch.setattr(endpoint, "_check", interrupt)
     assert deploy(shop) == 130
     assert (azure.traffic, azure.deployments) == ({}, {})
+
+
+SERVER = """
+import base64, importlib.util, json, os, pathlib, sys
+
+script, packages, bundle, image = map(pathlib.Path, sys.argv[1:])
+sys.path += [str(packages), str(script.parent)]
+os.environ["AZUREML_MODEL_DIR"] = str(bundle)
+spec = importlib.util.spec_from_file_location("entry_module", script)
+entry = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(entry)
+assert pathlib.Path(sys.modules["cellvision"].__file__).is_relative_to(script.parent)
+entry.init()
+print(entry.run(json.dumps({"image": base64.b64encode(image.read_bytes()).decode()}))["count"])
+"""
+
+
+def test_the_uploaded_code_runs_as_the_server_loads_it(shop):
+    """Of a deployment's code the server knows the folder of the script alone; this library is installed nowhere."""
+    version = SimpleNamespace(name="cells", version=1)
+    packages = Path(tifffile.__file__).parents[1]
+    with build_deployment(version, endpoint="cells", colour="blue", options=EndpointOptions()) as made:
+        script = Path(made.code_configuration.code) / made.code_configuration.scoring_script
+        words = [sys.executable, "-I", "-S", "-c", SERVER, script, packages, shop / "one", shop / "field.tif"]
+        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
+def test_an_archived_version_keeps_its_number_and_is_not_the_newest(azure, shop, capsys):
+    assert register(shop, "one", 0.7) == 0
+    assert register(shop, "two", 0.8) == 0
+    azure.models["cells/2"]["isArchived"] = True
+    assert deploy(shop) == 0
+    assert azure.deployments == {"blue": "1"}
+    assert register(shop, "three", 0.9) == 0
+    assert sorted(azure.models) == ["cells/1", "cells/2", "cells/3"]
+    azure.models["cells/1"]["isArchived"] = True  # it answers still
+    capsys.readouterr()
+    assert register(shop, "two", 0.6) == 2
+    assert "cells version 1, which is in production, has 0.7" in capsys.readouterr().err
+
+
+def test_fields_too_large_for_a_request_are_not_sent(azure, shop, tmp_path, capsys):
+    assert register(shop, "one", 0.7) == 0
+    image = np.zeros((2, 800, 900), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack", metadata={"axes": "CYX"})
+    words = ["deploy", "cells", "--models", "azureml", "--sample", str(tmp_path)]
+    assert main(words) == 2
+    assert re.search(r"a\.tif, of which a request has 38\d{5} bytes; need at most 1500000; ", capsys.readouterr().err)
+    assert not azure.count("PUT onlineEndpoints")
+    shutil.copy(shop / "field.tif", tmp_path / "b.tif")
+    assert main(words) == 0
+    assert "3 cells in b.tif" in capsys.readouterr().out
 
 
 def test_what_cannot_be_deleted_is_said(azure, shop, capsys):

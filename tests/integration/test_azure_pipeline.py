@@ -155,6 +155,14 @@ REFUSED = [
     ([*DRY, "hydra.launcher.gpus=-1"], "hydra.launcher.gpus=-1; need a number from 0 up"),
     ([*DRY, "hydra.launcher.download=true"], "hydra.launcher.download=true with a pipeline; need no such option"),
     ([*DRY, "name=a b"], "the name 'cv-pipeline-a b-.*' of a job; need letters, digits, - and _"),
+    ([*DRY, "hydra.launcher.timeout_hours=0"], "hydra.launcher.timeout_hours=0.0; need a finite number above 0"),
+    ([*DRY, "models=runs/models"], "models=.*runs/models with target=azure; need the registry of the workspace, as no"),
+    ([*DRY, "host=127.0.0.1"], "host=127.0.0.1 with target=azure; need none, as an endpoint has an address of its"),
+    ([*DRY, "port=8000"], "port=8000 with target=azure; need none"),
+    ([*DRY, "keep=false"], "keep=false with target=azure; need an endpoint that stays; try: leave keep out"),
+    ([*DRY, *give(deploy=["--port=80"])], "--port with --models azureml; need no such option there"),
+    ([*DRY, *give(deploy=["--theads=2"])], "unrecognized arguments: --theads=2; need options of cellvision deploy"),
+    ([*DRY, *give(deploy=["--models=a"])], "--models a in settings.deploy with target=azure; need the registry"),
     (["target=aws"], "unknown target 'aws'; need one of: azure"),
 ]  # fmt: skip
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from cellvision.cloud.registry import AzureRegistry
 
+LARGEST_REQUEST = 1_500_000
+"""Bytes that Azure takes, from memory: see docs/azure.md."""
+
 BEFORE = "cellvision.before"
 """Tag of an endpoint: versions that were in production before, the last one last."""
 
@@ -106,11 +109,9 @@ def deploy(
         GateError: the version was registered without a gate, or is worse than what is in production by now.
         DeployError: the new deployment does not pass.
         CloudError: Azure refuses or does not answer.
-        ConfigError: there is no such version, or no sample.
+        ConfigError: there is no such version, no sample, or one that is too large for a request.
     """
-    if not samples or not all(sample.is_file() for sample in samples):
-        got = f"no image to try {name} on" if not samples else "a sample that is no file"
-        raise ConfigError(explain(got=got, need="one with cells", hint="--sample IMAGE, or a folder of them"))
+    _check_samples(name, samples)
     client = registry.client
     wanted = registry.find_previous(name) if rollback else registry.get(name, version)
     if not rollback:
@@ -136,6 +137,29 @@ def deploy(
         _remove(client, endpoint, old.colour, tell)
         tell(f"ended     version {old.version} as {endpoint}/{old.colour}")
     return live
+
+
+def _check_samples(name: str, samples: Sequence[Path]) -> None:
+    if not samples or not all(sample.is_file() for sample in samples):
+        got = f"no image to try {name} on" if not samples else "a sample that is no file"
+        raise ConfigError(explain(got=got, need="one with cells", hint="--sample IMAGE, or a folder of them"))
+    if large := [sample for sample in samples if not fits_request(sample)]:
+        got = f"{large[0].name}, of which a request has {_count_bytes(large[0])} bytes"
+        raise ConfigError(explain(got=got, need=f"at most {LARGEST_REQUEST}", hint="--sample IMAGE, a smaller one"))
+
+
+def fits_request(sample: Path) -> bool:
+    """Whether an image file is small enough for a request to an endpoint."""
+    return _count_bytes(sample) <= LARGEST_REQUEST
+
+
+def _count_bytes(sample: Path) -> int:
+    """Size of the request with an image file, which is in base64, and its name."""
+    return len(_write_request(b"", sample.name)) + 4 * -(-sample.stat().st_size // 3)
+
+
+def _write_request(image: bytes, name: str) -> str:
+    return json.dumps({"image": base64.b64encode(image).decode("ascii"), "name": name})
 
 
 def _find_endpoint(client: MLClient, name: str) -> OnlineEndpoint | None:
@@ -166,8 +190,7 @@ def _check(client: MLClient, endpoint: str, colour: str, version: ModelVersion, 
     for sample in samples:
         with tempfile.TemporaryDirectory(prefix="cellvision-") as folder:
             request = Path(folder) / "request.json"
-            image = base64.b64encode(sample.read_bytes()).decode("ascii")
-            request.write_text(json.dumps({"image": image, "name": sample.name}), encoding="utf-8")
+            request.write_text(_write_request(sample.read_bytes(), sample.name), encoding="utf-8")
             with explained(f"asking {endpoint}/{colour} for the cells of {sample.name}", otherwise=""):
                 text = client.online_endpoints.invoke(endpoint, request_file=str(request), deployment_name=colour)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -95,10 +96,14 @@ class LaunchOptions:
             check_choice(f"{KEY}.{name}", getattr(self, name), known)
         if self.job_tier is not None:
             check_choice(f"{KEY}.job_tier", self.job_tier, ("spot", "basic", "standard", "premium"))
-        for name, least in (("nodes", 1), ("gpus", 0), ("concurrent", 1)):
-            if getattr(self, name) < least:
-                got, need = f"{KEY}.{name}={getattr(self, name)}", f"a number from {least} up"
+        for name, least in (("nodes", 1), ("gpus", 0), ("concurrent", 1), ("max_trials", 1)):
+            if (number := getattr(self, name)) is not None and number < least:
+                got, need = f"{KEY}.{name}={number}", f"a number from {least} up"
                 raise ConfigError(explain(got=got, need=need, hint=f"{KEY}.{name}={max(1, least)}"))
+        for name, usual in (("timeout_hours", "null"), ("poll_s", "30")):
+            if (number := getattr(self, name)) is not None and not 0 < number < math.inf:
+                got = f"{KEY}.{name}={number}"
+                raise ConfigError(explain(got=got, need="a finite number above 0", hint=f"{KEY}.{name}={usual}"))
         if self.nodes > 1 and self.gpus == 0:
             got = f"{KEY}.nodes={self.nodes} with {KEY}.gpus=0"
             raise ConfigError(explain(got=got, need="GPUs on several machines", hint=f"{KEY}.nodes=1"))

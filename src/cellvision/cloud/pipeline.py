@@ -17,7 +17,9 @@ from cellvision.cloud.points import Word, drop_local, list_trainer_words, name_i
 from cellvision.cloud.sdk import connect, quiet_sdk
 from cellvision.cloud.snapshot import copy_snapshot
 from cellvision.errors import ConfigError, explain
+from cellvision.release.options import parse_deploy
 from cellvision.release.pipeline import Plan, build_steps
+from cellvision.release.record import AZURE
 from cellvision.release.steps import Step
 
 if TYPE_CHECKING:
@@ -44,10 +46,7 @@ def launch_pipeline(plan: Plan, options: LaunchOptions, *, root: Path) -> Outcom
         MissingExtraError: the SDK is not installed.
     """
     options.check()
-    if options.sweep != "jobs" or options.download:
-        got = f"{KEY}.{'download=true' if options.download else f'sweep={options.sweep}'} with a pipeline"
-        hint = "leave it out, and: az ml job download --name JOB --all"
-        raise ConfigError(explain(got=got, need="no such option", hint=hint))
+    _check(plan, options)
     words = {name: _read_words(getattr(plan, name) or ()) for name in SETTINGS}
     assets = {word.key: word.asset for read in words.values() for word in read if word.asset is not None}
     with quiet_sdk():
@@ -61,6 +60,27 @@ def launch_pipeline(plan: Plan, options: LaunchOptions, *, root: Path) -> Outcom
         production = None if client is None else _find_production(client, plan.name)
         (outcome,) = launch_jobs([plan_pipeline(remote, launch, assets, production)], client, plan.folder)
         return outcome
+
+
+def _check(plan: Plan, options: LaunchOptions) -> None:
+    """Raise ConfigError for what a pipeline there cannot do, or would do to no avail."""
+    if options.sweep != "jobs" or options.download:
+        got = f"{KEY}.{'download=true' if options.download else f'sweep={options.sweep}'} with a pipeline"
+        hint = "leave it out, and: az ml job download --name JOB --all"
+        raise ConfigError(explain(got=got, need="no such option", hint=hint))
+    for name, value, only, why in (
+        ("models", plan.models, AZURE, "the registry of the workspace, as nothing on a node lasts"),
+        ("host", plan.host, None, "none, as an endpoint has an address of its own"),
+        ("port", plan.port, None, "none, as an endpoint has an address of its own"),
+        ("keep", plan.keep, True, "an endpoint that stays"),
+    ):
+        if value != only:
+            got = f"{name}={str(value).lower() if isinstance(value, bool) else value} with target=azure"
+            raise ConfigError(explain(got=got, need=why, hint=f"leave {name} out"))
+    chosen = parse_deploy(build_steps(plan)[-1].command[2:])
+    if chosen.models != AZURE:
+        got, need = f"--models {chosen.models} in settings.deploy with target=azure", "the registry of the workspace"
+        raise ConfigError(explain(got=got, need=need, hint="leave it out"))
 
 
 def place(plan: Plan, words: Mapping[str, Sequence[Word]], options: LaunchOptions) -> Plan:

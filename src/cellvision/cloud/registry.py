@@ -56,7 +56,8 @@ class AzureRegistry:
         known, content = self._list(name), to_tags(draft)
         if known and _is_same(known[-1].tags, content):
             return _read(known[-1])
-        number = 1 + max((int(str(model.version)) for model in known), default=0)
+        taken = self._list(name, archived=True)
+        number = 1 + max((int(str(model.version)) for model in taken), default=0)
         model = Model(name=name, version=str(number), path=str(bundle), type="custom_model", tags=content)
         with explained(f"registering {name} version {number}", otherwise=""):
             self.client.models.create_or_update(model)
@@ -67,15 +68,15 @@ class AzureRegistry:
         with explained("listing models", otherwise=""):
             return sorted(str(model.name) for model in self.client.models.list())
 
-    def list_versions(self, name: str) -> list[ModelVersion]:
-        """All versions of a model, oldest first; ConfigError where there is no model of this name."""
-        if not (known := self._list(name)):
+    def list_versions(self, name: str, *, archived: bool = False) -> list[ModelVersion]:
+        """The versions of a model, oldest first, with those that are archived or without; ConfigError where none is."""
+        if not (known := self._list(name, archived=archived)):
             raise ConfigError(unknown_name("model", name, self.list_names()))
         return [_read(model) for model in known]
 
     def get(self, name: str, version: int | None = None) -> ModelVersion:
-        """A version, None for the newest; ConfigError where there is no such one."""
-        known = {found.version: found for found in self.list_versions(name)}
+        """A version, which may be archived, or None for the newest that is not; ConfigError where there is none."""
+        known = {found.version: found for found in self.list_versions(name, archived=version is not None)}
         number = max(known) if version is None else version
         if number not in known:
             need = f"one of {', '.join(map(str, known))}"
@@ -96,12 +97,15 @@ class AzureRegistry:
         live = self.find_live(name)
         return self.get(name, choose_previous(name, () if live is None else live.before))
 
-    def _list(self, name: str) -> list[Model]:
+    def _list(self, name: str, *, archived: bool = False) -> list[Model]:
+        from azure.ai.ml.constants import ListViewType
         from azure.core.exceptions import ResourceNotFoundError
 
         with explained(f"looking for {name}", otherwise=""):
+            view = ListViewType.ALL if archived else ListViewType.ACTIVE_ONLY
             try:
-                found = [model for model in self.client.models.list(name=name) if str(model.version).isdecimal()]
+                models = self.client.models.list(name=name, list_view_type=view)
+                found = [model for model in models if str(model.version).isdecimal()]
             except ResourceNotFoundError as error:
                 if "workspace" in str(error).lower().partition("models")[0]:
                     raise

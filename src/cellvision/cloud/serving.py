@@ -24,7 +24,9 @@ IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04"
 SERVER = "azureml-inference-server-http==1.5.1"
 """Microsoft's server, which calls ``init`` and ``run`` of the scoring script, on the image that its examples use."""
 
-SCRIPT = "cellvision/serve/score.py"
+SCRIPT, SCRIPT_TEXT = "score.py", "from cellvision.serve.score import init, run\n"
+"""At the root of the code: the server imports from the folder of the script, and from no other."""
+
 PARTS = ("bundle", "data", "runtime", "serve")
 """Layers of the library that the script needs, beside the modules of its root."""
 
@@ -70,6 +72,7 @@ def build_deployment(
     numbers = {"CELLVISION_THREADS": options.threads, "CELLVISION_MEMORY_MIB": options.memory_mib}
     with tempfile.TemporaryDirectory(prefix="cellvision-") as folder:
         _copy_runtime(Path(folder) / "cellvision")
+        (Path(folder) / SCRIPT).write_text(SCRIPT_TEXT, encoding="utf-8")
         yield ManagedOnlineDeployment(
             name=colour,
             endpoint_name=endpoint,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from cellvision.errors import ConfigError, explain
+from cellvision.release.options import add_deploy as add_deploy
+from cellvision.release.options import add_models_option, check_deploy
 from cellvision.release.record import AZURE
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from cellvision.release.record import ModelVersion
     from cellvision.release.registry import ModelRegistry
 
-MODELS = Path("models")
 SAMPLES = 3
 
 
@@ -31,7 +31,7 @@ def add_register(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     parser.add_argument("bundle", type=Path, help="bundle folder; it is copied")
     parser.add_argument("--name", required=True, help="of the model; versions are counted per name")
-    _add_models(parser)
+    add_models_option(parser)
     parser.add_argument("--scores", type=Path, metavar="FILE", help="of cellvision evaluate --bundle .. --json FILE")
     parser.add_argument("--metric", metavar="NAME", help="score that decides, e.g. cell/f1; without it nothing decides")
     parser.add_argument("--at-least", type=float, metavar="X", help="least value of that score")
@@ -74,7 +74,7 @@ def run_register(chosen: argparse.Namespace) -> int:
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     parser.add_argument("name", nargs="?", help="of one model (default: all)")
-    _add_models(parser)
+    add_models_option(parser)
 
 
 def run_models(chosen: argparse.Namespace) -> int:
@@ -104,41 +104,12 @@ def run_models(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def add_deploy(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
-    parser.add_argument("name", help="of the model")
-    _add_models(parser)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--version", type=int, metavar="N", help="default: the newest")
-    what.add_argument("--rollback", action="store_true", help="the version that was in production before")
-    what.add_argument("--stop", action="store_true", help="only end the server; production stays what it is")
-    parser.add_argument(
-        "--sample",
-        type=Path,
-        metavar="IMAGE",
-        help="in which a new server must find cells; of a folder three are taken",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads of an image (default: all cores)")
-    parser.add_argument("--memory-mib", type=int, metavar="N", help="most memory of an image (1024)")
-    here = parser.add_argument_group("on this machine")
-    here.add_argument("--host", metavar="ADDRESS", help="default 127.0.0.1")
-    here.add_argument("--port", type=int, metavar="N", help="and the one above take turns (8000)")
-    here.add_argument("--stop-after", action="store_true", default=None, help="end the server once it has passed")
-    azure = parser.add_argument_group(f"with --models {AZURE}")
-    azure.add_argument("--instance-type", metavar="SIZE", help="machine (Standard_DS3_v2)")
-    azure.add_argument("--instances", type=int, metavar="N", help="how many of them (1)")
-
-
 def run_deploy(chosen: argparse.Namespace) -> int:
     """Start a server of a registered version beside the one that answers, try it on a sample, and then switch over.
 
     If anything goes wrong before the switch, the old server stays. It is ended after the switch, its last images done.
     """
-    foreign = {"host", "port", "stop_after", "stop"} if chosen.models == AZURE else {"instance_type", "instances"}
-    if given := sorted(name for name in foreign if getattr(chosen, name) not in (None, False)):
-        option = f"--{given[0].replace('_', '-')}"
-        got, need = f"{option} with --models {chosen.models}", "no such option there"
-        raise ConfigError(explain(got=got, need=need, hint=f"leave {option} out, or cellvision deploy --help"))
+    check_deploy(chosen)
     return _deploy_there(chosen) if chosen.models == AZURE else _deploy_here(chosen)
 
 
@@ -164,23 +135,24 @@ def _deploy_here(chosen: argparse.Namespace) -> int:
 
 
 def _deploy_there(chosen: argparse.Namespace) -> int:
-    from cellvision.cloud.endpoint import deploy
+    from cellvision.cloud.endpoint import deploy, fits_request
     from cellvision.cloud.registry import AzureRegistry
     from cellvision.cloud.sdk import open_workspace
     from cellvision.cloud.serving import EndpointOptions
 
     options = EndpointOptions(**_choose(chosen, "instance_type", "instances", "threads", "memory_mib"))
     with _leaving(), open_workspace("deploying a model") as client:
-        live = deploy(AzureRegistry(client), chosen.name, options=options, **_describe_deployment(chosen))
+        given = _describe_deployment(chosen, usable=fits_request)
+        live = deploy(AzureRegistry(client), chosen.name, options=options, **given)
     print(f"{chosen.name} version {live.version} is in production on {live.url}")
     return 0
 
 
-def _describe_deployment(chosen: argparse.Namespace) -> dict[str, Any]:
+def _describe_deployment(chosen: argparse.Namespace, usable: Callable[[Path], bool] | None = None) -> dict[str, Any]:
     return {
         "version": chosen.version,
         "rollback": chosen.rollback,
-        "samples": _list_samples(chosen.sample),
+        "samples": _list_samples(chosen.sample, usable),
         "tell": lambda line: print(line, flush=True),
     }
 
@@ -225,10 +197,14 @@ def _leaving() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _list_samples(path: Path | None) -> list[Path]:
+def _list_samples(path: Path | None, usable: Callable[[Path], bool] | None) -> list[Path]:
+    """The image, or of a folder the first few that are usable; where none is, the first few."""
     from cellvision.data.images import list_images
 
-    return [] if path is None else list_images(path)[:SAMPLES] if path.is_dir() else [path]
+    if path is None or not path.is_dir():
+        return [] if path is None else [path]
+    images = list_images(path)
+    return (list(filter(usable, images)) or images)[:SAMPLES]
 
 
 def _describe_live(live: Deployment, *, stopped: bool) -> str:
@@ -238,12 +214,6 @@ def _describe_live(live: Deployment, *, stopped: bool) -> str:
 
 def _describe_score(version: ModelVersion) -> str:
     return f"{version.gate.metric} {version.gate.value:.3f}" if version.gate else "no gate"
-
-
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--models", type=Path, default=MODELS, metavar="DIR", help=f"registry: a folder ({MODELS}), or {AZURE}"
-    )
 
 
 def _split_tag(text: str) -> tuple[str, str]:

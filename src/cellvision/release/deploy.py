@@ -16,7 +16,7 @@ from cellvision.errors import ConfigError, explain
 from cellvision.release.gate import check_still_passes
 from cellvision.release.lock import hold
 from cellvision.release.process import DeployError, ServerOptions, ServerProcess, ask, start_server
-from cellvision.release.record import ModelVersion, load_json, write_json
+from cellvision.release.record import ModelVersion, load_json, refuse, write_json
 from cellvision.release.registry import PRODUCTION_NAME, ModelRegistry
 
 DEPLOYMENT_NAME = "deployment.json"
@@ -52,8 +52,19 @@ def find_live(registry: ModelRegistry, name: str) -> Deployment | None:
     path = registry.folder / name / DEPLOYMENT_NAME
     if not path.is_file():
         return None
-    found = Deployment(**load_json(path))
+    found = _load_deployment(path)
     return found if found.process.find() else None
+
+
+def _load_deployment(path: Path) -> Deployment:
+    plain = load_json(path)
+    try:
+        kinds = {"name": str, "version": int, "url": str, "port": int, "pid": int, "started": float}
+        if any(type(plain[key]) is not kind for key, kind in kinds.items()) or plain["pid"] < 1:
+            raise TypeError("a value of another kind")
+        return Deployment(**plain)
+    except (KeyError, TypeError) as error:
+        raise refuse(path, f"does not say where the server is ({error})", "remove it, and deploy again") from error
 
 
 def stop(registry: ModelRegistry, name: str, *, seconds: float = 120.0) -> Deployment | None:

@@ -114,7 +114,7 @@ def load_record(folder: Path) -> ModelVersion:
         scores, gate = plain.pop("scores"), plain.pop("gate")
         return ModelVersion(folder=folder, scores=scores and Scores(**scores), gate=gate and Gate(**gate), **plain)
     except (KeyError, TypeError) as error:
-        raise _refuse(folder / RECORD_NAME, f"lacks or has too much ({error})", "register the bundle again") from error
+        raise refuse(folder / RECORD_NAME, f"lacks or has too much ({error})", "register the bundle again") from error
 
 
 def load_scores(path: Path) -> Scores:
@@ -132,7 +132,7 @@ def load_scores(path: Path) -> Scores:
             graph_sha256=str(plain["graph_sha256"]),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _refuse(path, "is no scores of a bundle", f"cellvision evaluate --bundle DIR .. --json {path}") from error
+        raise refuse(path, "is no scores of a bundle", f"cellvision evaluate --bundle DIR .. --json {path}") from error
     return found
 
 
@@ -142,9 +142,9 @@ def load_json(path: Path) -> dict[str, Any]:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no JSON"
-        raise _refuse(path, f"cannot be read ({why})", "check the path") from error
+        raise refuse(path, f"cannot be read ({why})", "check the path") from error
     if not isinstance(plain, dict):
-        raise _refuse(path, "is no JSON object", "check the path")
+        raise refuse(path, "is no JSON object", "check the path")
     return plain
 
 
@@ -155,5 +155,6 @@ def write_json(path: Path, plain: Mapping[str, Any]) -> None:
     part.replace(path)
 
 
-def _refuse(path: Path, what: str, hint: str) -> DataError:
+def refuse(path: Path, what: str, hint: str) -> DataError:
+    """The error for a file that says something else than it should."""
     return DataError(explain(got=f"{path} {what}", need="a file written by cellvision", hint=hint))

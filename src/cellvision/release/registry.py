@@ -27,6 +27,7 @@ from cellvision.release.record import (
     Scores,
     load_json,
     load_record,
+    refuse,
     write_json,
     write_record,
 )
@@ -124,8 +125,8 @@ class ModelRegistry:
 
     def find_production(self, name: str) -> ModelVersion | None:
         """The version in production, or None; see `get`."""
-        path = self.folder / name / PRODUCTION_NAME
-        return self.get(name, int(load_json(path)["version"])) if path.is_file() else None
+        history = self._list_production(name)
+        return self.get(name, history[-1]) if history else None
 
     def find_previous(self, name: str) -> ModelVersion:
         """The version that was in production before.
@@ -133,16 +134,28 @@ class ModelRegistry:
         Raises:
             ConfigError: there was none.
         """
-        path = self.folder / name / PRODUCTION_NAME
-        before = list(load_json(path)["before"]) if path.is_file() else []
-        return self.get(name, choose_previous(name, before))
+        return self.get(name, choose_previous(name, self._list_production(name)[:-1]))
 
     def set_production(self, name: str, version: int) -> None:
         """Say that a version is in production; going back to the one before takes it off the list of earlier ones."""
+        before = list_before(self._list_production(name), version)
+        write_json(self.folder / name / PRODUCTION_NAME, {"version": version, "before": before})
+
+    def _list_production(self, name: str) -> list[int]:
+        """The versions that were in production before, and the one that is now; nothing where none is."""
         path = self.folder / name / PRODUCTION_NAME
-        known = load_json(path) if path.is_file() else {}
-        before = [*known["before"], known["version"]] if known else []
-        write_json(path, {"version": version, "before": list_before(before, version)})
+        if not path.is_file():
+            return []
+        plain = load_json(path)
+        try:
+            history = [*plain["before"], plain["version"]]
+            if any(type(number) is not int for number in history):
+                raise TypeError("versions that are no whole numbers")
+        except (KeyError, TypeError) as error:
+            raise refuse(
+                path, f"does not say what is in production ({error})", "remove it, and deploy again"
+            ) from error
+        return history
 
     def _check_name(self, name: str) -> None:
         if not self._list_numbers(name):

@@ -9,6 +9,7 @@ import pytest
 
 from cellvision.bundle import load_manifest
 from cellvision.errors import BundleError, ConfigError, DataError
+from cellvision.release.deploy import find_live
 from cellvision.release.gate import Bar, GateError, check_still_passes, pass_gate
 from cellvision.release.record import Scores, load_scores
 from cellvision.release.registry import ModelRegistry
@@ -238,6 +239,29 @@ def test_files_that_are_no_scores(tmp_path, text, said):
     assert f"{path} {said}" in str(refused.value)
     with pytest.raises(DataError, match=r"none\.json cannot be read \(No such file"):
         load_scores(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("plain", [{"version": "two", "before": []}, {"version": 1}, {"version": 1, "before": "1"}])
+def test_a_damaged_note_of_production_is_named(registry, bundles, plain):
+    path = registry.register(bundles[0], "a").folder.with_name("production.json")
+    path.write_text(json.dumps(plain))
+    for read in (registry.find_production, registry.find_previous):
+        with pytest.raises(DataError, match=r"production\.json does not say what is in production \(.*"):
+            read("a")
+
+
+@pytest.mark.parametrize("change", [{"pid": "x"}, {"pid": -1}, {"version": None}, {"colour": "blue"}])
+def test_a_damaged_note_of_a_server_is_named(registry, bundles, change):
+    path = registry.register(bundles[0], "a").folder.with_name("deployment.json")
+    plain = {"name": "a", "version": 1, "url": "http://a", "port": 1, "pid": 2**22, "started": 0.5}
+    path.write_text(json.dumps(plain))
+    assert find_live(registry, "a") is None
+    path.write_text(json.dumps(plain | change))
+    with pytest.raises(DataError, match=r"deployment\.json does not say where the server is \(.*; try: remove it"):
+        find_live(registry, "a")
+    path.write_text('{"pid": 3}')
+    with pytest.raises(DataError, match=r"deployment\.json does not say where the server is \('name'\)"):
+        find_live(registry, "a")
 
 
 def test_a_damaged_record_is_named(registry, bundles):
