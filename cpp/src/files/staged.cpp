@@ -3,10 +3,11 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <fstream>
-#include <regex>
+#include <string_view>
 #include <system_error>
 
 #include "cellvision/error.hpp"
@@ -24,13 +25,27 @@ std::string number_part() {
     return "." + find_host() + "-" + std::to_string(::getpid()) + "-" + std::to_string(next++) + ".part";
 }
 
+/// Reads a number off the front of `text`; false where there is none, or where `end` does not follow, which goes too.
+bool take_number(std::string_view& text, std::string_view end, unsigned& number) {
+    const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    text.remove_prefix(static_cast<std::size_t>(rest - text.data()));
+    const bool is_found = error == std::errc() && text.starts_with(end);
+    text.remove_prefix(is_found ? end.size() : 0);
+    return is_found;
+}
+
 /// Whether a file bears a name of `number_part` of this machine, and of a process that is no more.
 bool is_left(const std::string& name, const std::string& host) {
-    static const std::regex numbers(R"((\d{1,9})-\d+\.part)");
     const std::string start = "." + host + "-";
-    std::smatch found;
-    const std::string end = name.starts_with(start) ? name.substr(start.size()) : "";
-    return std::regex_match(end, found, numbers) && ::kill(std::stoi(found[1]), 0) != 0 && errno == ESRCH;
+    if (!name.starts_with(start)) {
+        return false;
+    }
+    std::string_view text = std::string_view(name).substr(start.size());
+    unsigned process = 0;
+    unsigned number = 0;
+    const bool is_part = take_number(text, "-", process) && take_number(text, ".part", number) && text.empty();
+    return is_part && process > 0 && process < 1'000'000'000 && ::kill(static_cast<pid_t>(process), 0) != 0 &&
+           errno == ESRCH;
 }
 
 /// Removes what killed processes of this machine have left, in Python too. Only what has not been written to for a day:
