@@ -152,7 +152,7 @@ def test_graph_that_does_not_suit_its_manifest(tmp_path, graph, facts, message):
         ({"outputs": ("probabilities",)}, "need distance too for splitting.method=distance"),
         ({"outputs": ("distance",)}, "need different names, probabilities first"),
         ({"input_dtype": "float16"}, "input_dtype='float16'; need one of"),
-        ({"stride": 0}, "stride=0; need a whole number from 1 up"),
+        ({"stride": 0}, "stride=0; need a whole number from 1 to 500000000"),
     ],
 )
 def test_manifest_that_cannot_be_followed(tmp_path, facts, message):
