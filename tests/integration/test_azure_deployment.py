@@ -15,13 +15,17 @@ import tifffile
 
 pytest.importorskip("azure.core", reason="needs the azure extra")
 
+from azure.core.exceptions import ServiceRequestError
+
 from azure_double import WORKSPACE
 from azure_serving_double import ServingDouble
 from cellvision.bundle import load_manifest
 from cellvision.cli import main
 from cellvision.cloud import endpoint, sdk
+from cellvision.cloud.endpoint import _going_back
 from cellvision.cloud.options import VARIABLES
 from cellvision.cloud.serving import EndpointOptions, build_deployment, describe_packages
+from cellvision.release.process import DeployError
 from stain_net import build_graph, draw_cells, write_bundle
 
 
@@ -285,3 +289,25 @@ def test_the_packages_are_those_of_the_runtime_alone():
     assert pinned["onnxruntime"] == metadata.version("onnxruntime")
     assert "azureml-inference-server-http" in pinned
     assert "torch" not in pinned
+
+
+def test_the_new_deployment_is_deleted_where_the_network_fails_too(azure):
+    """Nobody can tell then where requests go; Azure itself deletes none that gets some."""
+    deleted = []
+
+    def get(_):
+        raise ServiceRequestError("gone")
+
+    def begin_delete(*, name, endpoint_name):
+        deleted.append((endpoint_name, name))
+        return SimpleNamespace(result=lambda: None)
+
+    client = SimpleNamespace(
+        online_endpoints=SimpleNamespace(get=get), online_deployments=SimpleNamespace(begin_delete=begin_delete)
+    )
+    with (
+        pytest.raises(DeployError, match="what went wrong first"),
+        _going_back(client, "cells", "green", None, print),
+    ):
+        raise DeployError("what went wrong first")
+    assert deleted == [("cells", "green")]

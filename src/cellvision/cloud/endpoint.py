@@ -223,7 +223,9 @@ def _going_back(
     except BaseException:
         tell(f"going back {f'to version {old.version}' if old else 'to nothing'}: {endpoint}/{colour} is deleted")
         with suppress(CloudError):  # what went wrong first is what will be said
-            if (client.online_endpoints.get(endpoint).traffic or {}).get(colour):
+            with explained(f"looking for the requests of {endpoint}", otherwise=""):
+                is_switched = bool((client.online_endpoints.get(endpoint).traffic or {}).get(colour))
+            if is_switched:
                 _route(client, endpoint, {old.colour: 100} if old else {}, old.before if old else ())
         _remove(client, endpoint, colour, tell)
         raise
