@@ -1,14 +1,13 @@
 """``python train.py trainer=azure`` from the command line to the job, to golden YAML, and to what the job then does."""
 
 import json
-import logging
 import os
 import re
-import runpy
 import shlex
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,8 @@ import pytest
 pytest.importorskip("azure.core", reason="needs the azure extra")
 pytest.importorskip("hydra_plugins.cellvision_azureml", reason="needs cellvision itself to be installed")
 
-from hydra._internal import utils as hydra_utils
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-
 from azure_double import WORKSPACE, AzureDouble
+from azure_scripts import ROOT, install, normalise, open_scripts
 from cellvision.cloud import sdk
 from cellvision.cloud.options import LaunchOptions
 from cellvision.cloud.points import list_own_words
@@ -28,7 +24,6 @@ from cellvision.data.livedead import write_livedead_folder
 from cellvision.data.synthetic import SyntheticLiveDead
 from cellvision.training.checkpoint import choose_resume
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/azure"
 DRY = ("trainer=azure", "hydra.launcher.dry_run=true")
 SUBMIT = (
@@ -40,42 +35,17 @@ SUBMIT = (
 
 @pytest.fixture(scope="module")
 def azure():
-    """The double in the place of the network, and the SDK imported, for all tests of this file."""
-    double = AzureDouble()
-    with sdk.quiet_sdk(), pytest.MonkeyPatch.context() as patch:
-        double.install(patch)
-        for name in ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE", "AZUREML_RUN_ID"):
-            patch.delenv(name, raising=False)
+    """The double in the place of the network, for all tests of this file."""
+    with install(AzureDouble()) as double:
         yield double
 
 
 @pytest.fixture
-def train(azure, monkeypatch, tmp_path):
-    """``train.py`` with some settings, as if it had been started; Hydra leaves nothing behind."""
+def train(azure, tmp_path):
+    """``train.py`` with some settings, as if it had been started."""
     azure.clear()
-    monkeypatch.chdir(tmp_path)  # where no config.json is
-    monkeypatch.setattr(hydra_utils, "run_and_report", None)  # what the script puts there is taken away again
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-
-    def start(*settings, script="train.py"):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *settings])
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-
-    yield start
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    HydraConfig.instance().cfg = None
-    GlobalHydra.instance().clear()
-
-
-def normalise(text, folder):
-    """YAML without what differs from machine to machine and from commit to commit."""
-    text = text.replace(str(folder), "FOLDER").replace(str(ROOT), "ROOT")
-    text = re.sub(r"(cv-\w+)-[0-9a-f]{12}", r"\1-DIGEST", text)
-    text = re.sub(r"(cellvision\.snapshot: )'?\w{12}'?", r"\1DIGEST", text)
-    return re.sub(r"version: [0-9a-f]{64}", "version: DIGEST", text)
+    with open_scripts(tmp_path) as start:
+        yield partial(start, "train.py")
 
 
 JOBS = {

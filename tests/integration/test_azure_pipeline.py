@@ -1,13 +1,12 @@
 """``python pipeline.py target=azure``: to golden YAML, to the job, and to what its steps then do, in order."""
 
 import json
-import logging
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +15,8 @@ import pytest
 pytest.importorskip("azure.core", reason="needs the azure extra")
 pytest.importorskip("hydra_plugins.cellvision_azureml", reason="needs cellvision itself to be installed")
 
-from hydra._internal import utils as hydra_utils
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-
 from azure_double import WORKSPACE
+from azure_scripts import ROOT, install, normalise, open_scripts
 from azure_serving_double import ServingDouble
 from cellvision.cli import main
 from cellvision.cloud import sdk
@@ -29,7 +25,6 @@ from cellvision.cloud.options import VARIABLES
 from cellvision.data.livedead import write_livedead_folder
 from cellvision.data.synthetic import SyntheticLiveDead
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/azure/pipeline.yml"
 DRY = ("target=azure", "hydra.launcher.dry_run=true")
 SUBMIT = (
@@ -54,33 +49,16 @@ def give(**settings):
 
 @pytest.fixture(scope="module")
 def azure():
-    double = ServingDouble()
-    with sdk.quiet_sdk(), pytest.MonkeyPatch.context() as patch:
-        double.install(patch)
-        for name in ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE", "AZUREML_RUN_ID"):
-            patch.delenv(name, raising=False)
+    with install(ServingDouble()) as double:
         yield double
 
 
 @pytest.fixture
-def pipeline(azure, monkeypatch, tmp_path):
-    """``pipeline.py`` with some settings, as if it had been started; Hydra leaves nothing behind."""
+def pipeline(azure, tmp_path):
+    """``pipeline.py`` with some settings, as if it had been started."""
     azure.clear()
-    monkeypatch.chdir(tmp_path)  # where no config.json is
-    monkeypatch.setattr(hydra_utils, "run_and_report", None)  # what the script puts there is taken away again
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-
-    def start(*settings):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "pipeline.py"), *settings])
-        runpy.run_path(str(ROOT / "pipeline.py"), run_name="__main__")
-
-    yield start
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    HydraConfig.instance().cfg = None
-    GlobalHydra.instance().clear()
+    with open_scripts(tmp_path) as start:
+        yield partial(start, "pipeline.py")
 
 
 def read_ledger(folder):
@@ -99,10 +77,7 @@ def test_a_dry_run_writes_the_pipeline_that_it_should(pipeline, azure, tmp_path,
     assert "azure     1 valid job, not submitted: hydra.launcher.dry_run=true" in printed
     with sdk.quiet_sdk():
         assert load_job(folder / "pipeline.yml").type == "pipeline"
-    text = text.replace(str(folder), "FOLDER").replace(str(ROOT), "ROOT")
-    text = re.sub(r"(cv-pipeline-\w+)-[0-9a-f]{12}", r"\1-DIGEST", text)
-    text = re.sub(r"(cellvision\.snapshot: )'?\w{12}'?", r"\1DIGEST", text)
-    text = re.sub(r"version: [0-9a-f]{64}", "version: DIGEST", text)
+    text = normalise(text, folder)
     if os.environ.get("CELLVISION_WRITE_GOLDEN") == "1":
         GOLDEN.write_text(text, encoding="utf-8")
     assert text == GOLDEN.read_text(encoding="utf-8")

@@ -222,7 +222,7 @@ def test_pytorch_is_compared_on_the_work_of_the_graph(net, bundle):
 @pytest.mark.slow
 def test_two_graphs_are_judged_beside_one(net, facts, tmp_path, monkeypatch):
     """They are for engines and for less memory: slower is no reason to refuse them, and is said."""
-    image = IMAGES[7]
+    image = IMAGES[8]
     sample = Sample(
         name="a", group="a", image=image, label_image=np.zeros(image.shape[1:], np.int32),
         cell_classes=np.zeros(0, np.int64),

@@ -223,8 +223,8 @@ def test_arguments_that_do_not_fit_are_named(net, facts, tmp_path, change, error
     ("change", "message"),
     [
         ({"channels": (Channel(name="PI"), Channel(name="PI"))}, "channels.name=.* all different"),
-        ({"pixel_size_um": 0.0}, "pixel_size_um=0.0; need a number above 0"),
-        ({"nucleus_margin_px": 1.5}, "nucleus_margin_px=1.5; need a whole number from 0 up"),
+        ({"pixel_size_um": 0.0}, "pixel_size_um=0.0; need a number of micrometres from 0.0001"),
+        ({"nucleus_margin_px": 1.5}, "nucleus_margin_px=1.5; need a whole number from 0 to 500000000"),
     ],
 )
 def test_facts_that_no_manifest_can_hold_are_named_before_any_work(net, facts, tmp_path, change, message):

@@ -19,9 +19,9 @@ STEPS = [SimpleNamespace(name="prune"), SimpleNamespace(name="quantize")]
 USUAL = {"samples": 20, "tolerance_points": 1.0, "ptq": ["base", "prune"], "calibration_fields": 16, "scratch": False}
 
 
-def check(devices=1, **changed):
-    cfg = OmegaConf.create({"report": USUAL | changed, "trainer": {"devices": devices}})
-    check_report(cfg, SimpleNamespace(steps=STEPS))
+def check(devices=1, max_epochs=10, start=None, **changed):
+    cfg = OmegaConf.create({"report": USUAL | changed, "trainer": {"devices": devices, "max_epochs": max_epochs}})
+    check_report(cfg, SimpleNamespace(steps=STEPS, start=start))
 
 
 def test_names_of_nets_in_float_are_fine():
@@ -29,6 +29,12 @@ def test_names_of_nets_in_float_are_fine():
     check(ptq=[])
     check(scratch=True)
     check(devices=-1)
+
+
+def test_a_small_net_needs_one_that_the_compression_begins_with():
+    check(scratch=True, max_epochs=0, start="base.ckpt")
+    with pytest.raises(ConfigError, match=r"report\.scratch=true with trainer\.max_epochs=0; need a net"):
+        check(scratch=True, max_epochs=0)
 
 
 def test_several_processes_do_not_wait_for_a_net_that_one_of_them_trains():
