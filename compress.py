@@ -39,4 +39,4 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(describe_settings())
     else:
-        launch(main, open_groups=["data"])
+        launch(main)

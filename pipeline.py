@@ -4,7 +4,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -12,7 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cellvision import app
-from cellvision.launch import launch
+from cellvision.composition import GROUPS, check_groups, check_settings, resolve
+from cellvision.errors import ConfigError
+from cellvision.launch import compose_script, launch
 
 if TYPE_CHECKING:
     from cellvision.release.pipeline import Plan
@@ -32,6 +34,7 @@ def run(cfg: DictConfig) -> None:
     from cellvision.release.steps import run_steps
 
     plan = read_plan(cfg)
+    check_plan(plan)
     steps = build_steps(plan, find_production(plan))
     run_steps(steps, plan.folder, scripts=CONF.parent, tell=lambda line: print(line, flush=True))
 
@@ -40,7 +43,9 @@ def submit(cfg: DictConfig) -> None:
     """Submit them to Azure ML, with the options of the launcher that ``trainer=azure`` has."""
     from cellvision.cloud.pipeline import launch_pipeline
 
-    outcome = launch_pipeline(read_plan(cfg), instantiate(HydraConfig.get().launcher).options, root=CONF.parent)
+    plan = read_plan(cfg)
+    options = instantiate(HydraConfig.get().launcher).options
+    outcome = launch_pipeline(plan, options, settings=check_plan(plan), root=CONF.parent)
     if outcome.error is not None:
         raise outcome.error
 
@@ -57,6 +62,28 @@ def read_plan(cfg: DictConfig) -> "Plan":
         name: None if words is None else tuple(map(str, words)) for name, words in plain.pop("settings").items()
     }
     return Plan(conf=CONF, **plain, **settings)
+
+
+def check_plan(plan: "Plan") -> dict[str, dict[str, Any]]:
+    """The settings that each script would get, checked before the first begins, as the last may be hours away.
+
+    Raises:
+        ConfigError: settings that do not compose, lack a value, or that no class takes.
+    """
+    from cellvision.release.pipeline import build_steps
+
+    found = {}
+    for step in build_steps(plan):
+        if step.command[0] == "python":
+            script = Path(step.command[1]).stem
+            try:
+                settings = compose_script(script, step.command[2:])
+                check_settings(settings)
+                found[step.name] = resolve(settings)
+                check_groups(found[step.name], GROUPS)
+            except ConfigError as error:
+                raise ConfigError(f"step {step.name}: {error}") from error
+    return found
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from cellvision.cloud import sdk
 
 ROOT = Path(__file__).parents[1]
+COMMIT = "1f0c9a" + 34 * "0"
 NAMES = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE", "AZUREML_RUN_ID")
 
 
@@ -23,6 +24,7 @@ def install(double):
     """A double in the place of the network, and the SDK imported; no workspace is named outside of the settings."""
     with sdk.quiet_sdk(), pytest.MonkeyPatch.context() as patch:
         double.install(patch)
+        patch.setattr("cellvision.cloud.launching.describe_git", lambda _: {"commit": COMMIT, "changed": True})
         for name in NAMES:
             patch.delenv(name, raising=False)
         yield double

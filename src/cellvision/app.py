@@ -25,7 +25,7 @@ from cellvision.building import (
     quieten,
 )
 from cellvision.bundle import compute_sha256
-from cellvision.composition import build, build_data, check_groups, check_settings, resolve
+from cellvision.composition import GROUPS, build, build_data, check_groups, check_settings, resolve
 from cellvision.delivery import check_report, deliver
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.training.stopping import Stopped, stopping
@@ -73,7 +73,7 @@ def train(cfg: DictConfig) -> float | None:
     folder = _find_run_folder(cfg)
     # All settings are checked before a long time goes into reading: names before any file is opened, values before
     # pixels are.
-    check_groups(resolve(cfg), ("model", "optim", "trainer", "splitting", "mixing", "callbacks", "logger", "compress"))
+    check_groups(resolve(cfg), GROUPS)
     return _fit(cfg, build_data(cfg.data), folder)
 
 
@@ -86,7 +86,7 @@ def compress(cfg: DictConfig) -> float | None:
     check_settings(cfg)
     _check_place(cfg)
     folder = _find_run_folder(cfg)
-    check_groups(resolve(cfg), ("optim", "trainer", "mixing", "callbacks", "logger", "compress"))
+    check_groups(resolve(cfg), GROUPS)
     OmegaConf.update(cfg, "data", _choose_data(cfg, Path(cfg.ckpt)), force_add=True)
     checkpoint = _fix_start(cfg, folder)
     data = build_data(cfg.data)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from cellvision.data.datamodule import CellDataModule
 
 
+GROUPS = ("model", "optim", "trainer", "splitting", "mixing", "callbacks", "logger", "compress")
+"""Settings of classes, which `check_groups` can check without data."""
+
+
 def check_settings(cfg: DictConfig) -> None:
     """Raise ConfigError listing every mandatory setting without a value."""
     if missing := sorted(key for key, value in _walk(cfg, "") if value == "???"):

@@ -6,8 +6,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra import compose
 from hydra._internal import utils
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -15,18 +17,20 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
 
+OPEN_GROUPS = {"compress": ("data",), "export": ("data",)}
+"""By script, groups that are null unless asked for; a setting of theirs is accepted all the same, and the script knows
+what it is laid over."""
 
-def launch(command: Callable[[], Any], *, open_groups: Sequence[str] = ()) -> None:
-    """Run a command; settings that do not compose are one sentence on stderr and exit status 2.
+
+def launch(command: Callable[[], Any]) -> None:
+    """Run the command of a script; settings that do not compose are one sentence on stderr and exit status 2.
 
     So is a folder that Hydra cannot make. HYDRA_FULL_ERROR=1 shows the whole error.
 
     Args:
         command: decorated with ``hydra.main``.
-        open_groups: groups that are null unless asked for; a setting of theirs is accepted all the same, and the
-            command has to know what it is laid over.
     """
-    sys.argv = [f"++{word}" if "=" in word and word.split(".")[0] in open_groups else word for word in sys.argv]
+    sys.argv[1:] = open_words(Path(sys.argv[0]).stem, sys.argv[1:])
     # Hydra takes no setting before -m together with one after it.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     # Hydra prints its errors in its own words and leaves; nothing public keeps it from that for a whole sweep.
@@ -41,6 +45,29 @@ def launch(command: Callable[[], Any], *, open_groups: Sequence[str] = ()) -> No
     except OSError as error:  # of Hydra, which makes the run folder before a command begins
         got, need = f"cannot make {error.filename} ({error.strerror})", "a run_dir that can be written to"
         _leave(error, explain(got=got, need=need, hint="run_dir=runs/another"))
+
+
+def open_words(script: str, words: Sequence[str]) -> list[str]:
+    """Overrides as Hydra takes them, where those of `OPEN_GROUPS` are set, whether they are there or not.
+
+    Example:
+        >>> open_words("export", ["data.root=PATH", "samples=8"])
+        ['++data.root=PATH', 'samples=8']
+    """
+    groups = OPEN_GROUPS.get(script, ())
+    return [f"++{word}" if "=" in word and word.split(".")[0] in groups else word for word in words]
+
+
+def compose_script(script: str, words: Sequence[str]) -> DictConfig:
+    """The settings that a script would get of these overrides; only inside of a command of `launch`.
+
+    Raises:
+        ConfigError: they do not compose.
+    """
+    try:
+        return compose(config_name=script, overrides=open_words(script, words))
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain_composition(error)) from error
 
 
 def _check_trainer(words: Sequence[str]) -> None:

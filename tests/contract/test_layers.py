@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "cellvision"
 
-BASE = {"errors", "registry", "types", "bundle"}
+BASE = {"errors", "git_state", "registry", "types", "bundle"}
 TO_TRAINING = BASE | {"images", "ops", "data", "models", "metrics", "runtime"}
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
@@ -27,8 +27,8 @@ ALLOWED = {
     "report": {"errors", "metrics"},
     "export": TO_TRAINING | {"training", "compression", "report"},
     "serve": {"errors", "bundle", "images", "data", "runtime"},
-    "release": {"errors", "bundle", "serve"},
-    "cloud": {"errors", "bundle", "release"},
+    "release": {"errors", "git_state", "bundle", "serve"},
+    "cloud": {"errors", "git_state", "bundle", "release"},
     "commands": BASE | {"images", "data", "metrics", "runtime", "report", "serve", "release", "cloud"},
     "cli": BASE | {"images", "data", "metrics", "runtime", "commands"},
     "building": TO_TRAINING | {"settings", "composition", "training", "compression", "export"},

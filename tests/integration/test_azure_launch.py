@@ -100,7 +100,11 @@ REFUSED = [
     (["-m", "trainer=choice(cpu,azure)"], "trainer=choice.cpu,azure.; need trainer=azure alone"),
     (["trainer=azure", "hydra/launcher=basic"], "trainer=azure with hydra/launcher=basic; need the launcher that"),
     ([*DRY, "data=livedead"], r"no value for data\.root; need all of them"),
-    ([*DRY, "data=livedead", "data.root=runs/a"], r"data\.root=runs/a with trainer=azure, .*; need a data asset"),
+    ([*DRY, "data=livedead", "data.root=runs/a"], r"data\.root=runs/a, a path of this machine, .*; need a data asset"),
+    (
+        [*DRY, "callbacks=compress", "compress=[distill]", "compress.distill.teacher=/dev/null"],
+        "compress.distill.teacher=/dev/null, a path of this machine, for a job on Azure; need a data asset",
+    ),
     ([*DRY, "optim.lrr=1"], "unknown setting 'optim.lrr'"),
     ([*DRY, "+optim.lrr=1"], "unknown setting 'optim.lrr'"),
     ([*DRY, "hydra.launcher.gpu=2"], "unknown setting 'hydra.launcher.gpu'; .*; try: 'hydra.launcher.gpus'"),

@@ -16,7 +16,7 @@ pytest.importorskip("azure.core", reason="needs the azure extra")
 pytest.importorskip("hydra_plugins.cellvision_azureml", reason="needs cellvision itself to be installed")
 
 from azure_double import WORKSPACE
-from azure_scripts import ROOT, install, normalise, open_scripts
+from azure_scripts import COMMIT, ROOT, install, normalise, open_scripts
 from azure_serving_double import ServingDouble
 from cellvision.cli import main
 from cellvision.cloud import sdk
@@ -125,7 +125,7 @@ def test_the_same_command_again_joins_it_and_uploads_nothing(pipeline, azure, tm
 
 REFUSED = [
     (["target=azure", "hydra.launcher.allow_dirty=true"], "no workspace for submitting jobs: .* no config.json was fo"),
-    ([*DRY, *give(data=["data=livedead", "data.root=runs/a"])], r"data\.root=runs/a with target=azure, a path of this"),
+    ([*DRY, *give(data=["data=livedead", "data.root=runs/a"])], r"data\.root=runs/a, a path of this machine"),
     ([*DRY, *give(train=["trainer=cpu"])], "trainer=cpu for a job on Azure; need hydra.launcher.gpus to say it"),
     ([*DRY, "hydra.launcher.gpus=-1"], "hydra.launcher.gpus=-1; need a number from 0 up"),
     ([*DRY, "hydra.launcher.download=true"], "hydra.launcher.download=true with a pipeline; need no such option"),
@@ -138,6 +138,8 @@ REFUSED = [
     ([*DRY, *give(deploy=["--port=80"])], "--port with --models azureml; need no such option there"),
     ([*DRY, *give(deploy=["--theads=2"])], "unrecognized arguments: --theads=2; need options of cellvision deploy"),
     ([*DRY, *give(deploy=["--models=a"])], "--models a in settings.deploy with target=azure; need the registry"),
+    ([*DRY, *give(compress=["compress.prune.mcas=0.5"])], "step compress: unknown setting 'compress.prune.mcas'"),
+    ([*DRY, *give(compress=["compress.distill.teacher=/dev/null"])], "compress.distill.teacher=/dev/null, a pa"),
     (["target=aws"], "unknown target 'aws'; need one of: azure"),
 ]  # fmt: skip
 
@@ -191,34 +193,38 @@ def test_the_submitted_steps_lead_from_data_to_a_registered_bundle(pipeline, azu
     assert list(job["jobs"]) == [*steps, "register", "deploy"]
     for step in steps:
         azure.unpack(name, tmp_path / step)
-        done = execute(place(azure, name, step, tmp_path), tmp_path / step)
+        command, variables = place(azure, name, step, tmp_path)
+        done = execute(command, tmp_path / step, variables)
         assert done.returncode == 0, done.stdout + done.stderr
     scores = json.loads((tmp_path / "outputs/scores_bundle/scores_bundle.json").read_text())
     assert scores["data"]["images"] == 2
     for key, variable in VARIABLES.items():
         monkeypatch.setenv(variable, WORKSPACE[key])
-    words = shlex.split(place(azure, name, "register", tmp_path))
+    words = shlex.split(place(azure, name, "register", tmp_path)[0])
     assert words[:3] == ["python", "-m", "cellvision"]
     assert main(words[3:]) == 0
     assert azure.models["livedead/1"]["tags"]["score.pixel.miou"] == str(scores["scores"]["pixel/miou"])
+    assert azure.models["livedead/1"]["tags"]["git"] == f"{COMMIT} with changes"
+    assert azure.models["livedead/1"]["tags"]["data.root"] == "azureml:wells:2"
     assert json.loads((tmp_path / "outputs/registered/registered.json").read_text())["version"] == 1
 
 
 def place(azure, name, step, folder):
-    """The command of a step with folders in the place of inputs and outputs, which are there."""
-    command = azure.read_component(name, step)["command"]
+    """The command of a step with folders in the place of inputs and outputs, which are there; and its variables."""
+    component = azure.read_component(name, step)
+    command, variables = component["command"], component.get("environment_variables", {})
     for output in re.findall(r"\${{outputs\.(\w+)}}", command):
         (folder / "outputs" / output).mkdir(parents=True, exist_ok=True)
     command = command.replace("${{inputs.data__root}}", str(folder / "wells"))
     command = re.sub(r"\${{(?:inputs|outputs)\.(\w+)}}", rf"{folder}/outputs/\1", command)
     assert "${{" not in command
-    return command
+    return command, variables | azure.jobs[name]["jobs"][step].get("environment_variables", {})
 
 
-def execute(command, folder):
+def execute(command, folder, variables):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COVERAGE"))}
     environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    environment |= {"PYTHONPATH": "src"}
+    environment |= variables
     words = ["bash", "-c", command]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from cellvision.cloud.environment import JobEnvironment
 from cellvision.cloud.faults import CloudError, find_first_line
 from cellvision.cloud.options import KEY, LaunchOptions
-from cellvision.cloud.plans import JobPlan, StepPlan, check_name
+from cellvision.cloud.plans import JobPlan, Launch, StepPlan, check_name
 from cellvision.cloud.points import OUTPUT
 from cellvision.errors import explain
+from cellvision.git_state import VARIABLE
 
 if TYPE_CHECKING:
     from azure.ai.ml import Output
@@ -118,7 +119,7 @@ def _build_command(
         display_name=given["name"],
         code=str(launch.snapshot.root),
         environment=_build_environment(launch.environment),
-        environment_variables={"PYTHONPATH": "src", **(variables or {}), **options.environment_variables},
+        environment_variables=_name_variables(launch) | dict(variables or {}) | options.environment_variables,
         instance_type=options.instance_type,
         job_tier=options.job_tier,
         instance_count=options.nodes if several else 1,
@@ -126,6 +127,10 @@ def _build_command(
         distribution=PyTorchDistribution(process_count_per_instance=options.gpus) if several else None,
         **given,
     )
+
+
+def _name_variables(launch: Launch) -> dict[str, str]:
+    return {"PYTHONPATH": "src"} | ({VARIABLE: launch.git} if launch.git else {})
 
 
 def _build_inputs(plan: JobPlan) -> dict[str, Any]:

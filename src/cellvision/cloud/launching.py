@@ -15,11 +15,12 @@ from cellvision.cloud.jobs import build_job, write_job
 from cellvision.cloud.ledger import FILE, Ledger
 from cellvision.cloud.options import KEY, LaunchOptions
 from cellvision.cloud.plans import JobPlan, Launch, plan_job, plan_sweep
-from cellvision.cloud.points import Point
+from cellvision.cloud.points import Point, check_paths
 from cellvision.cloud.sdk import connect, quiet_sdk
 from cellvision.cloud.snapshot import check_clean, describe_changes, read_snapshot
 from cellvision.cloud.submission import Submitted, fetch, follow, read_score, submit
 from cellvision.errors import ConfigError, explain
+from cellvision.git_state import describe_git, format_git
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -54,7 +55,9 @@ def launch_points(points: list[Point], options: LaunchOptions, *, root: Path, fo
     with quiet_sdk():
         client = None if options.dry_run else connect(options)
         assets = [asset for point in points for asset in point.assets.items()]
-        launch = prepare(options, assets, client, scripts={point.script for point in points}, root=root, folder=folder)
+        paths = [path for point in points for path in point.paths.items()]
+        scripts = {point.script for point in points}
+        launch = prepare(options, assets, client, scripts=scripts, paths=paths, root=root, folder=folder)
         if options.sweep == "native":
             return launch_jobs([plan_sweep(points, launch)], client, folder) * len(points)
         return launch_jobs([plan_job(point, launch) for point in points], client, folder)
@@ -66,6 +69,7 @@ def prepare(
     client: MLClient | None,
     *,
     scripts: Iterable[str],
+    paths: Iterable[tuple[str, str]],
     root: Path,
     folder: Path,
 ) -> Launch:
@@ -76,22 +80,32 @@ def prepare(
         assets: pairs of a setting and the asset that it names.
         client: of the workspace; None for a dry run.
         scripts: files of the code that will run.
+        paths: pairs of a setting and what it names on this machine; see `find_paths`.
         root: of the code.
         folder: of the launch.
 
     Raises:
         CloudError: an asset that does not exist, or no answer.
-        ConfigError: code that is too large, not committed or left out, or an environment that cannot be built.
+        ConfigError: code that is too large, not committed or left out, a path that jobs do not see, or an environment
+            that cannot be built.
     """
     snapshot = read_snapshot(root, max_mib=options.max_snapshot_mib)
     if ignored := sorted(set(scripts) - set(snapshot.files)):
         need = f"a script that goes with the code of {root}"
         raise ConfigError(explain(got=f"{ignored[0]} is ignored", need=need, hint="look into .amlignore"))
+    check_paths(paths, snapshot.files)
     if not (options.allow_dirty or options.dry_run):
         check_clean(root)
     environment = choose_environment(options, root=root, folder=folder)
     found = find_inputs(assets, client)
-    return Launch(options=options, snapshot=snapshot, environment=environment, assets=found, sweep=folder.name)
+    return Launch(
+        options=options,
+        snapshot=snapshot,
+        environment=environment,
+        assets=found,
+        sweep=folder.name,
+        git=format_git(describe_git(root)),
+    )
 
 
 def launch_jobs(plans: list[JobPlan], client: MLClient | None, folder: Path) -> list[Outcome]:

@@ -13,7 +13,7 @@ from cellvision.cloud.endpoint import find_live
 from cellvision.cloud.launching import Outcome, launch_jobs, prepare
 from cellvision.cloud.options import KEY, LaunchOptions, is_asset
 from cellvision.cloud.plans import JobPlan, Launch, StepPlan, name_job, tag_job
-from cellvision.cloud.points import Word, drop_local, list_trainer_words, name_input
+from cellvision.cloud.points import Word, drop_local, find_paths, list_trainer_words, name_input, refuse_path
 from cellvision.cloud.sdk import connect, quiet_sdk
 from cellvision.cloud.snapshot import copy_snapshot
 from cellvision.errors import ConfigError, explain
@@ -32,12 +32,15 @@ TRAINS, ACTS = ("train", "compress"), ("register", "deploy")
 SETTINGS = ("data", "train", "compress", "export")
 
 
-def launch_pipeline(plan: Plan, options: LaunchOptions, *, root: Path) -> Outcome:
+def launch_pipeline(
+    plan: Plan, options: LaunchOptions, *, settings: Mapping[str, Mapping[str, Any]], root: Path
+) -> Outcome:
     """Submit a plan as a pipeline of Azure ML, or join the one that is there already; without a credential show it.
 
     Args:
         plan: what to do; its folder is where YAML and records of the pipeline are written.
         options: of the launcher.
+        settings: of its scripts, by step, as they are composed.
         root: of the code.
 
     Raises:
@@ -55,7 +58,8 @@ def launch_pipeline(plan: Plan, options: LaunchOptions, *, root: Path) -> Outcom
             options = replace(options, **_name_workspace(client))
         remote = place(plan, words, options)
         scripts = {step.command[1] for step in build_steps(remote) if step.command[0] == "python"}
-        launch = prepare(options, assets.items(), client, scripts=scripts, root=root, folder=plan.folder)
+        paths = _find_paths(plan, settings)
+        launch = prepare(options, assets.items(), client, scripts=scripts, paths=paths, root=root, folder=plan.folder)
         launch = replace(launch, snapshot=copy_snapshot(launch.snapshot, plan.folder / "code"))
         production = None if client is None else _find_production(client, plan.name)
         (outcome,) = launch_jobs([plan_pipeline(remote, launch, assets, production)], client, plan.folder)
@@ -115,6 +119,7 @@ def plan_pipeline(
         production: model to score on the same fields; None for none.
     """
     data = {name_input(key): launch.assets[asset] for key, asset in assets.items()}
+    remote = replace(remote, tags=tuple(f"{key}={launch.assets[asset].path}" for key, asset in assets.items()))
     steps = wire(build_steps(remote, None if production is None else PRODUCTION), tuple(data))
     own = wire(build_steps(remote), tuple(data))
     commands = "\n".join(step.command for step in own)
@@ -190,10 +195,14 @@ def _read_words(settings: Sequence[str]) -> tuple[Word, ...]:
     kept = drop_local(tuple(words))
     for word in kept:
         if word.key == "data.root" and word.asset is None:
-            got, need = f"{word.text} with target=azure, a path of this machine", "a data asset"
-            hint = f"az ml data create --name NAME --version 1 --type uri_folder --path {word.value}"
-            raise ConfigError(explain(got=got, need=need, hint=f"{hint}, then data.root=azureml:NAME:1"))
+            raise refuse_path(word.key, word.value)
     return kept
+
+
+def _find_paths(plan: Plan, settings: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What settings name on this machine, but for the folder of the run, which other steps make."""
+    found = [pair for composed in settings.values() for pair in find_paths(composed).items()]
+    return [(key, path) for key, path in found if not Path(path).is_relative_to(plan.folder)]
 
 
 def _name_workspace(client: MLClient) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Launch:
         snapshot, environment: code, and what it runs in.
         assets: data in Azure, by what the command line calls them.
         sweep: what the jobs are tagged with.
+        git: state of the code in words; "" where it has no history.
     """
 
     options: LaunchOptions
@@ -41,6 +42,7 @@ class Launch:
     environment: JobEnvironment
     assets: Mapping[str, DataInput]
     sweep: str
+    git: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +138,9 @@ def plan_sweep(points: list[Point], launch: Launch) -> JobPlan:
 
 
 def tag_job(launch: Launch, *, model: str, inputs: Mapping[str, DataInput]) -> dict[str, str]:
-    """What the portal is told of a job: its sweep, model, code and the versions of its data."""
+    """What the portal is told of a job: its sweep, model, code, commit and the versions of its data."""
     shared = {"sweep": launch.sweep, "model": model, "snapshot": launch.snapshot.sha256[:12]}
-    shared |= {name: data.path for name, data in inputs.items()}
+    shared |= {name: data.path for name, data in inputs.items()} | ({"git": launch.git} if launch.git else {})
     return {f"cellvision.{key}": value for key, value in shared.items()}
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from cellvision.cloud.options import KEY, LaunchOptions
 from cellvision.errors import ConfigError, explain
@@ -56,6 +59,7 @@ class Point:
         words: the overrides that the job gets, without those that only say where it runs.
         logger: choice of the group ``logger`` for it, or None to leave that alone.
         monitor, goal: the score that a native sweep compares, or None; maximize | minimize.
+        paths: files and folders of this machine that its settings name, see `find_paths`.
     """
 
     index: int
@@ -65,6 +69,7 @@ class Point:
     logger: str | None = None
     monitor: str | None = None
     goal: str = "maximize"
+    paths: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def assets(self) -> dict[str, str]:
@@ -98,6 +103,56 @@ def drop_local(words: tuple[Word, ...]) -> tuple[Word, ...]:
         if word.key != "resume":
             kept.append(word)
     return tuple(kept)
+
+
+def find_paths(plain: Any, key: str = "") -> dict[str, str]:
+    """What settings name that is there on this machine, by setting: a checkpoint of a teacher, a folder of pictures.
+
+    Args:
+        plain: settings, resolved.
+        key: of ``plain``.
+
+    Example:
+        ``{"compress.distill.teacher": "/home/me/teacher.ckpt"}``
+    """
+    found: dict[str, str] = {}
+    if isinstance(plain, dict):
+        for name, value in plain.items():
+            found |= find_paths(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(plain, list | tuple):
+        for at, value in enumerate(plain):
+            found |= find_paths(value, f"{key}[{at}]")
+    elif isinstance(plain, str) and ("/" in plain or Path(plain).suffix) and _is_there(plain):
+        found[key] = plain
+    return found
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a character that no name has, nobody's home
+        return False
+
+
+def check_paths(paths: Iterable[tuple[str, str]], files: Collection[str]) -> None:
+    """Raise ConfigError for a setting that names what a job does not see: neither data in Azure nor a file of the code.
+
+    Args:
+        paths: pairs of a setting and a path of this machine.
+        files: of the code, relative to its folder, in which a job runs.
+    """
+    for key, path in paths:
+        place = Path(path).as_posix()
+        if not any(name == place or name.startswith(f"{place}/") for name in files):
+            raise refuse_path(key, path)
+
+
+def refuse_path(key: str, path: str) -> ConfigError:
+    """The error for a setting that names something of this machine."""
+    kind = "uri_file" if key == "ckpt" or Path(path).is_file() else "uri_folder"
+    hint = f"az ml data create --name NAME --version 1 --type {kind} --path {path}, then {key}=azureml:NAME:1"
+    got = f"{key}={path}, a path of this machine, for a job on Azure"
+    return ConfigError(explain(got=got, need="a data asset", hint=hint))
 
 
 def name_input(setting: str) -> str:

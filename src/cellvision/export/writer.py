@@ -32,11 +32,12 @@ from cellvision.export.quantize.trained import to_float
 from cellvision.export.reach import compute_reach
 from cellvision.export.tensorrt.engines import check_engines
 from cellvision.export.tensorrt.options import TensorrtOptions
+from cellvision.git_state import describe_git
 from cellvision.models.base import SegNet
 from cellvision.models.structure.fake_quant import is_rounding
 from cellvision.runtime.session import open_session
 from cellvision.training.checkpoint import RECORD_KEY, load_net, load_plain_checkpoint
-from cellvision.training.record import collect_versions, describe_git
+from cellvision.training.record import collect_versions
 from cellvision.types import Sample
 
 LATENCY_PX = 256

@@ -26,6 +26,7 @@ class Plan:
         data, train, compress, export: settings of the scripts as on their command lines, "key=value" each; those of
             ``data`` go to all that read data. ``compress`` None leaves that step out.
         deploy: options of ``cellvision deploy``.
+        tags: of the version that is registered, "key=value" each, beside those that its bundle tells.
         metric, at_least: what the gate asks for; see `Bar`.
         host, port: where the server answers; None leaves that to ``cellvision deploy``.
         keep: whether it stays.
@@ -40,6 +41,7 @@ class Plan:
     compress: tuple[str, ...] | None = ()
     export: tuple[str, ...] = ()
     deploy: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     metric: str = "cell/f1"
     at_least: float | None = None
     host: str | None = "127.0.0.1"
@@ -144,6 +146,7 @@ def _register(plan: Plan, *, has_production: bool) -> Step:
     scores = [plan.folder / "scores_bundle.json"]
     words = ["--name", plan.name, "--models", f"{plan.models}", "--scores", f"{scores[0]}", "--metric", plan.metric]
     words += [] if plan.at_least is None else ["--at-least", f"{plan.at_least}"]
+    words += [word for tag in plan.tags for word in ("--tag", tag)]
     if has_production:
         scores.append(plan.folder / "scores_production.json")
         words += ["--production-scores", f"{scores[1]}"]

@@ -19,6 +19,7 @@ from typing import Any
 
 from cellvision.bundle import Manifest, compute_sha256, load_manifest
 from cellvision.errors import BundleError, ConfigError, explain, unknown_name
+from cellvision.git_state import format_git
 from cellvision.release.gate import Bar, GateError, pass_gate
 from cellvision.release.record import (
     BUNDLE_NAME,
@@ -264,7 +265,7 @@ def _check_request(bundle: Path, manifest: Manifest, name: str, scores: Scores |
 def describe_manifest(manifest: Manifest) -> dict[str, str]:
     """Tags that a bundle tells of itself: recipe, hashes of its graphs, training data, checkpoint, git state."""
     made = manifest.provenance
-    git = made.get("git") if isinstance(made.get("git"), dict) else {}
+    git = made.get("git")
     found = {
         "model": manifest.model,
         "kind": manifest.kind,
@@ -273,7 +274,7 @@ def describe_manifest(manifest: Manifest) -> dict[str, str]:
         "recipe": ",".join(str(step.get("step", "")) for step in manifest.recipe),
         "training_data": str(made.get("data_fingerprint", "")),
         "checkpoint": str(made.get("checkpoint_sha256", "")),
-        "git": f"{git.get('commit', '')}{' with changes' if git.get('changed') else ''}" if git else "",
+        "git": format_git(git) if isinstance(git, dict) else "",
         "cellvision": str(manifest.versions.get("cellvision", "")),
     }
     return {key: value for key, value in found.items() if value}

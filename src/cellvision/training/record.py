@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cellvision.data.datamodule import CellDataModule
 from cellvision.errors import explain
+from cellvision.git_state import describe_git
 from cellvision.models.base import SegNet
 from cellvision.training.task import SegmentationTask
 from cellvision.training.tracking.tracker import begin_tracking
@@ -155,16 +155,3 @@ def collect_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def describe_git() -> dict[str, Any]:
-    """Commit of the working folder and whether it was changed since; empty outside a git checkout."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return {}
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603, S607

@@ -11,11 +11,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cellvision.cloud.options import LaunchOptions, is_asset
-from cellvision.cloud.points import Point, Word, drop_local, list_own_words
-from cellvision.composition import check_groups, check_settings, resolve
-from cellvision.errors import ConfigError, explain
+from cellvision.cloud.points import Point, Word, drop_local, find_paths, list_own_words, refuse_path
+from cellvision.composition import GROUPS, check_groups, check_settings, resolve
 
-GROUPS = ("model", "optim", "trainer", "splitting", "mixing", "callbacks", "logger", "compress")
 ON_THE_NODE = "/on/the/node"
 
 
@@ -56,6 +54,7 @@ def read_point(
         logger=logger,
         monitor=plain.get("monitor"),
         goal="minimize" if plain.get("monitor_mode") == "min" else "maximize",
+        paths=find_paths(plain),
     )
 
 
@@ -68,9 +67,7 @@ def _read(override: Override) -> Word:
 
 def _check_files(cfg: DictConfig) -> None:
     """Raise ConfigError for data and a checkpoint that lie on this machine, which a job does not see."""
-    for key, kind in (("data.root", "uri_folder"), ("ckpt", "uri_file")):
+    for key in ("data.root", "ckpt"):
         path = None if OmegaConf.is_missing(cfg.get("data") or {}, "root") else OmegaConf.select(cfg, key)
         if path is not None and not str(path).startswith(ON_THE_NODE):
-            got, need = f"{key}={path} with trainer=azure, a path of this machine", "a data asset"
-            hint = f"az ml data create --name NAME --version 1 --type {kind} --path {path}"
-            raise ConfigError(explain(got=got, need=need, hint=f"{hint}, then {key}=azureml:NAME:1"))
+            raise refuse_path(key, str(path))

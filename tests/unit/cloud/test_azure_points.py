@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,16 @@ import sys
 import pytest
 
 from cellvision.cloud.options import LaunchOptions
-from cellvision.cloud.points import Point, Word, drop_local, list_own_words, name_input, write_command
+from cellvision.cloud.points import (
+    Point,
+    Word,
+    check_paths,
+    drop_local,
+    find_paths,
+    list_own_words,
+    name_input,
+    write_command,
+)
 from cellvision.errors import CellvisionError, ConfigError
 
 
@@ -119,3 +129,22 @@ def test_options_that_do_not_fit_are_explained(options, said):
     with pytest.raises(CellvisionError, match=said):
         LaunchOptions(**options).check()
     LaunchOptions().check()
+
+
+def test_settings_that_name_something_of_this_machine_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "unet").mkdir()  # a folder called as a net is no reason to take the net's name for one
+    (tmp_path / "a.ckpt").touch()
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/b.yaml").touch()
+    plain = {
+        "model": {"name": "unet", "config": "conf/b.yaml"}, "compress": {"teachers": ["a.ckpt", f"{tmp_path}/none"]},
+        "data": {"root": "/on/the/node", "pattern": "*/fluor_*"}, "seed": 1, "odd": "a\0/b", "long": "a/" * 5000,
+        "home": "~nobody-of-this-name/a", "where": str(tmp_path),
+    }  # fmt: skip
+    found = find_paths(plain)
+    assert found == {"model.config": "conf/b.yaml", "compress.teachers[0]": "a.ckpt", "where": str(tmp_path)}
+    check_paths([("model.config", "conf/b.yaml"), ("folder", "conf")], ["conf/b.yaml", "train.py"])
+    for key, path, kind in (("compress.teachers[0]", "a.ckpt", "uri_file"), ("where", str(tmp_path), "uri_folder")):
+        with pytest.raises(ConfigError, match=rf"{re.escape(key)}={path}, a path of this machine, .*--type {kind}"):
+            check_paths([(key, path)], ["conf/b.yaml", "train.py", "a.ckpt.md"])

@@ -22,12 +22,13 @@ from cellvision.export.gate.decision import TOLERANCE_POINTS, check_tolerance
 from cellvision.export.graph_options import GraphOptions
 from cellvision.export.parity.comparison import cut
 from cellvision.export.progress import Tell, say_nothing
+from cellvision.git_state import describe_git
 from cellvision.metrics.accuracy import choose_headlines
 from cellvision.metrics.cost.timing import describe_machine
 from cellvision.report.files import write_report
 from cellvision.report.record import CompressionReport, ReportRow
 from cellvision.report.table import print_report
-from cellvision.training.record import collect_versions, describe_git
+from cellvision.training.record import collect_versions
 from cellvision.types import Sample
 
 RUNS = 15
