@@ -112,9 +112,25 @@ def load_record(folder: Path) -> ModelVersion:
     plain = load_json(folder / RECORD_NAME)
     try:
         scores, gate = plain.pop("scores"), plain.pop("gate")
-        return ModelVersion(folder=folder, scores=scores and Scores(**scores), gate=gate and Gate(**gate), **plain)
-    except (KeyError, TypeError) as error:
-        raise refuse(folder / RECORD_NAME, f"lacks or has too much ({error})", "register the bundle again") from error
+        found = ModelVersion(folder=folder, scores=scores and Scores(**scores), gate=gate and Gate(**gate), **plain)
+        _check_kinds(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise refuse(folder / RECORD_NAME, f"is damaged ({error})", "register the bundle again") from error
+    return found
+
+
+def _check_kinds(version: ModelVersion) -> None:
+    """Raise TypeError for a value of another kind than it is written with."""
+    texts = {"name": version.name, "created": version.created} | dict(version.files) | dict(version.tags)
+    numbers: dict[str, Any] = {} if version.scores is None else dict(version.scores.values)
+    if version.gate is not None:
+        given = {key: getattr(version.gate, key) for key in ("at_least", "production_value")}
+        numbers |= {"value": version.gate.value} | {key: value for key, value in given.items() if value is not None}
+        texts["metric"] = version.gate.metric
+    wrong = [key for key, text in texts.items() if not isinstance(text, str)]
+    wrong += [key for key, number in numbers.items() if not is_finite_number(number)]
+    if wrong or not isinstance(version.version, int):
+        raise TypeError(f"{wrong[0] if wrong else 'version'} of another kind")
 
 
 def load_scores(path: Path) -> Scores:

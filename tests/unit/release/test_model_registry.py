@@ -264,8 +264,17 @@ def test_a_damaged_note_of_a_server_is_named(registry, bundles, change):
         find_live(registry, "a")
 
 
-def test_a_damaged_record_is_named(registry, bundles):
-    folder = registry.register(bundles[0], "a").folder
-    (folder / "version.json").write_text('{"scores": null, "gate": null}')
-    with pytest.raises(DataError, match=r"version\.json lacks or has too much .*; try: register the bundle again"):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "two"}, {"files": ["a"]}, {"files": 3}, {"tags": {"recipe": 3}}, {"scores": {"values": 1}},
+        {"gate": {"metric": "cell/f1", "value": "high"}}, {"gate": "yes"}, {"name": None}, {"new": 1},
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_named(registry, bundles, change):
+    record = registry.register(bundles[0], "a").folder / "version.json"
+    whole = record.read_text()
+    assert registry.get("a").version == 1
+    record.write_text(json.dumps(json.loads(whole) | change))
+    with pytest.raises(DataError, match=r"version\.json is damaged \(.*; try: register the bundle again"):
         registry.get("a")

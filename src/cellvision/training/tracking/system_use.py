@@ -57,8 +57,8 @@ def measure_use(device: torch.device) -> dict[str, float]:
     Returns:
         "system/cpu_percent" of all cores since the call before, "system/memory_percent" of the machine's,
         "system/process_memory_gib" of this process and those that it started, pages that they share counted in each;
-        on a GPU "system/gpu_memory_gib", the most that tensors took so far, and, where NVIDIA's library for it is
-        installed (nvidia-ml-py) and answers, "system/gpu_percent".
+        on a GPU "system/gpu_memory_gib", the most that tensors took so far, and, where its driver says so,
+        "system/gpu_percent".
     """
     own = psutil.Process()
     taken = 0
