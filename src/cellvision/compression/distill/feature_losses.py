@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cellvision.ops.loss_term import TINY
+from cellvision.ops.loss_term import TINY, compute_weighted_mean
 
 
 def compute_channel_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -49,14 +49,15 @@ def compute_focus_loss(
         outside_weight: of what lies outside, against 1 for cells.
 
     Returns:
-        Scalar; per cell and per image, so that it does not grow with how crowded fields are.
+        Scalar; per cell of all processes that train together, and per image, so that it does not grow with how crowded
+        fields are.
     """
     strength = teacher.abs()
     places = strength.mean(1)
     where = (places.flatten(1) / temperature).softmax(1).view_as(places) * places[0].numel()
     which = (strength.mean((2, 3)) / temperature).softmax(1)  # sums to 1, so that it is a mean over channels
     difference = (which[:, :, None, None] * (student - teacher).square()).sum(1) * where
-    inside = (difference * cells).sum() / cells.sum().clamp_min(1.0)
+    inside = compute_weighted_mean(difference, cells)
     return inside + outside_weight * (difference * outside).sum() / len(student)
 
 

@@ -36,9 +36,6 @@ class Distill(Step):
 
     The teacher is no part of the task: it is neither trained nor saved, and found again by its path when a run goes on,
     where its SHA-256 has to be the one it was.
-
-    The losses of a process are means over its own part of the batch, so that processes whose parts hold very unequal
-    numbers of cells weigh cells unequally.
     """
 
     name = key = "distill"
