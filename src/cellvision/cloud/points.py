@@ -113,7 +113,7 @@ def find_paths(plain: Any, key: str = "") -> dict[str, str]:
         key: of ``plain``.
 
     Example:
-        ``{"compress.distill.teacher": "/home/me/teacher.ckpt"}``
+        ``{"compress.distill.teacher": "runs/teacher/best.ckpt"}``
     """
     found: dict[str, str] = {}
     if isinstance(plain, dict):
