@@ -45,10 +45,10 @@ T to_number(const std::string& option, const std::string& text, const char* need
     return value;
 }
 
-int to_count(const std::string& option, const std::string& text) {
-    const std::string need = "a whole number from 1 to " + std::to_string(cellvision::largest_size);
+int to_count(const std::string& option, const std::string& text, int most = cellvision::largest_size) {
+    const std::string need = "a whole number from 1 to " + std::to_string(most);
     const int value = to_number<int>(option, text, need.c_str(), "2");
-    if (value < 1 || value > cellvision::largest_size) {
+    if (value < 1 || value > most) {
         cellvision::fail(ErrorKind::config, option + " " + text, need, "leave it out");
     }
     return value;
@@ -100,7 +100,10 @@ std::map<std::string, Setter> list_setters(Arguments& found) {
         {"--out", [&](Text, Text value) { found.out = value; }},
         {"--provider", [&](Text, Text value) { found.options.provider = value; }},
         {"--provider-option", [&](Text, Text value) { add_provider_option(found, value); }},
-        {"--threads", [&](Text option, Text value) { found.options.threads = to_count(option, value); }},
+        {"--threads",
+         [&](Text option, Text value) {
+             found.options.threads = to_count(option, value, cellvision::find_most_threads());
+         }},
         {"--memory-mib", [&](Text option, Text value) { found.options.memory_mib = to_count(option, value); }},
         {"--tile-px", [&](Text option, Text value) { found.options.tile_px = to_count(option, value); }},
         {"--overlap-px", [&](Text option, Text value) { found.options.overlap_px = to_count(option, value); }},

@@ -29,7 +29,11 @@ volatile std::sig_atomic_t interrupting = 0;  // the signal that asked for an en
 
 struct Interrupted {};
 
-void note_interrupt(int signal) { interrupting = signal; }
+/// The second one ends the program at once.
+void note_interrupt(int signal) {
+    interrupting = signal;
+    std::signal(signal, SIG_DFL);
+}
 
 void check_interrupt() {
     if (interrupting != 0) {
@@ -215,6 +219,11 @@ private:
             std::fprintf(stderr, "%s: note: a pixel is %g um, the bundle was trained at %g um\n", to_line(name).c_str(),
                          *cells.pixel_size_um, *trained);
         }
+        if (cells.tiles > 1 && !predictor_.manifest().has_exact_tiles) {
+            std::cerr << to_line(name)
+                      << ": note: this net looks at the whole image, and was shown tiles; cells of doubtful score may "
+                         "differ untiled\n";
+        }
         for (const std::string& note : cells.notes) {
             std::cerr << to_line(name) << ": note: " << note << '\n';
         }
@@ -251,6 +260,7 @@ int main(int count, char** arguments) {
     std::signal(SIGTERM, note_interrupt);
     try {
         Arguments asked = parse_arguments(count, arguments);
+        asked.options.before_tiles = check_interrupt;
         if (asked.help) {
             std::cout << usage;
             return exit_ok;

@@ -7,6 +7,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "cells/measure.hpp"
@@ -38,14 +39,13 @@ private:
 };
 
 void check_options(const Options& options) {
-    const auto check = [](const char* name, std::optional<int> value, int least) {
-        if (value && (*value < least || *value > largest_size)) {
+    const auto check = [](const char* name, std::optional<int> value, int least, int most = largest_size) {
+        if (value && (*value < least || *value > most)) {
             fail(ErrorKind::config, std::string(name) + "=" + std::to_string(*value),
-                 "a whole number from " + std::to_string(least) + " to " + std::to_string(largest_size),
-                 "leave it out");
+                 "a whole number from " + std::to_string(least) + " to " + std::to_string(most), "leave it out");
         }
     };
-    check("threads", options.threads, 0);
+    check("threads", options.threads == 0 ? 1 : options.threads, 1, find_most_threads());
     check("memory_mib", options.memory_mib, 1);
     check("tile_px", options.tile_px, 1);
     check("overlap_px", options.overlap_px, 1);
@@ -56,6 +56,8 @@ void check_options(const Options& options) {
 }
 
 }  // namespace
+
+int find_most_threads() { return std::max(16, static_cast<int>(std::thread::hardware_concurrency())); }
 
 class Predictor::Impl {
 public:
@@ -126,6 +128,7 @@ private:
         cells.label_image = LabelImage(image.height, image.width);
         Clock clock;
         for (const auto batch : cut_batches(tiles, options_.batch)) {
+            pause();
             const auto counts = to_input(image, match, batch);
             const Windows windows = to_windows(counts, batch);
             const auto maps = maps_->run(windows);
@@ -157,6 +160,7 @@ private:
         int full = 0;
         Clock clock;
         for (const auto batch : cut_batches(tiles, options_.batch)) {
+            pause();
             const auto counts = to_input(image, match, batch);
             const auto found = detections_->run(to_windows(counts, batch));
             spent.net_s += clock.lap();
@@ -169,6 +173,12 @@ private:
         cells.cells = pile.build(image, match.order, cells.label_image);
         spent.cells_s += clock.lap();
         return full;
+    }
+
+    void pause() const {
+        if (options_.before_tiles) {
+            options_.before_tiles();
+        }
     }
 
     static Windows to_windows(std::span<const std::byte> counts, std::span<const Tile> batch) {

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import cellvision
 from cellvision.commands.benchmarking.options import add_benchmark, run_benchmark
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of all verbs; after parsing, ``run`` is the verb's function."""
-    parser = argparse.ArgumentParser(prog="cellvision", description="Cells from microscopy images, by a bundle.")
+    parser = _Parser(prog="cellvision", description="Cells from microscopy images, by a bundle.")
     parser.add_argument("--version", action=_PrintVersion)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar=f"{{{','.join(VERBS)}}}")
     _add_predict(verbs.add_parser("predict", help="find the cells of images", description=_run_predict.__doc__))
@@ -69,6 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--all", action="store_true", help="show all that the manifest holds")
     _add_debug(info, _run_info)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that answers a wrong command line as all that is wrong is answered: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_ERROR, f"{self.prog}: {to_line(message)}; try: {self.prog} --help\n")
 
 
 class _PrintVersion(argparse.Action):

@@ -131,7 +131,7 @@ def test_damaged_file_is_one_line_too(stain_bundle, fields, tmp_path):
     ("options", "message"),
     [
         (["--provider", "tpu"], "unknown provider 'tpu'; need one of: "),
-        (["--threads", "0"], "threads=0; need a whole number from 1 up"),
+        (["--threads", "0"], "threads=0; need a whole number from 1 to"),
         (["--tile-px", "-5"], "tile_px=-5; need"),
         (["--memory-mib", "0"], "memory_mib=0; need"),
         (["--arena", "roman"], "unknown arena 'roman'; need one of: keep, none, shrink"),

@@ -249,6 +249,39 @@ def test_a_killed_run_leaves_names_that_tell_whose_they_are(stained, tmp_path):
         shutil.rmtree(out, ignore_errors=True)
 
 
+def test_an_image_is_left_between_two_of_its_tiles(stained, tmp_path):
+    """Of a thousand tiles and more, which all together take a minute."""
+    write_field(tmp_path / "large.ome.tif", np.zeros((2, 6000, 6000), np.uint16), CHANNELS)
+    environment = os.environ | {"CELLVISION_ORT_LIBRARY": str(cpp_build.find_ort_library())}
+    arguments = ["--bundle", stained / "bundle", tmp_path / "large.ome.tif", "--out", tmp_path / "out"]
+    command = [cpp_build.build() / "cellvision_predict", *arguments, "--tile-px", 16, "--threads", 1]
+    with subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True) as run:
+        time.sleep(3)
+        assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert run.wait() == 130
+        assert time.monotonic() - began < 10
+        assert run.stderr.read() == "cellvision_predict: interrupted\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_tiles_of_a_net_that_looks_at_the_whole_image_are_said(stained, tmp_path, capsys):
+    shutil.copytree(stained / "bundle", tmp_path / "bundle")
+    path = tmp_path / "bundle" / "manifest.json"
+    for exact, notes in ((False, 1), (True, 0)):
+        manifest = json.loads(path.read_text()) | {"provenance": {"tiling": {"exact": exact}}}
+        path.write_text(json.dumps(manifest))
+        for name, count in (("crowd", notes), ("none", 0)):  # the second is smaller than a tile
+            out = tmp_path / f"{name}_{exact}"
+            arguments = ["--bundle", tmp_path / "bundle", stained / "images" / f"{name}.ome.tif", "--out", out]
+            assert main(["predict", *map(str, arguments)]) == 0
+            status, _, complaints = predict_cpp(*arguments[:3], "--out", f"{out}_cpp")
+            note = f"{name}: note: this net looks at the whole image, and was shown tiles; cells of doubtful score may"
+            assert (status, capsys.readouterr().err) == (0, complaints)
+            assert complaints.count(note) == count
+
+
 def test_smaller_tiles_for_little_memory_are_said(tmp_path, capsys):
     """Once, and in the same words; the numbers differ, for each program measures what the net takes."""
     write_bundle(tmp_path / "bundle", tile_px=512)
@@ -277,6 +310,12 @@ def test_sizes_have_the_bounds_of_python(stained, tmp_path, capsys):
             check_refused(tmp_path / "out", *to, names="need a whole number from 1 to 500000000; try: ")
             assert main(["predict", *map(str, to)]) == 2
             assert "need a whole number from 1 to 500000000; try: " in capsys.readouterr().err
+    most = max(16, os.cpu_count() or 1)
+    for value in (0, most + 1, 1.5):
+        to = [*arguments[:3], "--threads", value, "--out", tmp_path / "out"]
+        check_refused(tmp_path / "out", *to, names=f"need a whole number from 1 to {most}; try: ")
+    assert main(["predict", *map(str, arguments[:3]), "--threads", f"{most + 1}", "--out", f"{tmp_path / 'out'}"]) == 2
+    assert f"threads={most + 1}; need a whole number from 1 to {most}; try: " in capsys.readouterr().err
     largest = [*arguments[:3], "--tile-px", 500_000_000, "--memory-mib", 500_000_000, "--batch", 500_000_000]
     assert predict_cpp(*largest, "--out", tmp_path / "a")[0] == 0
     assert main(["predict", *map(str, largest), "--out", str(tmp_path / "b")]) == 0

@@ -65,6 +65,7 @@ struct Manifest {
     int tile_px = 512;                     ///< edge of a tile's core, a multiple of the stride
     int overlap_px = 96;                   ///< margin read around it, a multiple of the stride
     int nucleus_margin_px = 0;             ///< not used when predicting
+    bool has_exact_tiles = true;           ///< tiles show the net all that a pixel's result depends on
 
     /// The graph of a role; throws Error where the bundle has none.
     [[nodiscard]] const Graph& find_graph(std::string_view role) const;

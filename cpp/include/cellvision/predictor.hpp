@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -12,9 +13,12 @@
 
 namespace cellvision {
 
+/// So many threads as the machine has, or 16: many more only wait for each other, for minutes.
+[[nodiscard]] int find_most_threads();
+
 /// How a bundle is run. What is left out is the bundle's own.
 struct Options {
-    int threads = 0;                                     ///< processor threads of the net; 0 for all cores
+    int threads = 0;  ///< processor threads of the net, up to find_most_threads(); 0 for all cores
     std::string provider = "cpu";                        ///< "cpu", "cuda", "tensorrt", "openvino" ..; no fallback
     std::map<std::string, std::string> provider_options; ///< passed on as they are, e.g. {"device_id", "1"}
     std::optional<int> tile_px;     ///< distance between tiles; nothing: the bundle's, smaller as memory asks
@@ -25,6 +29,8 @@ struct Options {
     /// back after each; so does "none" on the processor, where no more is held than was in use at once, while on others
     /// it asks for every piece anew.
     std::string arena = "keep";
+    /// Called before each batch of tiles, in the thread that predicts; what it throws ends that prediction.
+    std::function<void()> before_tiles;
     std::filesystem::path ort_library;  ///< ONNX Runtime; empty: $CELLVISION_ORT_LIBRARY, else the system's
 };
 

@@ -134,11 +134,20 @@ void check_meaning(const Manifest& found, const Record& record) {
     check_outputs(found, record);
     check_value((found.kind == "instance") == found.detecting.has_value(), "detecting",
                 record.has("detecting") ? record.at("detecting") : json(),
-                "nms_iou, max_cells and mask_side for kind=instance, null for others", "null");
+                "nms_iou, max_cells and mask_side for kind=instance, null for others",
+                found.kind == "instance" ? "{\"max_cells\": 1000}" : "null");
     for (const auto& [key, value] : {std::pair("tile_px", found.tile_px), std::pair("overlap_px", found.overlap_px)}) {
         check_value(value % found.stride == 0, key, json(value), "a multiple of stride=" + std::to_string(found.stride),
                     std::to_string((value / found.stride + 1) * found.stride));
     }
+}
+
+/// What the export found out of the net; a bundle need not say it.
+bool read_exact_tiles(const json& object) {
+    const json provenance = object.value("provenance", json());
+    const json tiling = provenance.is_object() ? provenance.value("tiling", json()) : json();
+    const json exact = tiling.is_object() ? tiling.value("exact", json()) : json();
+    return !exact.is_boolean() || exact.get<bool>();
 }
 
 Manifest read_manifest(const json& object) {
@@ -175,6 +184,7 @@ Manifest read_manifest(const json& object) {
     found.tile_px = record.read_whole("tile_px", 1, 512);
     found.overlap_px = record.read_whole("overlap_px", 0, 96);
     found.nucleus_margin_px = record.read_whole("nucleus_margin_px", 0, 0);
+    found.has_exact_tiles = read_exact_tiles(object);
     check_meaning(found, record);
     return found;
 }

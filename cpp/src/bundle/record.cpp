@@ -35,11 +35,11 @@ void check_value(bool is_right, std::string_view key, const nlohmann::json& valu
 Record::Record(const nlohmann::json& object, std::string place, std::initializer_list<std::string_view> required,
                std::initializer_list<std::string_view> optional)
     : object_(object), place_(std::move(place)) {
-    check_value(object.is_object(), place_.empty() ? "manifest" : place_, object, "names with values", "{..}");
+    const std::string name = place_.substr(0, place_.size() - (place_.empty() ? 0 : 1));  // without the dot
+    check_value(object.is_object(), name.empty() ? "manifest" : name, object, "names with values", "{..}");
     for (const std::string_view key : required) {
         if (!has(key)) {
-            const std::string name = place_.empty() ? "it" : place_.substr(0, place_.size() - 1);
-            fail(ErrorKind::bundle, name + " lacks " + std::string(key), "the keys " + join(required),
+            fail(ErrorKind::bundle, (name.empty() ? "it" : name) + " lacks " + std::string(key), "the keys " + join(required),
                  "export the bundle again");
         }
     }

@@ -56,7 +56,7 @@ def test_provider_that_does_not_start_is_no_fallback(stain_bundle, monkeypatch):
 
 
 def test_threads_must_be_positive(stain_bundle):
-    with pytest.raises(ConfigError, match="threads=0; need a whole number from 1 up"):
+    with pytest.raises(ConfigError, match="threads=0; need a whole number from 1 to"):
         open_session(stain_bundle, threads=0)
 
 

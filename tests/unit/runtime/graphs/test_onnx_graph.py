@@ -90,7 +90,7 @@ def test_settings_that_cannot_be():
         RunSettings(provider_options={"device_id": "0"})
     with pytest.raises(ConfigError, match="unknown arena 'small'; need one of: keep, none, shrink"):
         RunSettings(arena="small")
-    with pytest.raises(ConfigError, match="threads=0; need a whole number from 1 up"):
+    with pytest.raises(ConfigError, match="threads=0; need a whole number from 1 to"):
         RunSettings(threads=0)
 
 
