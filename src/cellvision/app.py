@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -70,6 +72,7 @@ def train(cfg: DictConfig) -> float | None:
     """
     check_settings(cfg)
     _check_place(cfg)
+    _check_twice()
     folder = _find_run_folder(cfg)
     # All settings are checked before a long time goes into reading: names before any file is opened, values before
     # pixels are.
@@ -85,12 +88,33 @@ def compress(cfg: DictConfig) -> float | None:
     """
     check_settings(cfg)
     _check_place(cfg)
+    _check_steps(cfg)
     folder = _find_run_folder(cfg)
     check_groups(resolve(cfg), GROUPS)
     OmegaConf.update(cfg, "data", _choose_data(cfg, Path(cfg.ckpt)), force_add=True)
     checkpoint = _fix_start(cfg, folder)
     data = build_data(cfg.data)
     return _fit(cfg, data, folder, start=load_start(checkpoint, data))
+
+
+def _check_steps(cfg: DictConfig) -> None:
+    """Raise ConfigError for a compression without steps, or with one twice."""
+    if not cfg.get("compress"):
+        got, need = "compress=[], no step of compression", "one or more"
+        raise ConfigError(explain(got=got, need=need, hint="compress=[prune,distill,qat]"))
+    _check_twice()
+
+
+def _check_twice() -> None:
+    """Raise ConfigError for a step that is chosen twice: Hydra makes one of them."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    chosen = next((word for word in reversed(words) if word.startswith("compress=")), "")
+    names = re.findall(r"\w+", chosen)[1:]
+    for name in names:
+        if names.count(name) > 1:
+            got, need = f"{chosen}, with {name} twice in one run", "each step once"
+            hint = f"one {name} of more epochs, or another run after it"
+            raise ConfigError(explain(got=got, need=need, hint=hint))
 
 
 def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | None = None) -> float | None:
@@ -110,8 +134,7 @@ def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | 
     if compression is not None and cfg.bundle:
         check_report(cfg, compression)
     task = build_task(cfg, data, start=start, compression=compression)
-    link = "latest" if start is None else "latest_compressed"
-    record = RunRecord(folder, settings=resolve(cfg), data=data, link=link)
+    record = RunRecord(folder, settings=resolve(cfg), data=data, link=_choose_link(folder, is_start=start is None))
     trainer = build_trainer(cfg, folder, record=record, compression=compression)
     data.setup()
     if start is None and cfg.splitting.min_area_px is None:
@@ -243,6 +266,14 @@ def _find_run_folder(cfg: DictConfig) -> Path:
     if HydraConfig.initialized():
         cfg.run_dir = HydraConfig.get().runtime.output_dir
     return Path(cfg.run_dir)
+
+
+def _choose_link(folder: Path, *, is_start: bool) -> Path:
+    """The link to the newest run; of compressions in a sweep, to the folder of all of them, as a report takes them."""
+    if is_start:
+        return folder.parent / "latest"
+    is_sweep = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+    return (folder.parent.parent if is_sweep else folder.parent) / "latest_compressed"
 
 
 def _check_place(cfg: DictConfig) -> None:

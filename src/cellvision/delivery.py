@@ -34,7 +34,7 @@ def check_report(cfg: DictConfig, compression: Compression) -> None:
     check_tolerance(cfg.report.tolerance_points)
     check_count("report.samples", cfg.report.samples, least=1)
     check_count("report.calibration_fields", cfg.report.calibration_fields, least=1)
-    check_static(cfg.report.ptq, [step.name for step in compression.steps])
+    check_static(cfg.report.ptq, [step.name for step in compression.steps] + ["scratch"] * bool(cfg.report.scratch))
     if cfg.report.scratch and compression.start is None and cfg.trainer.max_epochs == 0:
         got, need = "report.scratch=true with trainer.max_epochs=0", "a net that the compression begins with"
         raise ConfigError(explain(got=got, need=need, hint="report.scratch=false"))
@@ -139,7 +139,11 @@ def train_scratch(
     Raises:
         ConfigError: no width makes it as fast.
     """
+    import torch
+
+    from cellvision.export.compressed.measure import choose_case
     from cellvision.export.compressed.scratch import shrink_to_latency, start_fresh
+    from cellvision.export.parity.comparison import cut
     from cellvision.export.progress import PhaseLines
     from cellvision.training.checkpoint import choose_resume
     from cellvision.training.finish import finish_run
@@ -152,7 +156,8 @@ def train_scratch(
         return best
     with PhaseLines() as tell:
         tell("looking for a small net that is as fast")
-        image = data.collect_batches(1, epoch=0)[0].images[:1]
+        samples = data.collect_held_out(1)
+        image = torch.from_numpy(cut(samples[0].image, *choose_case(samples)[0]))[None]  # as the report times
         found = shrink_to_latency(known.net, known.recipe, image, tell=tell)
     alone = copy.deepcopy(cfg)
     OmegaConf.update(alone, "compress", None, force_add=True)

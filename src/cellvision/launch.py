@@ -21,6 +21,9 @@ OPEN_GROUPS = {"compress": ("data",), "export": ("data",)}
 """By script, groups that are null unless asked for; a setting of theirs is accepted all the same, and the script knows
 what it is laid over."""
 
+OPEN_SETTINGS = ("compress.distill.weights",)
+"""Settings that hold others of any name, which their class looks at."""
+
 
 def launch(command: Callable[[], Any]) -> None:
     """Run the command of a script; settings that do not compose are one sentence on stderr and exit status 2.
@@ -42,20 +45,29 @@ def launch(command: Callable[[], Any]) -> None:
         _leave(error, str(error))
     except (CompactHydraException, OmegaConfBaseException) as error:
         _leave(error, explain_composition(error))
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):
+            raise
+        got, need = "a group of several choices that is null", "a list of names, or none"
+        _leave(error, explain(got=got, need=need, hint="compress=[] in train.py, compress=[prune,qat] in compress.py"))
     except OSError as error:  # of Hydra, which makes the run folder before a command begins
         got, need = f"cannot make {error.filename} ({error.strerror})", "a run_dir that can be written to"
         _leave(error, explain(got=got, need=need, hint="run_dir=runs/another"))
 
 
 def open_words(script: str, words: Sequence[str]) -> list[str]:
-    """Overrides as Hydra takes them, where those of `OPEN_GROUPS` are set, whether they are there or not.
+    """Overrides as Hydra takes them, where what is open is set, whether it is there or not.
 
     Example:
         >>> open_words("export", ["data.root=PATH", "samples=8"])
         ['++data.root=PATH', 'samples=8']
     """
     groups = OPEN_GROUPS.get(script, ())
-    return [f"++{word}" if "=" in word and word.split(".")[0] in groups else word for word in words]
+
+    def is_open(key: str) -> bool:
+        return key.split(".")[0] in groups or any(f"{key}.".startswith(f"{open_}.") for open_ in OPEN_SETTINGS)
+
+    return [f"++{word}" if "=" in word and is_open(word.partition("=")[0]) else word for word in words]
 
 
 def compose_script(script: str, words: Sequence[str]) -> DictConfig:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from cellvision.compression.distill.adapters import Adapter
 from cellvision.compression.prune.cut import Cut
+from cellvision.compression.prune.statistics import refresh_batch_norm
 from cellvision.data.datamodule import CellDataModule
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.models.base import SegNet
@@ -23,6 +25,9 @@ from cellvision.training.gathering import share_buffers
 from cellvision.training.task import SegmentationTask
 from cellvision.training.validating import score_net
 from cellvision.types import Batch
+
+LARGEST_FIELD_PX = 512
+"""An edge of what is counted of a field, as in reports."""
 
 Measure = Callable[[SegNet, Tensor], float]
 T = TypeVar("T")
@@ -103,6 +108,11 @@ class Run:
         (batch,) = self.data.collect_batches(1, epoch=0)
         return self.broadcast(batch.images[:1]).to(self.task.device)
 
+    def field_image(self) -> Tensor:
+        """(1, C, H, W) raw counts: a corner of the first held-out field, whose costs stand for those of all."""
+        (sample,) = self.data.collect_held_out(1)
+        return torch.from_numpy(sample.image[:, :LARGEST_FIELD_PX, :LARGEST_FIELD_PX])[None].to(self.task.device)
+
     def score(self, net: SegNet | None = None) -> float:
         """The monitored score on the validation fields, of the net as it is or of another one in its place.
 
@@ -172,6 +182,17 @@ class Run:
     def share_buffers(self) -> None:
         """Give every process the lead's buffers: statistics that each took from its own batches."""
         share_buffers(self.net)
+
+    def refresh_statistics(self, batches: Sequence[Batch]) -> None:
+        """Take the statistics of batch normalisations anew, of the net and of averages, each by its own weights."""
+        for net in (self.net, *self._find_averages()):
+            refresh_batch_norm(net, [batch.images for batch in batches])
+            share_buffers(net)
+
+    def _find_averages(self) -> list[SegNet]:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        found = [callback.task for callback in callbacks if isinstance(callback, Ema)]
+        return [task.net for task in found if isinstance(task, SegmentationTask)]
 
     def return_to_best(self, phase: str) -> None:
         """Go on from the best net of a phase that has ended, in every process; where none was kept, from the last.

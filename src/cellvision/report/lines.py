@@ -43,13 +43,14 @@ def _list_totals(report: CompressionReport) -> list[Line]:
             values.append(shown if times is None else f"{shown} ({show_times(times)})")
         return Line(label=label, values=tuple(values))
 
+    shown_at = f"of {report.size[0]} x {report.size[1]} px"
     lines = [Line(label="form", values=tuple(row.precision for row in report.rows))]
     lines += [_list_scores(report, at) for at in range(len(report.headlines))]
     lines += [
         line("cells found", lambda row: row.cells),
         line("graphs, MB", lambda row: row.size_bytes * PER_MILLION, lambda change: change.size),
         line("parameters, million", lambda row: row.parameters * PER_MILLION, lambda change: change.parameters),
-        line("MACs, billion", lambda row: row.macs * PER_BILLION, lambda change: change.macs),
+        line(f"MACs {shown_at}, billion", lambda row: row.macs * PER_BILLION, lambda change: change.macs),
     ]
     if any(row.zeros for row in report.rows):
         lines.append(line("weights that are 0, %", lambda row: 100 * row.zeros))

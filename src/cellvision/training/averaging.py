@@ -13,6 +13,13 @@ from torch import Tensor
 class Ema(EMAWeightAveraging):
     """Lightning's average, which is validated, saved and exported in place of the last weights."""
 
+    @property
+    def task(self) -> LightningModule | None:
+        """The averaged copy of what is trained; None before that begins."""
+        task = None if self._average_model is None else self._average_model.module
+        assert task is None or isinstance(task, LightningModule)
+        return task
+
     def refit(self, task: LightningModule, take: Callable[[str, Tensor], Tensor] | None = None) -> None:
         """Go on with the structure that the task's net has by now.
 

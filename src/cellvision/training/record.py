@@ -39,7 +39,7 @@ class RunRecord(Callback):
     """Writes ``run.json`` when training begins, after a resumed run was found to fit, and tells the trackers of it."""
 
     def __init__(
-        self, folder: Path, *, settings: dict[str, Any], data: CellDataModule, link: str | None = "latest"
+        self, folder: Path, *, settings: dict[str, Any], data: CellDataModule, link: Path | None = None
     ) -> None:
         self.folder, self.settings, self.data, self.link = folder, settings, data, link
 
@@ -134,16 +134,15 @@ def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: 
     return path
 
 
-def mark_latest(folder: Path, link: str | None = "latest") -> None:
-    """Make the run folder, and point the link of this name beside it to it where the file system has links."""
+def mark_latest(folder: Path, link: Path | None) -> None:
+    """Make the run folder, and point a link to it, or to what it lies in beside the link, where there are links."""
     folder.mkdir(parents=True, exist_ok=True)
     if link is None:
         return
-    latest = folder.parent / link
     with suppress(OSError):
-        if latest.is_symlink() or not latest.exists():
-            latest.unlink(missing_ok=True)
-            latest.symlink_to(folder.name, target_is_directory=True)
+        if link.is_symlink() or not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder.relative_to(link.parent).parts[0], target_is_directory=True)
 
 
 def collect_versions() -> dict[str, str]:

@@ -79,6 +79,30 @@ def test_a_ratio_counts_the_channels_there_were_at_first():
     assert widths == [(32, 26), (26, 20), (20, 13)]
 
 
+def test_multiplications_are_counted_for_the_image_that_is_given():
+    """Masks are drawn for as many cells in a larger image: a net pruned to half at one size is not at another."""
+    larger = torch.zeros(1, 1, 192, 192)
+    shares = {}
+    for name, counted in (("small", None), ("larger", larger)):
+        net = build("centermask2")
+        before = [count_cost(net, image).macs for image in (IMAGE, larger)]
+        step = Pruner(net, IMAGE, PruneOptions(macs=0.5), counted=counted).step()
+        shares[name] = [count_cost(net, image).macs / macs for image, macs in zip((IMAGE, larger), before, strict=True)]
+        assert step.macs == shares[name][name == "larger"]
+    assert 0.45 < shares["small"][0] <= 0.5 < shares["small"][1]
+    assert 0.45 < shares["larger"][1] <= 0.5
+
+
+def test_a_ratio_by_which_nothing_goes_is_refused():
+    options = {"scope": "local", "round_to": 8}
+    with pytest.raises(
+        ConfigError, match=r"compress\.prune\.ratio=0\.05, by which no channel goes with scope=local and"
+    ):
+        Pruner(build(), IMAGE, PruneOptions(ratio=0.05, **options)).check_ratio()
+    Pruner(build(), IMAGE, PruneOptions(ratio=0.5, **options)).check_ratio()
+    Pruner(build(), IMAGE, PruneOptions(macs=0.5, **options)).check_ratio()
+
+
 def test_an_interrupted_pruning_ends_like_an_unbroken_one():
     options = PruneOptions(macs=0.5, steps=3)
     whole = build()

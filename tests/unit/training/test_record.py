@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from cellvision.models.centermask2.settings import NetSettings
-from cellvision.training.record import describe_absence, describe_counts, describe_crowding, describe_run, find_skipped
+from cellvision.training.record import (
+    describe_absence,
+    describe_counts,
+    describe_crowding,
+    describe_run,
+    find_skipped,
+    mark_latest,
+)
 from cellvision.types import IGNORE
 
 
@@ -91,3 +98,17 @@ def test_each_line_on_a_run_begins_with_what_it_is_about():
     assert lines[5].startswith("warning   1 of 2 training fields have a channel of doubtful counts")
     assert lines[6].startswith("warning   training fields hold up to 2000 cells")
     assert len(lines) == 7
+
+
+def test_a_link_leads_to_the_run_or_to_the_sweep_that_it_is_of(tmp_path):
+    link = tmp_path / "latest"
+    for folder, leads_to in (("a", "a"), ("sweep/0", "sweep"), ("sweep/1", "sweep")):
+        mark_latest(tmp_path / folder, link)
+        assert link.resolve() == tmp_path / leads_to
+    mark_latest(tmp_path / "b", None)
+    assert (tmp_path / "b").is_dir()
+    assert link.resolve() == tmp_path / "sweep"
+    link.unlink()
+    link.mkdir()  # somebody's own folder
+    mark_latest(tmp_path / "a", link)
+    assert not link.is_symlink()

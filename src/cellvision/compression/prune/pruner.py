@@ -69,7 +69,13 @@ class Pruner:
     """
 
     def __init__(
-        self, net: SegNet, image: Tensor, options: PruneOptions, *, state: dict[str, Any] | None = None
+        self,
+        net: SegNet,
+        image: Tensor,
+        options: PruneOptions,
+        *,
+        counted: Tensor | None = None,
+        state: dict[str, Any] | None = None,
     ) -> None:
         """Trace the net and look whether the target can be met.
 
@@ -77,6 +83,8 @@ class Pruner:
             net: to prune.
             image: (1, C, H, W) raw counts, on the net's device; large enough that no map shrinks to 1 px.
             options: see PruneOptions.
+            counted: such an image, for which multiplications are counted; None for ``image``. Where masks are drawn
+                for each cell, the share that they take of all is another one in a larger image.
             state: of ``state``, to go on after the steps it knows of with a net that has them behind it.
 
         Raises:
@@ -84,7 +92,7 @@ class Pruner:
         """
         options.check_target()
         self.net, self.image, self.options = net, image, options
-        self.positions = count_positions(net, image)
+        self.positions = count_positions(net, image if counted is None else counted)
         self._parts = self._list_parts()
         if state is None:
             self.done, self.cost = 0, weigh(net, self.positions, {})
@@ -108,6 +116,14 @@ class Pruner:
     def step(self) -> PruneStep:
         """The next step; see ``plan`` and ``apply``."""
         return self.apply(self.plan())
+
+    def check_ratio(self) -> None:
+        """Raise ConfigError for a ratio so small that no channel goes."""
+        if self.options.ratio is not None and not self._build_chooser().choose(self.options.ratio):
+            given = f"scope={self.options.scope} and round_to={self.options.round_to}"
+            got = f"compress.prune.ratio={self.options.ratio}, by which no channel goes with {given}"
+            hint = "a larger compress.prune.ratio, or compress.prune.round_to=1"
+            raise ConfigError(explain(got=got, need="a ratio that takes some", hint=hint))
 
     def plan(self) -> Cut:
         """The cut of the next step, the same for the same weights and gradients.

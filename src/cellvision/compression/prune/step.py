@@ -15,9 +15,9 @@ from cellvision.compression.prune.latency import LatencyTrial, search_latency
 from cellvision.compression.prune.masks import build_masks, measure_sparsity
 from cellvision.compression.prune.options import PruneOptions, check_counts, choose_targets
 from cellvision.compression.prune.pruner import Pruner, PruneStep
+from cellvision.compression.prune.runs import REGIONS
 from cellvision.compression.prune.scales import pull_scales
 from cellvision.compression.prune.sensitivity import draw_sensitivity, scan_sensitivity
-from cellvision.compression.prune.statistics import refresh_batch_norm
 from cellvision.compression.run import Run
 from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, explain
@@ -107,7 +107,9 @@ class Prune(Step):
             if "2:4" in before and self.options.masks != "2:4":
                 got, need = "channels to be taken from a net with masks 2:4, whose fours would come apart", "new masks"
                 raise ConfigError(explain(got=got, need=need, hint="compress.prune.masks=2:4"))
-            Pruner(run.net, run.sample_image(), replace(self.options, importance="magnitude"))
+            options = replace(self.options, importance="magnitude")
+            pruner = Pruner(run.net, run.sample_image(), options, counted=run.field_image())
+            pruner.check_ratio()
         if self.options.masks is not None:
             self._build_masks(run, share=1.0)
 
@@ -121,8 +123,7 @@ class Prune(Step):
         batches = run.batches(self.count)
         done = self._cut(run, batches, number) if self.options.target else None
         masks = self._mask(run, self.options.share_done(number + 1))
-        refresh_batch_norm(run.net, [batch.images for batch in batches])
-        run.share_buffers()
+        run.refresh_statistics(batches)
         self._state["done"] = number + 1
         self._tell(run, done, masks)
 
@@ -144,17 +145,17 @@ class Prune(Step):
 
     def _cut(self, run: Run, batches: Sequence[Any], number: int) -> PruneStep:
         """Take channels, and let everything follow that holds on to them."""
-        image = run.sample_image()
+        image, counted = run.sample_image(), run.field_image()
         if self.options.importance == "taylor":
             _take_gradients(run, batches)
         if self.latency_ms is not None and number in (0, self.options.steps - 1):
             self._state["ratio"] = self._find_ratio(run, image, number, target_ms=self.latency_ms)
         options = replace(self.options, ratio=self._state.get("ratio", self.options.ratio))
-        pruner = Pruner(run.net, image, options, state=self._state.get("pruner"))
+        pruner = Pruner(run.net, image, options, counted=counted, state=self._state.get("pruner"))
         done = pruner.apply(run.ask_lead(pruner.plan))
         run.net.zero_grad(set_to_none=True)
         run.changed(cut=done.cut, replaced=done.replaced)
-        self._state["pruner"] = pruner.state
+        self._state |= {"pruner": pruner.state, "counted_px": list(counted.shape[-2:])}
         return done
 
     def _find_ratio(self, run: Run, image: Tensor, number: int, *, target_ms: float) -> float:
@@ -215,7 +216,10 @@ class Prune(Step):
         lines = []
         if done is not None:
             record |= {"macs": done.macs, "parameters": done.parameters, "cost": asdict(done.cost)}
-            left = f"{done.macs:.0%} of the MACs and {done.parameters:.0%} of the parameters left"
+            record |= {"counted_px": self._state["counted_px"], "regions": REGIONS}
+            height, width = self._state["counted_px"]
+            macs = f"{done.macs:.0%} of the MACs of {height} x {width} px"
+            left = f"{macs} and {done.parameters:.0%} of the parameters left"
             lines.append(f"{left}, {len(done.widths)} layers narrower")
         if masks:
             zeros = measure_sparsity(run.net)

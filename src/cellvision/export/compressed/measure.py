@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cellvision.bundle import load_manifest
+from cellvision.compression.run import LARGEST_FIELD_PX
 from cellvision.export.gate.loss import score_bundle
 from cellvision.export.parity.comparison import cut, to_dtype
 from cellvision.export.progress import Tell
@@ -20,7 +21,7 @@ from cellvision.runtime.maps.tile_run import Progress
 from cellvision.runtime.session import Session, open_session
 from cellvision.types import Sample
 
-TIMED_PX = 512
+TIMED_PX = LARGEST_FIELD_PX
 """Longest edge that is timed: what a runtime shows a net at once of a larger image."""
 
 MOST_AT_ONCE = 4

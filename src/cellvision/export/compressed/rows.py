@@ -67,8 +67,9 @@ def list_rows(run: Path, *, base: Path, scratch: Path | None = None, static: Seq
     """
     found = {name: run / "checkpoints" / f"{name}.ckpt" for name in PHASES}
     steps = {"base": base, **{name: path for name, path in found.items() if path.is_file()}}
-    check_static(static, list(steps))
     rows = [Row(name=name, checkpoint=path) for name, path in steps.items()]
+    steps |= {"scratch": scratch} if scratch else {}
+    check_static(static, list(steps))
     rows += [
         Row(name="ptq" if name == "base" else f"{name} ptq", checkpoint=steps[name], role="static") for name in static
     ]
@@ -85,7 +86,7 @@ def check_static(names: Sequence[str], steps: Sequence[str]) -> None:
     if isinstance(names, str) or not isinstance(names, Sequence):
         got, need = f"report.ptq={names}", "a list of names of steps"
         raise ConfigError(explain(got=got, need=need, hint="report.ptq=[base]"))
-    floats = ["base", *(name for name in PHASES if name in steps and name != "quantize")]
+    floats = ["base", *(name for name in (*PHASES, "scratch") if name in steps and name != "quantize")]
     for at, name in enumerate(names):
         if name not in floats:
             raise ConfigError(unknown_name("report.ptq entry", name, floats))

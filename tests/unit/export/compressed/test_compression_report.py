@@ -190,3 +190,15 @@ def test_rows_that_make_no_report_are_refused(run, tmp_path):
         Row(name="x", checkpoint=tmp_path, role="teacher")
     with pytest.raises(ConfigError, match=r"unknown report\.ptq entry 'distill'"):
         list_rows(run[0], base=rows[0].checkpoint, static=("distill",))
+    with pytest.raises(ConfigError, match=r"unknown report\.ptq entry 'scratch'"):
+        list_rows(run[0], base=rows[0].checkpoint, static=("scratch",))
+
+
+def test_the_small_net_can_be_rounded_too(run):
+    rows = list_rows(run[0], base=run[1][0].checkpoint, scratch=run[0] / "small.ckpt", static=("base", "scratch"))
+    assert [(row.name, row.role) for row in rows[-3:]] == [
+        ("ptq", "static"),
+        ("scratch ptq", "static"),
+        ("scratch", "scratch"),
+    ]
+    assert rows[-2].checkpoint == rows[-1].checkpoint
