@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cellvision.errors import ConfigError, explain
+from cellvision.errors import is_finite_number
+from cellvision.models.centermask2.checks import check_count, refuse
 
 if TYPE_CHECKING:
     from cellvision.compression.run import Run
@@ -32,12 +33,9 @@ class Step:
     key: str
 
     def __init__(self, *, epochs: int, lr: float) -> None:
-        if not isinstance(epochs, int) or epochs < 1:
-            got, need = f"compress.{self.key}.epochs={epochs}", "a whole number from 1 up"
-            raise ConfigError(explain(got=got, need=need, hint=f"compress.{self.key}.epochs=5"))
-        if not isinstance(lr, int | float) or not 0 < lr <= 10:
-            got, need = f"compress.{self.key}.lr={lr}", "a share of optim.lr above 0, up to 10"
-            raise ConfigError(explain(got=got, need=need, hint=f"compress.{self.key}.lr=0.3"))
+        check_count(f"compress.{self.key}.epochs", epochs, example=5)
+        if not is_finite_number(lr) or not 0 < lr <= 10:
+            raise refuse(f"compress.{self.key}.lr", lr, need="a share of optim.lr above 0, up to 10", example=0.3)
         self.epochs, self.lr = epochs, float(lr)
 
     @property

@@ -121,6 +121,13 @@ def test_layers_that_cost_most_stay_float_until_the_budget_is_met(tmp_path, monk
     assert (tmp_path / "sensitivity_quantize.png").stat().st_size > 5000
 
 
+COUNTS = [
+    (key, low, value)
+    for key, low in (("calibration_batches", 1), ("freeze_epochs", 0))
+    for value in ("abc", True, 1.5, -1, None)
+]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -131,7 +138,15 @@ def test_layers_that_cost_most_stay_float_until_the_budget_is_met(tmp_path, monk
         ({"calibration": "max"}, "qat.calibration 'max'"),
         ({"percentile": 50}, "qat.percentile=50; need a percentile above 50 up to 100"),
         ({"calibration_batches": 0}, "qat.calibration_batches=0"),
-        ({"freeze_epochs": 3}, "qat.freeze_epochs=3"),
+        ({"freeze_epochs": 3}, "qat.freeze_epochs=3; need 0 to compress.qat.epochs=2"),
+        ({"tolerance_points": None}, "qat.tolerance_points=None; need points of the monitored score, from 0 up"),
+        ({"budget_points": "abc"}, "qat.budget_points='abc'; need points of the monitored score, from 0 up"),
+        *(({"percentile": value}, f"qat.percentile={value!r}; need a percentile") for value in ("abc", True)),
+        *((({key: value}), f"qat.{key}={value!r}; need a whole number from {low} up") for key, low, value in COUNTS),
+        *(({"learned": value}, f"qat.learned={value!r}; need true or false") for value in ("maybe", 1, None)),
+        ({"keep_float": "nope"}, r"qat.keep_float='nope'; need a list of names .*; try: .*qat.keep_float=\[nope\]"),
+        ({"keep_float": [1]}, r"qat.keep_float=\[1\]; need a list of names or patterns of layers"),
+        ({"keep_float": None}, "qat.keep_float=None; need a list of names or patterns of layers"),
     ],
 )
 def test_settings_that_cannot_be(given, said):
@@ -140,7 +155,7 @@ def test_settings_that_cannot_be(given, said):
 
 
 def test_unknown_layers_are_refused_before_anything_is_trained(tmp_path):
-    with pytest.raises(ConfigError, match="has 'nose'"):
+    with pytest.raises(ConfigError, match=r"compress\.qat\.keep_float has 'nose', which fits no layer"):
         fit(tmp_path, [Quantize(epochs=1, keep_float=["nose"])])
 
 

@@ -38,7 +38,13 @@ def test_other_orders_explain_themselves(names, before, message):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"epochs": 0}, r"prune\.epochs=0; need a whole number from 1 up"), ({"lr": 0}, r"prune\.lr=0; need a share")],
+    [
+        *(
+            ({"epochs": value}, rf"prune\.epochs={value!r}; need a whole number from 1 up")
+            for value in (0, 1.5, "a", True)
+        ),
+        *(({"lr": value}, rf"prune\.lr={value!r}; need a share of") for value in (0, "a", True, float("nan"), None)),
+    ],
 )
 def test_a_step_has_epochs_and_a_learning_rate(settings, message):
     with pytest.raises(ConfigError, match=message):

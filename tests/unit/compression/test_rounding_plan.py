@@ -59,6 +59,10 @@ def test_layers_kept_float_leave_the_others_with_rounded_inputs():
     assert found.outputs["cat"]
 
 
+def test_patterns_may_fit_the_same_layers():
+    assert list(plan(keep_float=["left", "l*", "left"]).layers) == ["middle", "right"]
+
+
 def test_an_input_that_no_module_made_is_rounded_where_it_goes_in():
     net = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
     assert plan_rounding(net, lambda: net(torch.rand(1, 8, 8, 8))).inputs == {"0": False}
@@ -92,7 +96,13 @@ def test_one_pooling_for_two_scales_passes_none_on():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [({"keep_float": ["nose"]}, "has 'nose'"), ({"keep_float": ["*"]}, "not kept in float")]
+    ("given", "said"),
+    [
+        ({"keep_float": ["nose"]}, "compress.qat.keep_float has 'nose', which fits no layer; need .* such as "),
+        ({"keep_float": ["right", "lft"]}, r"'lft', .* left, .*; try: compress.qat.keep_float=\[right,left\]"),
+        ({"keep_float": ["*"]}, "not kept in float"),
+        ({"keep_float": ["*", "left"]}, "not kept in float.* fewer names in compress.qat.keep_float"),
+    ],
 )
 def test_nothing_left_or_unknown_layers_are_refused(given, said):
     with pytest.raises(ConfigError, match=said):

@@ -21,6 +21,7 @@ from cellvision.compression.distill.terms import CELL_TERMS, FEATURE_TERMS, MAP_
 from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, explain
 from cellvision.models.base import SegNet
+from cellvision.models.centermask2.checks import check_switch, refuse
 from cellvision.models.centermask2.model import CenterMask2
 from cellvision.models.map_net import MapNet
 from cellvision.ops.loss_term import check_number
@@ -77,15 +78,14 @@ class Distill(Step):
                 asks it each time.
 
         Raises:
-            ConfigError: a number out of range.
+            ConfigError: a setting of another kind or out of range.
         """
         super().__init__(epochs=epochs, lr=lr)
+        _check_kinds(teacher, weights)
+        check_switch("compress.distill.throughout", throughout)
         check_number("compress.distill.weight", weight, low=0, example=1.0)
         check_number("compress.distill.cache_mib", cache_mib, low=0, example=512)
         compute_share(schedule, 0, 1)
-        if weights is not None and not isinstance(weights, Mapping):
-            got, need = f"compress.distill.weights={weights!r}", "a weight for each term to change"
-            raise ConfigError(explain(got=got, need=need, hint="compress.distill.weights.features=1.0"))
         self.manner = Manner(
             temperature=temperature,
             channel_temperature=channel_temperature,
@@ -234,6 +234,16 @@ class Distill(Step):
         if self.cache is not None and self._epoch not in (None, epoch) and not self.cache.is_given_up:
             self._run.say(self.cache.end_epoch())
         self._epoch = epoch
+
+
+def _check_kinds(teacher: Any, weights: Any) -> None:
+    """Raise ConfigError where the teacher is no path, or the weights have no names."""
+    if not isinstance(teacher, str | Path | None):
+        need, example = "a path of a checkpoint or a bundle, or null", "runs/latest/checkpoints/best.ckpt"
+        raise refuse("compress.distill.teacher", teacher, need=need, example=example)
+    if not isinstance(weights, Mapping | None):
+        got, need = f"compress.distill.weights={weights!r}", "a weight for each term to change"
+        raise ConfigError(explain(got=got, need=need, hint="compress.distill.weights.features=1.0"))
 
 
 def _list_missing(student: SegNet, teacher: Teacher | None) -> dict[str, str]:

@@ -49,7 +49,7 @@ def build_masks(
         raise ConfigError(explain(got=got, need="a share in (0, 1)", hint="compress.prune.sparsity=0.5"))
     weights = {
         f"{name}.weight".lstrip("."): layer.weight.detach()
-        for name, layer in _list_layers(net).items()
+        for name, layer in list_layers(net).items()
         if not any(fnmatchcase(name, each) for each in protected)
     }
     if pattern == "2:4":
@@ -79,11 +79,12 @@ def find_masks(net: nn.Module, recipe: Sequence[Mapping[str, Any]]) -> dict[str,
 
 def measure_sparsity(net: nn.Module) -> float:
     """Share of exact zeros among the weights of all convolutions and linear layers, in 0..1; 0 without any."""
-    weights = [layer.weight for layer in _list_layers(net).values()]
+    weights = [layer.weight for layer in list_layers(net).values()]
     return sum(int((weight == 0).sum()) for weight in weights) / max(1, sum(weight.numel() for weight in weights))
 
 
-def _list_layers(net: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
+def list_layers(net: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
+    """All layers whose weights are multiplied, by name."""
     return {name: module for name, module in net.named_modules() if isinstance(module, _ConvNd | nn.Linear)}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cellvision.compression.patterns import to_patterns
 from cellvision.compression.prune.masks import PATTERNS
-from cellvision.errors import ConfigError, check_choice, explain
+from cellvision.errors import ConfigError, check_choice, explain, is_finite_number
+from cellvision.models.centermask2.checks import check_count, refuse
 
 IMPORTANCES = ("magnitude", "taylor", "bn_scale")
 SCOPES = ("local", "global", "isomorphic")
@@ -46,7 +49,7 @@ class PruneOptions:
     parameters: float | None = None
     steps: int = 1
     schedule: str = "cubic"
-    protected: tuple[str, ...] = ()
+    protected: Sequence[str] = ()
     max_ratio: float = 0.9
     round_to: int = 1
     tolerance: float = 0.05
@@ -59,17 +62,15 @@ class PruneOptions:
         check_choice("compress.prune.schedule", self.schedule, SCHEDULES)
         if self.masks is not None:
             check_choice("compress.prune.masks", self.masks, PATTERNS)
+        object.__setattr__(self, "protected", to_patterns("compress.prune.protected", self.protected))
         if self.target or self.masks is None:
             self.check_target()
         for key in (*self.target, "max_ratio", "tolerance", "sparsity"):
             value = getattr(self, key)
-            if not 0 < value < 1:
-                got, need = f"compress.prune.{key}={value}", "a share in (0, 1)"
-                raise ConfigError(explain(got=got, need=need, hint=f"compress.prune.{key}=0.5"))
+            if not is_finite_number(value) or not 0 < value < 1:
+                raise refuse(f"compress.prune.{key}", value, need="a share in (0, 1)", example=0.5)
         for key in ("steps", "round_to"):
-            if getattr(self, key) < 1:
-                got, need = f"compress.prune.{key}={getattr(self, key)}", "a whole number from 1 up"
-                raise ConfigError(explain(got=got, need=need, hint=f"compress.prune.{key}=1"))
+            check_count(f"compress.prune.{key}", getattr(self, key), example=1)
 
     @property
     def target(self) -> dict[str, float]:
@@ -99,7 +100,7 @@ def choose_targets(**targets: float | None) -> dict[str, float | None]:
     """The target of PruneOptions; any ratio where that is to be looked for by "latency_ms".
 
     Raises:
-        ConfigError: a latency beside another target, or one of no time.
+        ConfigError: a latency beside another target, or that is no time.
     """
     latency_ms = targets.pop("latency_ms")
     if latency_ms is None:
@@ -110,16 +111,14 @@ def choose_targets(**targets: float | None) -> dict[str, float | None]:
             "one target",
         )
         raise ConfigError(explain(got=got, need=need, hint=f"compress.prune.{given[0]}=null"))
-    if latency_ms <= 0:
-        got, need = f"compress.prune.latency_ms={latency_ms}", "a time above 0 ms"
-        raise ConfigError(explain(got=got, need=need, hint="compress.prune.latency_ms=100"))
+    if not is_finite_number(latency_ms) or latency_ms <= 0:
+        raise refuse("compress.prune.latency_ms", latency_ms, need="a time above 0 ms", example=100)
     return {"ratio": 0.5}
 
 
 def check_counts(*, every: int, batches: int, sparse_epochs: int, latency_px: int | None) -> None:
-    """Raise ConfigError where a number of epochs, batches or pixels is too small."""
-    counts = {"every": (every, 1), "batches": (batches, 1), "sparse_epochs": (sparse_epochs, 0)}
-    for key, (value, least) in (counts | {"latency_px": (32 if latency_px is None else latency_px, 32)}).items():
-        if value < least:
-            got, need = f"compress.prune.{key}={value}", f"a whole number from {least} up"
-            raise ConfigError(explain(got=got, need=need, hint=f"compress.prune.{key}={max(least, 1)}"))
+    """Raise ConfigError where a number of epochs, batches or pixels is too small, or no whole number."""
+    check_count("compress.prune.every", every, example=1)
+    check_count("compress.prune.batches", batches, example=20)
+    check_count("compress.prune.sparse_epochs", sparse_epochs, low=0, example=1)
+    check_count("compress.prune.latency_px", latency_px, low=32, or_none=True, example=32)

@@ -113,6 +113,11 @@ class Pruner:
         """Whether all steps are done."""
         return self.done >= self.options.steps
 
+    @property
+    def layers(self) -> set[str]:
+        """Names that patterns of ``protected`` can fit: of all that makes channels."""
+        return {each.name for part in self._parts for each in part.slices if each.is_out}
+
     def step(self) -> PruneStep:
         """The next step; see ``plan`` and ``apply``."""
         return self.apply(self.plan())

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cellvision.compression.patterns import check_patterns
 from cellvision.compression.prune.cut import Cut
 from cellvision.compression.prune.latency import LatencyTrial, search_latency
-from cellvision.compression.prune.masks import build_masks, measure_sparsity
+from cellvision.compression.prune.masks import build_masks, list_layers, measure_sparsity
 from cellvision.compression.prune.options import PruneOptions, check_counts, choose_targets
 from cellvision.compression.prune.pruner import Pruner, PruneStep
 from cellvision.compression.prune.runs import REGIONS
@@ -22,7 +23,9 @@ from cellvision.compression.run import Run
 from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, explain
 from cellvision.models.build import build_model
+from cellvision.models.centermask2.checks import check_switch
 from cellvision.models.structure.widths import read_widths
+from cellvision.ops.loss_term import check_number
 
 T = TypeVar("T")
 
@@ -46,7 +49,7 @@ class Prune(Step):
         importance, scope, schedule, protected, max_ratio, round_to, tolerance, masks, sparsity: see PruneOptions.
 
     Raises:
-        ConfigError: numbers out of range, or more cuts than the epochs have room for.
+        ConfigError: a setting of another kind or out of range, or more cuts than the epochs have room for.
     """
 
     name = key = "prune"
@@ -82,7 +85,9 @@ class Prune(Step):
         choice: dict[str, Any] = {"importance": importance, "scope": scope, "schedule": schedule}
         limits: dict[str, Any] = {"max_ratio": max_ratio, "round_to": round_to, "tolerance": tolerance}
         zeros: dict[str, Any] = {"masks": masks, "sparsity": sparsity}
-        self.options = PruneOptions(steps=steps, protected=tuple(protected), **targets, **choice, **limits, **zeros)
+        self.options = PruneOptions(steps=steps, protected=protected, **targets, **choice, **limits, **zeros)
+        check_switch("compress.prune.sensitivity", sensitivity)
+        check_number("compress.prune.sparse_strength", sparse_strength, low=0, example=1e-4)
         check_counts(every=every, batches=batches, sparse_epochs=sparse_epochs, latency_px=latency_px)
         self.every, self.count, self.sensitivity = every, batches, sensitivity
         self.latency_ms, self.latency_px = latency_ms, latency_px
@@ -102,6 +107,7 @@ class Prune(Step):
     def attach(self, run: Run) -> None:
         """Look whether the net can be pruned so far, by weights: gradients and scales say nothing yet."""
         record = run.task.record
+        layers = set(list_layers(run.net))
         before = [] if record is None else [known.get("options", {}).get("masks") for known in record.recipe]
         if self.options.target:
             if "2:4" in before and self.options.masks != "2:4":
@@ -110,6 +116,8 @@ class Prune(Step):
             options = replace(self.options, importance="magnitude")
             pruner = Pruner(run.net, run.sample_image(), options, counted=run.field_image())
             pruner.check_ratio()
+            layers |= pruner.layers
+        check_patterns("compress.prune.protected", self.options.protected, layers)
         if self.options.masks is not None:
             self._build_masks(run, share=1.0)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from cellvision.compression.patterns import check_patterns
 from cellvision.compression.qat.watch import Call, watch
 from cellvision.errors import ConfigError, explain
 from cellvision.models.structure.fake_quant import QuantPlan
@@ -98,17 +99,12 @@ def _choose_layers(calls: Sequence[Call], keep_float: Sequence[str]) -> set[str]
     behind = _find_linked(weighted, backwards=False, with_start=False)
     chosen = {call.name for call in weighted if call in before and (call in behind or not _is_narrow(call.module))}
     chosen -= {call.name for call in weighted if call not in before}  # a layer that is the last of any path
-    for pattern in keep_float:
-        fitting = {name for name in chosen if fnmatchcase(name, pattern)}
-        if not fitting:
-            need = f"names among {', '.join(sorted(chosen)[:6])}, .."
-            raise ConfigError(
-                explain(got=f"keep_float has {pattern!r}, which fits no layer", need=need, hint="a pattern")
-            )
-        chosen -= fitting
+    if chosen:
+        check_patterns("compress.qat.keep_float", keep_float, chosen)
+    chosen = {name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in keep_float)}
     if not chosen:
         got = f"{len(weighted)} layers with weights, none of them before another or not kept in float"
-        raise ConfigError(explain(got=got, need="a layer to round", hint="fewer names in keep_float"))
+        raise ConfigError(explain(got=got, need="a layer to round", hint="fewer names in compress.qat.keep_float"))
     return chosen
 
 

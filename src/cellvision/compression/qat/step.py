@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from cellvision.compression.patterns import to_patterns
 from cellvision.compression.prune.cost import count_positions
 from cellvision.compression.prune.runs import run_layers
 from cellvision.compression.qat.calibrate import METHODS, calibrate
@@ -19,6 +20,7 @@ from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, check_choice, explain, is_finite_number
 from cellvision.metrics.accuracy import HEADLINES
 from cellvision.models.base import keep_modes
+from cellvision.models.centermask2.checks import check_count, check_switch, refuse
 from cellvision.models.structure.fake_quant import (
     QuantPlan,
     find_fake_quants,
@@ -51,7 +53,7 @@ class Quantize(Step):
         sensitivity: what a layer costs is measured with it "alone" rounded, or with all "others"; for budget_points.
 
     Raises:
-        ConfigError: an unknown choice, or a number out of range.
+        ConfigError: an unknown choice, or a setting of another kind or out of range.
     """
 
     name = "quantize"
@@ -78,21 +80,21 @@ class Quantize(Step):
         check_choice("compress.qat.sensitivity", sensitivity, SENSITIVITIES)
         check_choice("compress.qat.calibration", calibration, METHODS)
         if not is_finite_number(percentile) or not 50 < percentile <= 100:
-            got, need = f"compress.qat.percentile={percentile}", "a percentile above 50 up to 100"
-            raise ConfigError(explain(got=got, need=need, hint="compress.qat.percentile=99.99"))
-        for key, points in (("tolerance_points", tolerance_points), ("budget_points", budget_points)):
-            if points is not None and (not is_finite_number(points) or points < 0):
-                got, need = f"compress.qat.{key}={points}", "points of the monitored score, from 0 up"
-                raise ConfigError(explain(got=got, need=need, hint=f"compress.qat.{key}=1"))
-        if calibration_batches < 1:
-            got, need = f"compress.qat.calibration_batches={calibration_batches}", "a whole number from 1 up"
-            raise ConfigError(explain(got=got, need=need, hint="compress.qat.calibration_batches=8"))
-        if not 0 <= freeze_epochs <= epochs:
-            got, need = f"compress.qat.freeze_epochs={freeze_epochs}", f"0 to compress.qat.epochs={epochs}"
-            raise ConfigError(explain(got=got, need=need, hint=f"compress.qat.freeze_epochs={min(1, epochs)}"))
+            raise refuse("compress.qat.percentile", percentile, need="a percentile above 50 up to 100", example=99.99)
+        budget = {} if budget_points is None else {"budget_points": budget_points}
+        for key, points in {"tolerance_points": tolerance_points, **budget}.items():
+            if not is_finite_number(points) or points < 0:
+                raise refuse(f"compress.qat.{key}", points, need="points of the monitored score, from 0 up", example=1)
+        check_count("compress.qat.calibration_batches", calibration_batches, example=8)
+        check_count("compress.qat.freeze_epochs", freeze_epochs, low=0, example=1)
+        if freeze_epochs > epochs:
+            need = f"0 to compress.qat.epochs={epochs}"
+            raise refuse("compress.qat.freeze_epochs", freeze_epochs, need=need, example=1)
+        check_switch("compress.qat.learned", learned)
         self.when, self.tolerance_points, self.count = when, float(tolerance_points), calibration_batches
         self.calibration, self.percentile = calibration, percentile
-        self.freeze_epochs, self.learned, self.keep_float = freeze_epochs, learned, tuple(keep_float)
+        self.freeze_epochs, self.learned = freeze_epochs, learned
+        self.keep_float = to_patterns("compress.qat.keep_float", keep_float)
         self.budget_points, self.sensitivity = budget_points, sensitivity
         self._is_frozen = False
         self._score_untrained: float | None = None

@@ -59,6 +59,13 @@ def test_a_schedule_never_ends_the_teaching_early(schedule):
         ({"quality_power": -1}, r"distill.quality_power=-1"),
         ({"weight": -1}, r"distill.weight=-1"),
         ({"cache_mib": -1}, r"distill.cache_mib=-1"),
+        ({"weight": "abc"}, r"distill.weight='abc'; need a number from 0 up"),
+        ({"weight": True}, r"distill.weight=True; need a number from 0 up"),
+        ({"throughout": "maybe"}, r"distill.throughout='maybe'; need true or false"),
+        ({"throughout": None}, r"distill.throughout=None; need true or false"),
+        ({"teacher": 5}, r"distill.teacher=5; need a path of a checkpoint or a bundle, or null; try: .*best\.ckpt"),
+        ({"teacher": True}, r"distill.teacher=True; need a path"),
+        ({"weights": 0}, r"distill.weights=0; need a weight for each term"),
         ({"weights": ["classes"]}, r"distill.weights=\['classes'\]; need a weight for each term"),
     ],
 )
