@@ -3,6 +3,7 @@
 """  # noqa: D205 - one sentence
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,22 +31,25 @@ def main(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig) -> None:
     """Run all steps that are not done yet."""
+    from cellvision.release.options import parse_deploy
     from cellvision.release.pipeline import build_steps, find_production
     from cellvision.release.steps import run_steps
 
     plan = read_plan(cfg)
     check_plan(plan)
     steps = build_steps(plan, find_production(plan))
+    parse_deploy(steps[-1].command[2:])
     run_steps(steps, plan.folder, scripts=CONF.parent, tell=lambda line: print(line, flush=True))
 
 
 def submit(cfg: DictConfig) -> None:
     """Submit them to Azure ML, with the options of the launcher that ``trainer=azure`` has."""
-    from cellvision.cloud.pipeline import launch_pipeline
+    from cellvision.cloud.pipeline import RUN, launch_pipeline
 
     plan = read_plan(cfg)
     options = instantiate(HydraConfig.get().launcher).options
-    outcome = launch_pipeline(plan, options, settings=check_plan(plan), root=CONF.parent)
+    settings = check_plan(replace(plan, folder=RUN))  # what steps make is not on this machine
+    outcome = launch_pipeline(plan, options, settings=settings, root=CONF.parent)
     if outcome.error is not None:
         raise outcome.error
 

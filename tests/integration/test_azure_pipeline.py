@@ -153,6 +153,26 @@ def test_what_cannot_be_submitted_is_one_sentence(pipeline, tmp_path, capsys, se
     assert re.match(f"error: {said}", line), line
 
 
+def test_files_of_somebody_else_are_not_replaced_by_a_copy_of_the_code(pipeline, tmp_path, capsys):
+    precious = tmp_path / "run" / "code" / "plate.tif"
+    precious.parent.mkdir(parents=True)
+    precious.touch()
+    with pytest.raises(SystemExit):
+        pipeline(*DRY, f"folder={tmp_path / 'run'}")
+    assert "code, which holds other files than a copy of the code; need a folder of the" in capsys.readouterr().err
+    assert precious.exists()
+
+
+def test_what_an_earlier_run_here_has_made_is_no_more_in_azure_than_anything_else(pipeline, tmp_path, capsys):
+    left = tmp_path / "run" / "train" / "checkpoints" / "best.ckpt"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    pipeline(*DRY, f"folder={tmp_path / 'run'}")  # what steps hand on is wired
+    with pytest.raises(SystemExit):
+        pipeline(*DRY, f"folder={tmp_path / 'run'}", *give(compress=[f"compress.distill.teacher={left}"]))
+    assert f"compress.distill.teacher={left}, a path of this machine" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("call", "status", "said"),
     [

@@ -283,10 +283,40 @@ def test_the_pointers_switch_together_or_not_at_all(shop, monkeypatch):
     assert shop.production == 1
 
 
+@pytest.mark.parametrize("way_out", [["--stop"], ["--stop-after"]])
+def test_a_killed_deployment_leaves_a_server_that_the_next_one_ends(shop, way_out):
+    assert shop.register("one", 0.7) == 0
+    words = ["deploy", "cells", "--models", shop.models, "--port", shop.port, "--sample", shop.field]
+    note = shop.models / "cells" / "starting.json"
+    with subprocess.Popen([sys.executable, "-m", "cellvision", *map(str, words)]) as run:
+        wait_for(note.is_file)
+        run.kill()
+        assert run.wait() == -signal.SIGKILL
+    (left,) = shop.list_servers()
+    assert left == json.loads(note.read_text())["pid"]
+    assert shop.production is None
+    assert shop.deploy(*way_out) == 0
+    assert shop.list_servers() == []
+    assert not note.exists()
+
+
+def test_a_free_port_is_found_by_itself(shop):
+    assert shop.register("one", 0.7) == 0
+    words = ["cells", "--threads", "1", "--sample", shop.field]
+    assert shop.run("deploy", *words, "--port", "0") == 0
+    first = shop.live
+    assert first.port > 0
+    assert ask(first.url, "/health")["process"] == first.pid
+    assert shop.run("deploy", *words, "--port", "0") == 0
+    assert shop.live.port != first.port
+
+
 def test_what_cannot_be_deployed_is_one_sentence(shop, capsys):
     assert shop.register("one", 0.7) == 0
     capsys.readouterr()
     for options, said in (
+        (["--threads", "0"], "--threads 0; need a whole number from 1 to 1024; try: leave --threads out"),
+        (["--port", "70000"], "--port 70000; need a whole number from 0 to 65534; try: leave --port out"),
         (["--version", "7"], "cells version 7; need one of 1; try: 1"),
         (["--rollback"], "cells had no version in production before; need one to go back to; try: "),
         (["--sample", shop.folder / "none.tif"], "none.tif, which is no file; need an image; try: check the path"),

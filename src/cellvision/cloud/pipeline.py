@@ -40,7 +40,7 @@ def launch_pipeline(
     Args:
         plan: what to do; its folder is where YAML and records of the pipeline are written.
         options: of the launcher.
-        settings: of its scripts, by step, as they are composed.
+        settings: of its scripts, by step, as they are composed with `RUN` as the folder.
         root: of the code.
 
     Raises:
@@ -58,7 +58,7 @@ def launch_pipeline(
             options = replace(options, **_name_workspace(client))
         remote = place(plan, words, options)
         scripts = {step.command[1] for step in build_steps(remote) if step.command[0] == "python"}
-        paths = _find_paths(plan, settings)
+        paths = [path for composed in settings.values() for path in find_paths(composed).items()]
         launch = prepare(options, assets.items(), client, scripts=scripts, paths=paths, root=root, folder=plan.folder)
         launch = replace(launch, snapshot=copy_snapshot(launch.snapshot, plan.folder / "code"))
         production = None if client is None else _find_production(client, plan.name)
@@ -197,12 +197,6 @@ def _read_words(settings: Sequence[str]) -> tuple[Word, ...]:
         if word.key == "data.root" and word.asset is None:
             raise refuse_path(word.key, word.value)
     return kept
-
-
-def _find_paths(plan: Plan, settings: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What settings name on this machine, but for the folder of the run, which other steps make."""
-    found = [pair for composed in settings.values() for pair in find_paths(composed).items()]
-    return [(key, path) for key, path in found if not Path(path).is_relative_to(plan.folder)]
 
 
 def _name_workspace(client: MLClient) -> dict[str, Any]:

@@ -21,6 +21,10 @@ IGNORE_FILES = (".amlignore", ".gitignore")
 """The first that is there counts, alone, as it does for Azure's SDK; those of subfolders do not."""
 
 
+MARK = "src/cellvision/git_state.py"
+"""Where this is, there is a copy of the code."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """Files of a folder, as they were when they were read.
@@ -63,11 +67,17 @@ def read_snapshot(root: Path, *, max_mib: float) -> Snapshot:
 
 
 def copy_snapshot(snapshot: Snapshot, folder: Path) -> Snapshot:
-    """The same files in a folder of their own, which replaces an earlier one.
+    """The same files in a folder of their own, which replaces an earlier copy.
 
     For a pipeline, each of whose steps the SDK takes for code of its own: it would go through the whole tree for each,
     and through all that is left out, such as a virtual environment.
+
+    Raises:
+        ConfigError: something else is there.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        got, need = f"{folder}, which holds other files than a copy of the code", "a folder of the pipeline's own"
+        raise ConfigError(explain(got=got, need=need, hint="folder=runs/pipeline_azure"))
     shutil.rmtree(folder, ignore_errors=True)
     for name in snapshot.files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

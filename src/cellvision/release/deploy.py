@@ -11,16 +11,19 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cellvision.errors import ConfigError, explain
 from cellvision.release.gate import check_still_passes
 from cellvision.release.lock import hold
-from cellvision.release.process import DeployError, ServerOptions, ServerProcess, ask, start_server
+from cellvision.release.process import DeployError, ServerOptions, ServerProcess, ask, find_free_port, start_server
 from cellvision.release.record import ModelVersion, load_json, refuse, write_json
 from cellvision.release.registry import PRODUCTION_NAME, ModelRegistry
 
 DEPLOYMENT_NAME = "deployment.json"
 _LOCK_NAME = ".deployment.lock"
+_STARTING_NAME = "starting.json"
+"""Says which server is started but not live yet; where it is left, the command that started it was killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ def stop(registry: ModelRegistry, name: str, *, seconds: float = 120.0) -> Deplo
         What was ended, or None.
     """
     with _hold(registry, name):
+        _end_left(registry, name)
         live = find_live(registry, name)
         if live is not None:
             live.process.end(seconds=seconds)
@@ -124,25 +128,66 @@ def deploy(
         wanted = registry.find_previous(name) if rollback else registry.get(name, version)
         if not rollback:
             check_still_passes(wanted, registry.find_production(name))
+        _end_left(registry, name)
         old = find_live(registry, name)
-        port = options.port + 1 if old is not None and old.port == options.port else options.port
-        log = registry.folder / name / f"server_{port}.log"
+        port = _choose_port(options, old)
         tell(f"starting  {wanted.title} on port {port}")
-        server = start_server(wanted.bundle, port=port, options=options, log=log)
-        live = Deployment(
-            name=name, version=wanted.version, url=server.url, port=port, pid=server.pid, started=server.started
-        )
-        try:
-            tell(f"testing   {check_server(server.url, wanted, samples)}")
-            _switch(registry, live)
-        except BaseException:
-            server.end(seconds=options.stop_seconds)
-            raise
+        live = _bring_up(registry, wanted, samples, port=port, options=options, tell=tell)
         tell(f"live      {wanted.title} on {live.url}")
         if old is not None:
             in_time = old.process.end(seconds=options.stop_seconds)
             tell(f"ended     version {old.version} on {old.url}{'' if in_time else ', by force: it took too long'}")
         return live
+
+
+def _bring_up(
+    registry: ModelRegistry,
+    wanted: ModelVersion,
+    samples: Sequence[Path],
+    *,
+    port: int,
+    options: ServerOptions,
+    tell: Callable[[str], None],
+) -> Deployment:
+    """Start the server of a version, try it, and switch to it; else it is gone."""
+    home = registry.folder / wanted.name
+    starting = home / _STARTING_NAME
+
+    def describe(server: ServerProcess) -> Deployment:
+        where: dict[str, Any] = {"url": server.url, "port": port, "pid": server.pid, "started": server.started}
+        return Deployment(name=wanted.name, version=wanted.version, **where)
+
+    def note(server: ServerProcess) -> None:
+        write_json(starting, asdict(describe(server)))
+
+    try:
+        log = home / f"server_{port}.log"
+        server = start_server(wanted.bundle, port=port, options=options, log=log, note=note)
+        try:
+            tell(f"testing   {check_server(server.url, wanted, samples)}")
+            _switch(registry, describe(server))
+        except BaseException:
+            server.end(seconds=options.stop_seconds)
+            raise
+    finally:
+        starting.unlink(missing_ok=True)
+    return describe(server)
+
+
+def _end_left(registry: ModelRegistry, name: str) -> None:
+    """End the server that a killed command has left behind."""
+    path = registry.folder / name / _STARTING_NAME
+    if path.is_file():
+        left, live = _load_deployment(path), find_live(registry, name)
+        if live is None or live.pid != left.pid:  # else it was killed behind the switch
+            left.process.end(seconds=ServerOptions().stop_seconds)
+        path.unlink()
+
+
+def _choose_port(options: ServerOptions, old: Deployment | None) -> int:
+    if options.port == 0:
+        return find_free_port(options.host)
+    return options.port + 1 if old is not None and old.port == options.port else options.port
 
 
 def check_server(url: str, version: ModelVersion, samples: Sequence[Path]) -> str:

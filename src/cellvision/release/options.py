@@ -46,12 +46,16 @@ def add_deploy(parser: argparse.ArgumentParser) -> None:
 
 
 def check_deploy(chosen: argparse.Namespace) -> None:
-    """Raise ConfigError for an option that makes no sense with the registry that was chosen."""
+    """Raise ConfigError for an option that makes no sense with the registry that was chosen, or out of range."""
     foreign = {"host", "port", "stop_after", "stop"} if chosen.models == AZURE else {"instance_type", "instances"}
     if given := sorted(name for name in foreign if getattr(chosen, name) not in (None, False)):
         option = f"--{given[0].replace('_', '-')}"
         got, need = f"{option} with --models {chosen.models}", "no such option there"
         raise ConfigError(explain(got=got, need=need, hint=f"leave {option} out, or cellvision deploy --help"))
+    from cellvision.release.process import ServerOptions
+
+    given_here = {name: getattr(chosen, name) for name in ("host", "port", "threads", "memory_mib")}
+    ServerOptions(**{name: value for name, value in given_here.items() if value is not None})
 
 
 def parse_deploy(words: Sequence[str]) -> argparse.Namespace:

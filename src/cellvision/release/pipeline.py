@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellvision.errors import ConfigError, explain
+from cellvision.release.gate import Bar
 from cellvision.release.record import load_json
 from cellvision.release.registry import ModelRegistry
 from cellvision.release.steps import Step
@@ -51,10 +52,8 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("data", "train", "compress", "export"):
             for setting in getattr(self, name) or ():
-                if "=" not in setting and not setting.startswith("~"):
-                    got, need = f"settings.{name} entry {setting!r}", "settings as on the command line, key=value"
-                    hint = f"'settings.{name}=[\"seed=1\"]'"
-                    raise ConfigError(explain(got=got, need=need, hint=hint))
+                _check_setting(name, setting)
+        Bar(metric=self.metric, at_least=self.at_least)
 
     @property
     def validation(self) -> Path:
@@ -65,6 +64,21 @@ class Plan:
     def bundle(self) -> Path:
         """Folder of the bundle."""
         return self.folder / "bundle"
+
+
+_OWN = ("run_dir", "resume", "ckpt", "bundle", "folder")
+"""Settings of scripts that hold the steps together."""
+
+
+def _check_setting(name: str, setting: str) -> None:
+    """Raise ConfigError for words that are no setting, or one that only the pipeline can know."""
+    key = setting.partition("=")[0].lstrip("+~")
+    if "=" not in setting and not setting.startswith("~"):
+        got, need = f"settings.{name} entry {setting!r}", "settings as on the command line, key=value"
+        raise ConfigError(explain(got=got, need=need, hint=f"'settings.{name}=[\"seed=1\"]'"))
+    if key in _OWN:
+        got, need = f"settings.{name} entry {setting!r}", "no such entry: each step goes on with what the last one made"
+        raise ConfigError(explain(got=got, need=need, hint="folder=DIR for another place of all of it"))
 
 
 def build_steps(plan: Plan, production: Path | None = None) -> tuple[Step, ...]:

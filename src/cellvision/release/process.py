@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from cellvision.errors import CellvisionError, explain
+from cellvision.errors import CellvisionError, ConfigError, explain
 
 _SAME_START_SECONDS = 1.0
 _ASK_SECONDS = 5.0
@@ -33,11 +35,15 @@ class ServerOptions:
 
     Attributes:
         host: address to listen on.
-        port: it and the one above take turns: while the old server answers on one, the new one starts on the other.
+        port: it and the one above take turns: while the old server answers on one, the new one starts on the other;
+            0 takes one that is free.
         threads: processor threads of an image, or None for all cores.
         memory_mib: most memory of an image.
         start_seconds: how long it may take until it answers.
         stop_seconds: how long its last images may take, once it is told to end.
+
+    Raises:
+        ConfigError: a number out of range.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +52,14 @@ class ServerOptions:
     memory_mib: int = 1024
     start_seconds: float = 120.0
     stop_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("port", 0, 65534), ("threads", 1, 1024), ("memory_mib", 1, 10**9)):
+            number = getattr(self, name)
+            if number is not None and not least <= number <= most:
+                option = f"--{name.replace('_', '-')}"
+                need = f"a whole number from {least} to {most}"
+                raise ConfigError(explain(got=f"{option} {number}", need=need, hint=f"leave {option} out"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +103,16 @@ class ServerProcess:
         return in_time
 
 
-def start_server(bundle: Path, *, port: int, options: ServerOptions, log: Path) -> ServerProcess:
+def find_free_port(host: str) -> int:
+    """A port that nobody listens on now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+        trial.bind((host, 0))
+        return int(trial.getsockname()[1])
+
+
+def start_server(
+    bundle: Path, *, port: int, options: ServerOptions, log: Path, note: Callable[[ServerProcess], None]
+) -> ServerProcess:
     """Start ``cellvision serve`` as a process that outlives this one, and wait until it answers.
 
     Args:
@@ -97,6 +120,7 @@ def start_server(bundle: Path, *, port: int, options: ServerOptions, log: Path) 
         port: to listen on.
         options: see ServerOptions.
         log: file for what it prints; an earlier one is replaced.
+        note: called as soon as there is a process, which would be nobody's if this one were killed now.
 
     Raises:
         DeployError: it ended, or does not answer in time; it is gone then.
@@ -112,6 +136,7 @@ def start_server(bundle: Path, *, port: int, options: ServerOptions, log: Path) 
     url = f"http://{_to_reachable(options.host)}:{port}"
     server = ServerProcess(pid=started.pid, started=psutil.Process(started.pid).create_time(), url=url)
     try:
+        note(server)
         _wait_until_ready(started, server, seconds=options.start_seconds, log=log)
     except BaseException:
         server.end(seconds=options.stop_seconds)

@@ -62,12 +62,14 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
 
     Raises:
         StepError: a command ended with another status than 0, or without its outputs.
-        ConfigError: an input is missing, or another process works in the folder.
+        ConfigError: an input is missing, another process works in the folder, or what a step would make is there, and
+            not by such a step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder / _LOCK_NAME, work="work there"):
         state = folder / STATE_NAME
         done = load_json(state) if state.is_file() else {}
+        _check_own([path for step in steps if step.name not in done for path in step.outputs])
         for number, step in enumerate(steps, start=1):
             assert all(output.is_relative_to(folder) for output in step.outputs), "would remove what is not its own"
             title = f"{number}/{len(steps)} {step.name}"
@@ -121,6 +123,14 @@ def _hash(step: Step, path: Path) -> str | list[list[str]]:
         raise ConfigError(explain(got=got, need=need, hint="check the path"))
     files = sorted(found for found in path.rglob("*") if found.is_file() and "__pycache__" not in found.parts)
     return [[found.relative_to(path).as_posix(), compute_sha256(found)] for found in files]
+
+
+def _check_own(outputs: Sequence[Path]) -> None:
+    """Raise ConfigError for what is there and nobody has noted: somebody's files are not removed."""
+    for path in outputs:
+        if path.is_file() or path.is_symlink() or (path.is_dir() and any(path.iterdir())):
+            got, need = f"{path} is there, and was not made by a pipeline in that folder", "a folder of its own"
+            raise ConfigError(explain(got=got, need=need, hint="folder=runs/another"))
 
 
 def _remove(outputs: Sequence[Path]) -> None:

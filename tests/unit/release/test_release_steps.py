@@ -86,6 +86,24 @@ def test_another_release_makes_all_of_it_again(chain, monkeypatch):
     assert chain.run() == ["first", "second"]
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_files_of_somebody_else_are_not_removed(chain, kind):
+    chain.folder.mkdir()
+    if kind == "folder":
+        chain.two.mkdir()
+        (chain.two / "precious").write_text("a")
+    elif kind == "link":
+        chain.two.symlink_to(chain.source)
+    else:
+        chain.two.write_text("precious")
+    with pytest.raises(
+        ConfigError, match=r"two is there, and was not made by a pipeline in that folder; need a folder"
+    ):
+        chain.run()
+    assert chain.two.exists()
+    assert not chain.one.exists()  # found before anything was done
+
+
 def test_a_step_without_outputs_is_done_each_time(chain):
     assert chain.run(last=()) == ["first", "second"]
     assert chain.run(last=()) == ["second"]
@@ -198,3 +216,13 @@ def test_settings_that_are_none(tmp_path):
     ):
         make_plan(tmp_path, train=("fast",))
     assert make_plan(tmp_path, train=("~callbacks.pictures",)).train
+    for name, setting in (
+        ("train", "run_dir=a"), ("train", "resume=null"), ("compress", "ckpt=a"), ("export", "++bundle=a"),
+        ("data", "folder=a"),
+    ):  # fmt: skip
+        with pytest.raises(
+            ConfigError, match=rf"settings\.{name} entry '.*{setting.lstrip('+')}'; need no such entry: each step"
+        ):
+            make_plan(tmp_path, **{name: (setting,)})
+    with pytest.raises(ConfigError, match="metric cell/loss, of which more is not better"):
+        make_plan(tmp_path, metric="cell/loss")
