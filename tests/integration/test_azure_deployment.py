@@ -311,3 +311,44 @@ def test_the_new_deployment_is_deleted_where_the_network_fails_too(azure):
     ):
         raise DeployError("what went wrong first")
     assert deleted == [("cells", "green")]
+
+
+@pytest.mark.parametrize("tag", ["fields=48", "gate.metric=cell/f1", "score.cell.f2=good", "graphs=zzz"])
+def test_tags_of_the_registry_are_its_own_and_those_of_the_portal_break_nothing(azure, shop, capsys, tag):
+    assert register(shop, "one", 0.7, "--tag", tag) == 2
+    assert f"cellvision: tag {tag.partition('=')[0]}, which the registry sets itself" in capsys.readouterr().err
+    assert not azure.models
+    assert main(["register", str(shop / "one"), "--models", "azureml", "--name", "cells"]) == 0
+    key, _, value = tag.partition("=")
+    azure.models["cells/1"]["tags"][key] = value
+    capsys.readouterr()
+    assert main(["models", "--models", "azureml"]) == 0
+    assert "no gate" in capsys.readouterr().out
+    assert deploy(shop) == 2
+    assert "cells version 1, which was registered without a gate; need one that has" in capsys.readouterr().err
+    assert register(shop, "two", 0.8) == 0
+    assert deploy(shop) == 0
+
+
+def test_another_request_is_another_model_version(azure, shop, capsys):
+    assert register(shop, "one", 0.7, "--tag", "plate=A1") == 0
+    for again in ([], ["--tag", "plate=A1"]):
+        assert register(shop, "one", 0.7, *again) == 0
+        assert list(azure.models) == ["cells/1"]
+    assert register(shop, "one", 0.7, "--tag", "plate=B2") == 0
+    assert register(shop, "one", 0.7, "--tag", "plate=B2", "--at-least", "0.6") == 0
+    assert [model["tags"]["plate"] for model in azure.models.values()] == ["A1", "B2", "B2"]
+    assert register(shop, "one", 0.7, "--at-least", "nan") == 2
+    assert "at_least=nan; need a finite number" in capsys.readouterr().err
+
+
+def test_a_model_of_archived_versions_alone_hides_no_other(azure, shop, capsys):
+    assert register(shop, "one", 0.7) == 0
+    azure.models["cells/1"]["isArchived"] = True
+    assert main(["register", str(shop / "two"), "--models", "azureml", "--name", "others"]) == 0
+    capsys.readouterr()
+    assert main(["models", "--models", "azureml"]) == 0
+    assert "others" in capsys.readouterr().out
+    assert deploy(shop) == 2
+    assert "cells, of which all versions are archived; need one that is not; try: cellv" in capsys.readouterr().err
+    assert deploy(shop, "--version", "1") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from cellvision.cloud.endpoint import Live, find_live
 from cellvision.cloud.faults import explained
-from cellvision.errors import ConfigError, explain, unknown_name
+from cellvision.errors import ConfigError, explain
+from cellvision.release.draft import draft_version
 from cellvision.release.gate import Bar
 from cellvision.release.record import Gate, ModelVersion, Scores
-from cellvision.release.registry import choose_previous, draft_version
+from cellvision.release.registry import choose_previous, refuse_name
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -54,7 +56,7 @@ class AzureRegistry:
         given: dict[str, Any] = {"scores": scores, "bar": bar, "production": production}
         draft = draft_version(bundle, name, tags=tags, production_scores=production_scores, **given)
         known, content = self._list(name), to_tags(draft)
-        if known and _is_same(known[-1].tags, content):
+        if known and _is_same(known[-1].tags or {}, content):
             return _read(known[-1])
         taken = self._list(name, archived=True)
         number = 1 + max((int(str(model.version)) for model in taken), default=0)
@@ -69,14 +71,18 @@ class AzureRegistry:
             return sorted(str(model.name) for model in self.client.models.list())
 
     def list_versions(self, name: str, *, archived: bool = False) -> list[ModelVersion]:
-        """The versions of a model, oldest first, with those that are archived or without; ConfigError where none is."""
-        if not (known := self._list(name, archived=archived)):
-            raise ConfigError(unknown_name("model", name, self.list_names()))
+        """The versions of a model, oldest first, with or without archived ones; ConfigError where there is no model."""
+        known = self._list(name, archived=archived)
+        if not known and (archived or not self._list(name, archived=True)):
+            raise refuse_name(name, self.list_names())
         return [_read(model) for model in known]
 
     def get(self, name: str, version: int | None = None) -> ModelVersion:
         """A version, which may be archived, or None for the newest that is not; ConfigError where there is none."""
         known = {found.version: found for found in self.list_versions(name, archived=version is not None)}
+        if not known:
+            got, need = f"{name}, of which all versions are archived", "one that is not"
+            raise ConfigError(explain(got=got, need=need, hint=f"cellvision deploy {name} --version N"))
         number = max(known) if version is None else version
         if number not in known:
             need = f"one of {', '.join(map(str, known))}"
@@ -129,34 +135,59 @@ def to_tags(version: ModelVersion) -> dict[str, str]:
     return {key: value[:LONGEST_TAG] for key, value in found.items()}
 
 
-def from_tags(name: str, number: int, tags: Mapping[str, str]) -> ModelVersion:
-    """The version that a model's tags describe; one that was registered by other means has no scores and no gate."""
-    scores = gate = None
-    if "fields" in tags:
-        values = {key[6:].replace(".", "/"): float(value) for key, value in tags.items() if key.startswith("score.")}
-        scores = Scores(
-            values=values,
-            data_fingerprint=tags["fields"],
-            images=int(tags["images"]),
-            graph_sha256=tags["scored"],
-        )
-    if "gate.metric" in tags:
-        numbers = {key: float(tags[f"gate.{key}"]) for key in _GATE_NUMBERS if f"gate.{key}" in tags}
-        before = int(tags["gate.production"]) if "gate.production" in tags else None
-        gate = Gate(metric=tags["gate.metric"], production=before, **numbers)
+def from_tags(name: str, number: int, tags: Mapping[str, Any]) -> ModelVersion:
+    """The version that a model's tags describe; anybody may have changed them, as in the portal.
+
+    What is damaged counts as absent: a score that is no number, all scores without what they were made from, and the
+    gate with any value that is none. One that was registered by other means has no scores and no gate.
+    """
+    texts = {key: str(value) for key, value in tags.items() if value is not None}
     return ModelVersion(
         name=name,
         version=number,
         folder=_locate(name, number),
-        created=tags.get("created", ""),
+        created=texts.get("created", ""),
         files={},
-        scores=scores,
-        gate=gate,
-        tags=dict(tags),
+        scores=_read_scores(texts),
+        gate=_read_gate(texts),
+        tags=texts,
     )
 
 
+def _read_scores(tags: Mapping[str, str]) -> Scores | None:
+    fields, images, graph = tags.get("fields"), tags.get("images", ""), tags.get("scored")
+    found = {key[6:].replace(".", "/"): _to_number(tags[key]) for key in tags if key.startswith("score.")}
+    values = {key: value for key, value in found.items() if value is not None}
+    if not (fields and graph and values and _is_whole(images)):
+        return None
+    return Scores(values=values, data_fingerprint=fields, images=int(images), graph_sha256=graph)
+
+
+def _read_gate(tags: Mapping[str, str]) -> Gate | None:
+    numbers = {key: _to_number(tags[f"gate.{key}"]) for key in _GATE_NUMBERS if f"gate.{key}" in tags}
+    found = {key: value for key, value in numbers.items() if value is not None}
+    production, metric = tags.get("gate.production"), tags.get("gate.metric")
+    is_whole = production is None or _is_whole(production)
+    is_paired = (production is None) == ("production_value" not in found)
+    if not (metric and "value" in found and found.keys() == numbers.keys() and is_whole and is_paired):
+        return None
+    return Gate(metric=metric, production=None if production is None else int(production), **found)
+
+
 _GATE_NUMBERS = ("value", "at_least", "production_value")
+
+
+def _to_number(text: str) -> float | None:
+    """The number in a tag, or None where it is none that can be compared."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _read(model: Model) -> ModelVersion:
@@ -171,10 +202,12 @@ def _digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
 
 
-def _is_same(known: Mapping[str, str] | None, content: Mapping[str, str]) -> bool:
-    """Whether a model has these files and these scores, and got past a gate or was asked nothing as this one was."""
+def _is_same(known: Mapping[str, str], content: Mapping[str, str]) -> bool:
+    """Whether a model has these files, scores and tags, and got past the same bar or was asked nothing as this one."""
 
     def choose(tags: Mapping[str, str]) -> dict[str, str]:
-        return {key: tags[key] for key in tags if key in ("files", "fields") or key.startswith(("score.", "gate.m"))}
+        bar = ("files", "fields", "gate.metric", "gate.at_least")
+        return {key: value for key, value in tags.items() if key in bar or key.startswith("score.")}
 
-    return choose(known or {}) == choose(content)
+    beside = {key: value for key, value in content.items() if key != "created" and not key.startswith("gate.")}
+    return choose(known) == choose(content) and beside.items() <= known.items()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from cellvision.errors import ConfigError, DataError, explain
 from cellvision.release.options import add_deploy as add_deploy
 from cellvision.release.options import add_models_option, check_deploy
 from cellvision.release.record import AZURE
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cellvision.cloud.endpoint import Live
     from cellvision.cloud.registry import AzureRegistry
     from cellvision.release.deploy import Deployment
+    from cellvision.release.gate import Bar
     from cellvision.release.record import ModelVersion
     from cellvision.release.registry import ModelRegistry
 
@@ -50,25 +53,42 @@ def run_register(chosen: argparse.Namespace) -> int:
 
     With --metric, only if that score is high enough and not below that of the version in production.
     """
-    from cellvision.release.gate import Bar
     from cellvision.release.record import load_scores, write_json
+    from cellvision.runtime.files.writers import StagedFiles
 
+    bar = _read_bar(chosen)
     scores = load_scores(chosen.scores) if chosen.scores else None
     beside = load_scores(chosen.production_scores) if chosen.production_scores else None
-    with _open_registry(chosen.models, "registering a model") as registry:
-        version = registry.register(
-            chosen.bundle,
-            chosen.name,
-            scores=scores,
-            bar=Bar(metric=chosen.metric, at_least=chosen.at_least) if chosen.metric else None,
-            production_scores=beside,
-            tags=dict(chosen.tag or ()),
-        )
-    if chosen.json:
-        write_json(chosen.json, {"name": version.name, "version": version.version, "bundle": str(version.bundle)})
+    # Staged before the work: what is registered stays, also where nobody could be told its number.
+    with StagedFiles(chosen.json.parent) if chosen.json else nullcontext() as staged:
+        part = staged.path(chosen.json.name) if staged else None
+        with _open_registry(chosen.models, "registering a model") as registry:
+            version = registry.register(
+                chosen.bundle,
+                chosen.name,
+                scores=scores,
+                bar=bar,
+                production_scores=beside,
+                tags=dict(chosen.tag or ()),
+            )
+        if part:
+            write_json(part, {"name": version.name, "version": version.version, "bundle": str(version.bundle)})
     passed = f": {version.gate.describe()}" if version.gate else ", without a gate"
     print(f"registered {version.title}{passed}")
     return 0
+
+
+def _read_bar(chosen: argparse.Namespace) -> Bar | None:
+    """What is asked of a bundle; ConfigError for a bound that no score would be compared with."""
+    from cellvision.release.gate import Bar
+
+    if chosen.metric is not None:
+        return Bar(metric=chosen.metric, at_least=chosen.at_least)
+    for option, value in (("--at-least", chosen.at_least), ("--production-scores", chosen.production_scores)):
+        if value is not None:
+            got, need = f"{option} {value} without --metric", "the score that is to decide"
+            raise ConfigError(explain(got=got, need=need, hint="--metric cell/f1"))
+    return None
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +98,10 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def run_models(chosen: argparse.Namespace) -> int:
-    """List the versions of a registry, which of them is in production, and where that answers."""
+    """List the versions of a registry, which of them is in production, and where that answers.
+
+    The files of their bundles are not looked at. What cannot be read is said beside it; then the exit code is 1.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -88,20 +111,63 @@ def run_models(chosen: argparse.Namespace) -> int:
 
     table = Table("model", "version", "registered", "score", "recipe", "", box=SIMPLE_HEAD)
     lines: list[str] = []
+    damage: list[str] = []
     with _open_registry(chosen.models, "listing models") as registry:
-        for name in [chosen.name] if chosen.name else registry.list_names():
-            production, live = registry.find_production(name), _find_live(registry, name)
-            for version in registry.list_versions(name):
-                is_it = production is not None and production.version == version.version
-                when, where = version.created[:16].replace("T", " "), "production" if is_it else ""
-                row = (name, str(version.version), when, _describe_score(version), version.recipe, where)
+        names = _list_names(registry, chosen.name)
+        for name in names:
+            rows, live = _list_rows(registry, name, damage)
+            for row in rows:
                 table.add_row(*(Text(to_line(cell)) for cell in row))
             if live is not None:
                 lines.append(f"{name} version {live.version} answers on {live.url}")
-    Console().print(table)
-    for line in lines:
+    if names:
+        Console().print(table)
+    for line in lines if names else [f"nothing is registered in {chosen.models}"]:
         print(line)
-    return 0
+    for sentence in damage:
+        print(f"cellvision: {to_line(sentence)}", file=sys.stderr)
+    return 1 if damage else 0
+
+
+def _list_names(registry: ModelRegistry | AzureRegistry, name: str | None) -> list[str]:
+    from cellvision.release.registry import ModelRegistry
+
+    if isinstance(registry, ModelRegistry):
+        registry.check_folder()
+    return [name] if name else registry.list_names()
+
+
+def _list_rows(
+    registry: ModelRegistry | AzureRegistry, name: str, damage: list[str]
+) -> tuple[list[tuple[str, ...]], Deployment | Live | None]:
+    """The rows of a model's versions, and where it answers; what cannot be read is added to ``damage``."""
+    from cellvision.release.registry import ModelRegistry
+
+    production: int | None = None
+    live: Deployment | Live | None = None
+    with _noting(damage):
+        live = _find_live(registry, name)
+    if isinstance(registry, ModelRegistry):
+        with _noting(damage):
+            production = registry.find_production_number(name)
+        damage += registry.list_damage(name)
+    elif live is not None:
+        production = live.version
+    rows: list[tuple[str, ...]] = []
+    for version in registry.list_versions(name):
+        where = "production" if production == version.version else ""
+        when = version.created[:16].replace("T", " ")
+        rows.append((name, str(version.version), when, _describe_score(version), version.recipe, where))
+    return rows, live
+
+
+@contextmanager
+def _noting(damage: list[str]) -> Iterator[None]:
+    """Within it a file that cannot be read is noted, and what else there is can be listed."""
+    try:
+        yield
+    except DataError as error:
+        damage.append(str(error))
 
 
 def run_deploy(chosen: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
+from cellvision.errors import CellvisionError, ConfigError, explain, is_finite_number, unknown_name
 from cellvision.release.record import Gate, ModelVersion, Scores
 
 _LESS_IS_BETTER = ("error", "bias", "loss", "missed", "false", "merged", "split", "inexact", "undefined", "count")
@@ -19,7 +19,7 @@ class Bar:
     """What is asked of a bundle: a score where more is better, and its least value, or None.
 
     Raises:
-        ConfigError: an error, a count or such, of which more is not better.
+        ConfigError: an error, a count or such, of which more is not better; a bound that is no finite number.
     """
 
     metric: str
@@ -29,6 +29,8 @@ class Bar:
         if any(word in self.metric for word in _LESS_IS_BETTER):
             got = f"metric {self.metric}, of which more is not better"
             raise ConfigError(explain(got=got, need="a score of which more is better", hint="cell/f1"))
+        if self.at_least is not None and not is_finite_number(self.at_least):
+            raise ConfigError(explain(got=f"at_least={self.at_least}", need="a finite number", hint="at_least=0.7"))
 
 
 def pass_gate(

@@ -187,13 +187,19 @@ def _deploy(plan: Plan) -> Step:
 
 
 def find_production(plan: Plan) -> Path | None:
-    """Bundle of the version in production on this machine, unless this run has registered it."""
-    production = ModelRegistry(plan.models).find_production(plan.name)
+    """Bundle of the version in production on this machine, unless this run has registered it.
+
+    Raises:
+        BundleError: it was altered, so that its scores would be those of another one.
+        DataError: its record cannot be read.
+    """
+    registry = ModelRegistry(plan.models)
+    production = registry.find_production(plan.name)
     record = plan.folder / REGISTERED_NAME
     own = load_json(record) if record.is_file() else {}
     if production is None or (own.get("name"), own.get("version")) == (production.name, production.version):
         return None
-    return production.bundle
+    return registry.get(plan.name, production.version).bundle
 
 
 def _name_checkpoint(run: Path) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellvision.errors import DataError, explain, is_finite_number
+from cellvision.errors import ConfigError, DataError, explain, is_finite_number
 
 AZURE = Path("azureml")
 """In the place of a registry's folder: that of an Azure ML workspace, see ``cellvision.cloud.registry``."""
@@ -99,8 +99,22 @@ class ModelVersion:
 
 def write_record(version: ModelVersion, folder: Path) -> None:
     """Write a version's record into a folder."""
-    plain = {key: value for key, value in asdict(version).items() if key != "folder"}
-    write_json(folder / RECORD_NAME, plain)
+    write_json(folder / RECORD_NAME, _to_plain(version))
+
+
+def check_record(version: ModelVersion) -> None:
+    """Raise ConfigError for a version whose record, once written, could not be read again."""
+    try:
+        text = json.dumps(_to_plain(version), ensure_ascii=False, default=dict).encode().decode()
+        _read_plain(json.loads(text), version.folder)
+    except _FAULTS as error:
+        got = f"a record of {version.name} that could not be read again ({error})"
+        need = "text, and scores that are finite numbers"
+        raise ConfigError(explain(got=got, need=need, hint="another --tag, or cellvision evaluate again")) from error
+
+
+def _to_plain(version: ModelVersion) -> dict[str, Any]:
+    return {key: value for key, value in asdict(version).items() if key != "folder"}
 
 
 def load_record(folder: Path) -> ModelVersion:
@@ -111,26 +125,50 @@ def load_record(folder: Path) -> ModelVersion:
     """
     plain = load_json(folder / RECORD_NAME)
     try:
-        scores, gate = plain.pop("scores"), plain.pop("gate")
-        found = ModelVersion(folder=folder, scores=scores and Scores(**scores), gate=gate and Gate(**gate), **plain)
-        _check_kinds(found)
-    except (KeyError, TypeError, ValueError) as error:
+        found = _read_plain(plain, folder)
+        if folder.name.isdecimal() and found.version != int(folder.name):
+            raise ValueError(f"that of version {found.version}")
+        return found
+    except _FAULTS as error:
         raise refuse(folder / RECORD_NAME, f"is damaged ({error})", "register the bundle again") from error
+
+
+_FAULTS = (KeyError, TypeError, ValueError, AttributeError)
+
+
+def _read_plain(plain: dict[str, Any], folder: Path) -> ModelVersion:
+    scores, gate = plain.pop("scores"), plain.pop("gate")
+    found = ModelVersion(
+        folder=folder,
+        scores=None if scores is None else Scores(**scores),
+        gate=None if gate is None else Gate(**gate),
+        **plain,
+    )
+    _check_kinds(found)
     return found
 
 
 def _check_kinds(version: ModelVersion) -> None:
     """Raise TypeError for a value of another kind than it is written with."""
     texts = {"name": version.name, "created": version.created} | dict(version.files) | dict(version.tags)
-    numbers: dict[str, Any] = {} if version.scores is None else dict(version.scores.values)
-    if version.gate is not None:
-        given = {key: getattr(version.gate, key) for key in ("at_least", "production_value")}
-        numbers |= {"value": version.gate.value} | {key: value for key, value in given.items() if value is not None}
-        texts["metric"] = version.gate.metric
+    numbers: dict[str, Any] = {}
+    wholes: dict[str, Any] = {"version": version.version}
+    if (scores := version.scores) is not None:
+        texts |= {"data_fingerprint": scores.data_fingerprint, "graph_sha256": scores.graph_sha256}
+        numbers |= scores.values
+        wholes["images"] = scores.images
+    if (gate := version.gate) is not None:
+        texts["metric"] = gate.metric
+        numbers["value"] = gate.value
+        if gate.at_least is not None:
+            numbers["at_least"] = gate.at_least
+        if (gate.production, gate.production_value) != (None, None):
+            wholes["production"], numbers["production_value"] = gate.production, gate.production_value
     wrong = [key for key, text in texts.items() if not isinstance(text, str)]
     wrong += [key for key, number in numbers.items() if not is_finite_number(number)]
-    if wrong or not isinstance(version.version, int):
-        raise TypeError(f"{wrong[0] if wrong else 'version'} of another kind")
+    wrong += [key for key, whole in wholes.items() if type(whole) is not int]
+    if wrong:
+        raise TypeError(f"{wrong[0]} of another kind")
 
 
 def load_scores(path: Path) -> Scores:
@@ -147,7 +185,7 @@ def load_scores(path: Path) -> Scores:
             images=int(plain["data"]["images"]),
             graph_sha256=str(plain["graph_sha256"]),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise refuse(path, "is no scores of a bundle", f"cellvision evaluate --bundle DIR .. --json {path}") from error
     return found
 

@@ -8,22 +8,21 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cellvision.bundle import Manifest, compute_sha256, load_manifest
-from cellvision.errors import BundleError, ConfigError, explain, unknown_name
-from cellvision.git_state import format_git
-from cellvision.release.gate import Bar, GateError, pass_gate
+from cellvision.errors import BundleError, ConfigError, DataError, explain, unknown_name
+from cellvision.release.draft import draft_version, hash_files
+from cellvision.release.gate import Bar
 from cellvision.release.record import (
     BUNDLE_NAME,
     RECORD_NAME,
+    Gate,
     ModelVersion,
     Scores,
     load_json,
@@ -34,7 +33,6 @@ from cellvision.release.record import (
 )
 
 PRODUCTION_NAME = "production.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class ModelRegistry:
@@ -42,9 +40,16 @@ class ModelRegistry:
 
     Attributes:
         folder: of the registry; made when something is registered.
+
+    Raises:
+        ConfigError: it is a file, or would lie in one.
     """
 
     def __init__(self, folder: Path) -> None:
+        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        if there.exists() and not there.is_dir():
+            got = f"{there}, which is a file, for a registry"
+            raise ConfigError(explain(got=got, need="a folder", hint="models"))
         self.folder = folder
 
     def register(
@@ -57,8 +62,9 @@ class ModelRegistry:
         production_scores: Scores | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> ModelVersion:
-        """Copy a bundle into the registry as the next version; one that is the newest already is not copied again.
+        """Copy a bundle into the registry as the next version.
 
+        It is not copied again where the newest has its files, its scores and these tags, and got past the same bar.
         A version appears whole or not at all; of two processes each gets its own.
 
         Args:
@@ -67,38 +73,39 @@ class ModelRegistry:
             scores: of the bundle.
             bar: what is asked of it; None asks nothing.
             production_scores: see `pass_gate`.
-            tags: beside those that the bundle itself tells: recipe, graphs, training data, git state.
+            tags: beside those that the bundle itself tells: recipe, graphs, training data, git state; see `check_tags`.
 
         Raises:
             BundleError: the folder is no bundle.
-            ConfigError: a name that cannot be that of a folder, or a bar without scores.
+            ConfigError: a name that cannot be that of a folder, a bar without scores, a tag of the registry's own, or a
+                folder that cannot be written.
+            DataError: what the version in production was registered with cannot be read.
             GateError: it is not good enough, or the scores are of another bundle.
         """
         production = None if bar is None else self.find_production(name)
         given: dict[str, Any] = {"scores": scores, "bar": bar, "production": production}
         draft = draft_version(bundle, name, tags=tags, production_scores=production_scores, **given)
         home = self.folder / name
-        home.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".part-", dir=home))
-        try:
+        with _staging(home) as staged:
             shutil.copytree(bundle, staged / BUNDLE_NAME)
-            version = replace(draft, folder=staged, files=_hash_files(staged / BUNDLE_NAME))
+            version = replace(draft, folder=staged, files=hash_files(staged / BUNDLE_NAME))
             return self._find_same(version) or self._claim_number(version)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
 
     def list_names(self) -> list[str]:
         """Names of all models, sorted."""
         return sorted(path.name for path in self.folder.glob("*") if self._list_numbers(path.name))
 
     def list_versions(self, name: str) -> list[ModelVersion]:
-        """All versions of a model, oldest first; their files are not looked at.
+        """All versions of a model whose record can be read, oldest first; their files are not looked at.
 
         Raises:
             ConfigError: there is no model of this name.
         """
-        self._check_name(name)
-        return [load_record(self.folder / name / str(number)) for number in self._list_numbers(name)]
+        return [found for found in self._read_all(name) if isinstance(found, ModelVersion)]
+
+    def list_damage(self, name: str) -> list[str]:
+        """What is wrong with the records of a model that cannot be read, a sentence each; see `list_versions`."""
+        return [str(found) for found in self._read_all(name) if isinstance(found, DataError)]
 
     def get(self, name: str, version: int | None = None) -> ModelVersion:
         """A version whose files are what they were when it was registered.
@@ -118,16 +125,33 @@ class ModelRegistry:
             known = ", ".join(map(str, numbers))
             raise ConfigError(explain(got=f"{name} version {version}", need=f"one of {known}", hint=f"{numbers[-1]}"))
         found = load_record(self.folder / name / str(number))
-        now = _hash_files(found.bundle) if found.bundle.is_dir() else {}
+        now = _hash_bundle(found)
         if changed := sorted(path for path in {*found.files, *now} if found.files.get(path) != now.get(path)):
             got = f"{found.title}: {', '.join(changed[:5])} changed since it was registered"
-            raise BundleError(explain(got=got, need="an unaltered bundle", hint="register it again"))
+            hint = f"cellvision deploy {name} --version N, another one, or register the bundle again as a new version"
+            raise BundleError(explain(got=got, need="an unaltered bundle", hint=hint))
         return found
 
     def find_production(self, name: str) -> ModelVersion | None:
-        """The version in production, or None; see `get`."""
+        """What the version in production was registered with, or None; its files are not looked at: `get` does that.
+
+        Raises:
+            DataError: its record cannot be read, or nothing can that says which it is.
+        """
+        number = self.find_production_number(name)
+        if number is None:
+            return None
+        try:
+            return load_record(self.folder / name / str(number))
+        except DataError as error:
+            got = f"{name} version {number}, which is in production, and whose {RECORD_NAME} cannot be read"
+            hint = f"cellvision deploy {name} --rollback, or remove {self.folder / name / PRODUCTION_NAME}"
+            raise DataError(explain(got=got, need="its scores, to compare with", hint=hint)) from error
+
+    def find_production_number(self, name: str) -> int | None:
+        """The number of the version in production, or None; its record may be damaged."""
         history = self._list_production(name)
-        return self.get(name, history[-1]) if history else None
+        return history[-1] if history else None
 
     def find_previous(self, name: str) -> ModelVersion:
         """The version that was in production before.
@@ -158,9 +182,24 @@ class ModelRegistry:
             ) from error
         return history
 
+    def check_folder(self) -> None:
+        """Raise ConfigError where there is no such folder: it may be another that was meant."""
+        if not self.folder.is_dir():
+            got, hint = f"no folder {self.folder}", f"cellvision register BUNDLE --name NAME --models {self.folder}"
+            raise ConfigError(explain(got=got, need="that of a registry", hint=hint))
+
     def _check_name(self, name: str) -> None:
         if not self._list_numbers(name):
-            raise ConfigError(unknown_name("model", name, self.list_names()))
+            self.check_folder()
+            raise refuse_name(name, self.list_names())
+
+    def _read_all(self, name: str) -> Iterator[ModelVersion | DataError]:
+        self._check_name(name)
+        for number in self._list_numbers(name):
+            try:
+                yield load_record(self.folder / name / str(number))
+            except DataError as error:
+                yield error
 
     def _list_numbers(self, name: str) -> list[int]:
         home = self.folder / name
@@ -168,12 +207,16 @@ class ModelRegistry:
         return sorted(map(int, numbers))
 
     def _find_same(self, version: ModelVersion) -> ModelVersion | None:
-        """The newest version, if it has these files and these scores and got past the same gate."""
+        """The newest version, if it has these files, unaltered, these scores and tags, and got past the same bar."""
         if not (numbers := self._list_numbers(version.name)):
             return None
-        newest = load_record(self.folder / version.name / str(numbers[-1]))
-        is_same = newest.files == version.files and newest.scores == version.scores
-        return newest if is_same and (version.gate is None) == (newest.gate is None) else None
+        try:
+            newest = load_record(self.folder / version.name / str(numbers[-1]))
+        except DataError:
+            return None
+        is_same = newest.files == version.files == _hash_bundle(newest) and newest.scores == version.scores
+        is_same &= version.tags.items() <= newest.tags.items()
+        return newest if is_same and _choose_bar(version.gate) == _choose_bar(newest.gate) else None
 
     def _claim_number(self, version: ModelVersion) -> ModelVersion:
         """Give a staged version the first free number: a folder can be renamed to a name only once."""
@@ -181,6 +224,7 @@ class ModelRegistry:
         while True:
             plain = {**vars(version), "version": number, "folder": home / str(number)}
             write_record(ModelVersion(**plain), version.folder)
+            written = load_record(version.folder)  # one that cannot be read again must not get its name
             try:
                 os.rename(version.folder, home / str(number))  # noqa: PTH104 - Path.rename promises less
             except OSError:
@@ -188,48 +232,7 @@ class ModelRegistry:
                     raise
                 number += 1
                 continue
-            return load_record(home / str(number))
-
-
-def draft_version(
-    bundle: Path,
-    name: str,
-    *,
-    scores: Scores | None,
-    bar: Bar | None,
-    production: ModelVersion | None,
-    production_scores: Scores | None,
-    tags: Mapping[str, str] | None,
-) -> ModelVersion:
-    """What a version of a bundle will say, once it has got past the gate; its number is 0, its folder the bundle's.
-
-    Args:
-        bundle: folder.
-        name: of the model.
-        scores: of the bundle.
-        bar: what is asked of it, or None.
-        production: version in production, or None.
-        production_scores: of that one on the same fields, or None.
-        tags: beside those that the bundle itself tells.
-
-    Raises:
-        BundleError, ConfigError, GateError: see `ModelRegistry.register`.
-    """
-    manifest = load_manifest(bundle)
-    _check_request(bundle, manifest, name, scores, bar)
-    gate = None
-    if bar is not None and scores is not None:
-        gate = pass_gate(scores, bar, production=production, production_scores=production_scores)
-    return ModelVersion(
-        name=name,
-        version=0,
-        folder=bundle.parent,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        files=_hash_files(bundle),
-        scores=scores,
-        gate=gate,
-        tags=describe_manifest(manifest) | dict(tags or {}),
-    )
+            return replace(written, folder=home / str(number))
 
 
 def list_before(before: Sequence[int], version: int) -> list[int]:
@@ -250,36 +253,32 @@ def choose_previous(name: str, before: Sequence[int]) -> int:
     return int(before[-1])
 
 
-def _check_request(bundle: Path, manifest: Manifest, name: str, scores: Scores | None, bar: Bar | None) -> None:
-    """Raise unless a bundle may have this name, and the scores are its own."""
-    if not _NAME.fullmatch(name):
-        got, need = f"name {name!r}", "letters, digits, _ and -, 64 at most"
-        raise ConfigError(explain(got=got, need=need, hint="livedead"))
-    if bar is not None and scores is None:
-        raise ConfigError(explain(got="a metric without scores", need="both", hint="--scores FILE"))
-    if scores is not None and scores.graph_sha256 != manifest.graphs[0].sha256:
-        hint = f"cellvision evaluate --bundle {bundle} .. --json FILE"
-        raise GateError(explain(got="scores of another bundle", need=f"those of {bundle}", hint=hint))
+def refuse_name(name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a model that is not in a registry."""
+    if names := list(known):
+        return ConfigError(unknown_name("model", name, names))
+    got, hint = f"model {name!r} of a registry that has none", f"cellvision register BUNDLE --name {name}"
+    return ConfigError(explain(got=got, need="one that is registered", hint=hint))
 
 
-def describe_manifest(manifest: Manifest) -> dict[str, str]:
-    """Tags that a bundle tells of itself: recipe, hashes of its graphs, training data, checkpoint, git state."""
-    made = manifest.provenance
-    git = made.get("git")
-    found = {
-        "model": manifest.model,
-        "kind": manifest.kind,
-        "precision": ",".join(dict.fromkeys(graph.precision for graph in manifest.graphs)),
-        "graphs": ",".join(graph.sha256 for graph in manifest.graphs),
-        "recipe": ",".join(str(step.get("step", "")) for step in manifest.recipe),
-        "training_data": str(made.get("data_fingerprint", "")),
-        "checkpoint": str(made.get("checkpoint_sha256", "")),
-        "git": format_git(git) if isinstance(git, dict) else "",
-        "cellvision": str(manifest.versions.get("cellvision", "")),
-    }
-    return {key: value for key, value in found.items() if value}
+@contextmanager
+def _staging(home: Path) -> Iterator[Path]:
+    """A folder in that of a model, which is made; removed at the end unless it has got another name."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".part-", dir=home))
+    except OSError as error:
+        got = f"{home}, which cannot be written ({error.strerror})"
+        raise ConfigError(explain(got=got, need="a folder for versions", hint="another --models or --name")) from error
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
-def _hash_files(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): compute_sha256(path) for path in paths}
+def _choose_bar(gate: Gate | None) -> tuple[str, float | None] | None:
+    return None if gate is None else (gate.metric, gate.at_least)
+
+
+def _hash_bundle(version: ModelVersion) -> dict[str, str]:
+    return hash_files(version.bundle) if version.bundle.is_dir() else {}

@@ -10,6 +10,7 @@ import pytest
 from cellvision.bundle import load_manifest
 from cellvision.errors import BundleError, ConfigError, DataError
 from cellvision.release.deploy import find_live
+from cellvision.release.draft import check_tags, describe_manifest
 from cellvision.release.gate import Bar, GateError, check_still_passes, pass_gate
 from cellvision.release.record import Scores, load_scores
 from cellvision.release.registry import ModelRegistry
@@ -269,6 +270,8 @@ def test_a_damaged_note_of_a_server_is_named(registry, bundles, change):
     [
         {"version": "two"}, {"files": ["a"]}, {"files": 3}, {"tags": {"recipe": 3}}, {"scores": {"values": 1}},
         {"gate": {"metric": "cell/f1", "value": "high"}}, {"gate": "yes"}, {"name": None}, {"new": 1},
+        {"scores": ""}, {"version": 7}, {"version": True},
+        {"gate": {"metric": "cell/f1", "value": 0.8, "production": 1}},
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_named(registry, bundles, change):
@@ -278,3 +281,40 @@ def test_a_damaged_record_is_named(registry, bundles, change):
     record.write_text(json.dumps(json.loads(whole) | change))
     with pytest.raises(DataError, match=r"version\.json is damaged \(.*; try: register the bundle again"):
         registry.get("a")
+
+
+def test_scores_that_no_record_can_hold_are_refused(registry, bundles):
+    scores = give_scores(bundles[0], 0.8, **{"cell/iou": float("nan")})
+    said = (
+        r"a record of a that could not be read again \(cell/iou of another kind\); need text, and scores that are fin"
+    )
+    with pytest.raises(ConfigError, match=said):
+        registry.register(bundles[0], "a", scores=scores)
+    assert not registry.folder.exists()
+
+
+def test_a_record_that_cannot_be_read_again_does_not_get_its_name(registry, bundles, monkeypatch):
+    registry.register(bundles[0], "a")
+    monkeypatch.setattr("cellvision.release.registry.write_record", lambda _, folder: write_half(folder))
+    with pytest.raises(DataError, match=r"version\.json cannot be read"):
+        registry.register(bundles[1], "a")
+    assert [path.name for path in (registry.folder / "a").iterdir()] == ["1"]
+
+
+def write_half(folder):
+    (folder / "version.json").write_text('{"name": ')
+
+
+@pytest.mark.parametrize("bound", [float("nan"), float("inf"), "high", True])
+def test_a_bound_that_is_no_finite_number(bound):
+    with pytest.raises(ConfigError, match=f"at_least={bound}; need a finite number; try: at_least=0.7"):
+        Bar(metric="cell/f1", at_least=bound)
+
+
+def test_the_registrys_own_tags_are_all_that_a_bundle_tells(bundles):
+    manifest = load_manifest(bundles[0])
+    full = replace(manifest, versions={"cellvision": "1"}, provenance=manifest.provenance | {"checkpoint_sha256": "c"})
+    assert len(describe_manifest(full)) == 9
+    for name in describe_manifest(full):
+        with pytest.raises(ConfigError, match=f"tag {name}, which the registry sets itself"):
+            check_tags([name])
