@@ -9,7 +9,9 @@ from torch import nn
 
 from cellvision.compression.qat.step import Quantize, compute_points
 from cellvision.errors import ConfigError
+from cellvision.export.latency_probe import measure_graph_ms
 from cellvision.models.structure.fake_quant import find_fake_quants, is_rounding
+from cellvision.models.structure.rounded_layers import ROUNDED
 from cellvision.training.checkpoint import load_net
 from compressed_fit import fit
 
@@ -121,6 +123,47 @@ def test_layers_that_cost_most_stay_float_until_the_budget_is_met(tmp_path, monk
     assert (tmp_path / "sensitivity_quantize.png").stat().st_size > 5000
 
 
+def test_layers_stay_float_as_the_time_allows(tmp_path, capsys):
+    """Timed is the net that rounds, but for the layers kept, as it is called for."""
+    seen = []
+
+    def measure(net, image):
+        assert tuple(image.shape) == (1, 3, 32, 32)
+        rounded = sum(type(module) in ROUNDED.values() for module in net.modules())
+        seen.append((is_rounding(net), rounded))
+        return 10.0 - rounded
+
+    step = Quantize(epochs=1, calibration_batches=1, budget_ms=6.5, tolerance_points=100)
+    task, _, _ = fit(tmp_path, [step], measure_ms=measure)
+    (record,) = task.record.recipe
+    mixed = record["mixed"]
+    assert all(rounds for rounds, _ in seen)
+    assert [one["latency_ms"] for one in mixed["tried"]] == [10.0 - rounded for _, rounded in seen]
+    assert mixed["budget"] == {"points": None, "latency_ms": 6.5}
+    assert mixed["chosen"]["latency_ms"] == 10.0 - len(record["plan"]["layers"]) <= 6.5
+    assert not set(mixed["kept"]) & set(record["plan"]["layers"])
+    printed = capsys.readouterr().out
+    assert f"quantize  {len(mixed['kept'])} layers stay float: " in printed
+    assert " ms of 6.5 allowed" in printed
+
+
+def test_a_time_in_onnx_runtime_is_kept_to(tmp_path, capsys):
+    """Really exported and timed; what no net on any machine takes, and what none can be within."""
+    step = Quantize(epochs=1, calibration_batches=1, budget_ms=60_000, budget_points=100, tolerance_points=100)
+    task, _, _ = fit(tmp_path, [step], measure_ms=measure_graph_ms)
+    (record,) = task.record.recipe
+    assert 0 < record["mixed"]["chosen"]["latency_ms"] < 60_000
+    assert "layers rounded: " in capsys.readouterr().out
+    step = Quantize(epochs=1, calibration_batches=1, budget_ms=1e-6)
+    with pytest.raises(ConfigError, match=r"budget_ms=1e-06, and with all layers rounded it is .* ms; need at least"):
+        fit(tmp_path / "other", [step], measure_ms=measure_graph_ms)
+
+
+def test_a_time_needs_a_run_that_can_measure(tmp_path):
+    with pytest.raises(ConfigError, match="a latency to be met; need a run that can measure"):
+        fit(tmp_path, [Quantize(epochs=1, calibration_batches=1, budget_ms=5)])
+
+
 COUNTS = [
     (key, low, value)
     for key, low in (("calibration_batches", 1), ("freeze_epochs", 0))
@@ -135,6 +178,12 @@ COUNTS = [
         ({"sensitivity": "all"}, "qat.sensitivity 'all'"),
         ({"tolerance_points": -1}, "qat.tolerance_points=-1"),
         ({"budget_points": float("nan")}, "qat.budget_points=nan"),
+        ({"budget_ms": 0}, "qat.budget_ms=0; need null, or a time in ms above 0"),
+        ({"budget_ms": -1.5}, "qat.budget_ms=-1.5"),
+        ({"budget_ms": float("nan")}, "qat.budget_ms=nan"),
+        ({"budget_ms": float("inf")}, "qat.budget_ms=inf"),
+        ({"budget_ms": "abc"}, "qat.budget_ms='abc'"),
+        ({"budget_ms": True}, "qat.budget_ms=True"),
         ({"calibration": "max"}, "qat.calibration 'max'"),
         ({"percentile": 50}, "qat.percentile=50; need a percentile above 50 up to 100"),
         ({"calibration_batches": 0}, "qat.calibration_batches=0"),

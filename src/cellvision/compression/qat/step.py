@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from cellvision.compression.patterns import to_patterns
 from cellvision.compression.prune.cost import count_positions
 from cellvision.compression.prune.runs import run_layers
 from cellvision.compression.qat.calibrate import METHODS, calibrate
-from cellvision.compression.qat.mixed import SENSITIVITIES, Mixed, choose_float, draw_mixed
+from cellvision.compression.qat.mixed import SENSITIVITIES, Budget, Mixed, choose_float
+from cellvision.compression.qat.mixed_picture import draw_mixed
 from cellvision.compression.qat.plan import plan_rounding
 from cellvision.compression.run import Run
 from cellvision.compression.step import Step
@@ -29,6 +31,7 @@ from cellvision.models.structure.fake_quant import (
     set_fake_quant,
     set_phase,
 )
+from cellvision.types import Batch
 
 WHEN = ("needed", "always")
 
@@ -50,10 +53,14 @@ class Quantize(Step):
         keep_float: layers that stay float, by name or pattern.
         budget_points: what rounding may cost before any training; where it is more, the layers that cost most stay
             float, until it is not. None rounds all.
-        sensitivity: what a layer costs is measured with it "alone" rounded, or with all "others"; for budget_points.
+        budget_ms: at most so long on this machine, as the run measures the rounded net on a training crop. Alone, as
+            many of the layers that cost most stay float as the time allows; with budget_points the fewest that are
+            enough, and where these take longer, what loses least within the time, which is then told. None is no limit.
+        sensitivity: what a layer costs is measured with it "alone" rounded, or with all "others"; for the budgets.
 
     Raises:
-        ConfigError: an unknown choice, or a setting of another kind or out of range.
+        ConfigError: an unknown choice, or a setting of another kind or out of range; in the run, a net that is slower
+            than ``budget_ms`` with all layers rounded.
     """
 
     name = "quantize"
@@ -73,6 +80,7 @@ class Quantize(Step):
         learned: bool = False,
         keep_float: Sequence[str] = (),
         budget_points: float | None = None,
+        budget_ms: float | None = None,
         sensitivity: str = "alone",
     ) -> None:
         super().__init__(epochs=epochs, lr=lr)
@@ -81,10 +89,7 @@ class Quantize(Step):
         check_choice("compress.qat.calibration", calibration, METHODS)
         if not is_finite_number(percentile) or not 50 < percentile <= 100:
             raise refuse("compress.qat.percentile", percentile, need="a percentile above 50 up to 100", example=99.99)
-        budget = {} if budget_points is None else {"budget_points": budget_points}
-        for key, points in {"tolerance_points": tolerance_points, **budget}.items():
-            if not is_finite_number(points) or points < 0:
-                raise refuse(f"compress.qat.{key}", points, need="points of the monitored score, from 0 up", example=1)
+        _check_points("tolerance_points", tolerance_points)
         check_count("compress.qat.calibration_batches", calibration_batches, example=8)
         check_count("compress.qat.freeze_epochs", freeze_epochs, low=0, example=1)
         if freeze_epochs > epochs:
@@ -95,7 +100,7 @@ class Quantize(Step):
         self.calibration, self.percentile = calibration, percentile
         self.freeze_epochs, self.learned = freeze_epochs, learned
         self.keep_float = to_patterns("compress.qat.keep_float", keep_float)
-        self.budget_points, self.sensitivity = budget_points, sensitivity
+        self.budget, self.sensitivity = _check_budget(budget_points, budget_ms), sensitivity
         self._is_frozen = False
         self._score_untrained: float | None = None
 
@@ -137,21 +142,9 @@ class Quantize(Step):
 
     def _begin(self, run: Run) -> None:
         batches, before = run.batches(self.count), run.score()
-
-        def round_but(names: Sequence[str]) -> tuple[QuantPlan, float]:
-            """The plan that keeps some layers float, which the net follows now, and its score."""
-            plan = self._plan(run, [*self.keep_float, *names])
-            set_fake_quant(run.net, plan)
-            calibrate(run.net, batches, method=self.calibration, percentile=self.percentile)
-            return plan, run.score()
-
-        def lose(names: Sequence[str]) -> float:
-            _, score = round_but(names)
-            remove_fake_quant(run.net)
-            return compute_points(run.task.monitor, run.task.monitor_mode, before, score)
-
-        mixed = None if self.budget_points is None else self._choose(run, lose, budget=self.budget_points)
-        plan, after = round_but(() if mixed is None else mixed.kept)
+        mixed = None if self.budget == Budget() else self._choose(run, batches, before)
+        plan = self._round(run, batches, () if mixed is None else mixed.kept)
+        after = run.score()
         lost = compute_points(run.task.monitor, run.task.monitor_mode, before, after)
         enough = self.when == "needed" and lost <= self.tolerance_points
         run.write_record(
@@ -175,16 +168,43 @@ class Quantize(Step):
         if enough:
             self._score_untrained = after
 
-    def _choose(self, run: Run, lose: Callable[[Sequence[str]], float], *, budget: float) -> Mixed:
+    def _round(self, run: Run, batches: Sequence[Batch], names: Sequence[str] = ()) -> QuantPlan:
+        """The plan that keeps some more layers float, which the net follows from now on."""
+        plan = self._plan(run, [*self.keep_float, *names])
+        set_fake_quant(run.net, plan)
+        calibrate(run.net, batches, method=self.calibration, percentile=self.percentile)
+        return plan
+
+    def _choose(self, run: Run, batches: Sequence[Batch], before: float) -> Mixed:
         """Which layers have to stay float."""
+        image = run.sample_image()
+
+        @contextmanager
+        def rounded(names: Sequence[str]) -> Iterator[None]:
+            self._round(run, batches, names)
+            try:
+                yield
+            finally:
+                remove_fake_quant(run.net)
+
+        def lose(names: Sequence[str]) -> float:
+            with rounded(names):
+                return compute_points(run.task.monitor, run.task.monitor_mode, before, run.score())
+
+        def time(names: Sequence[str]) -> float:
+            with rounded(names):
+                return run.ask_lead(lambda: run.measure_ms(run.net, image))
+
         mixed = choose_float(
             lose,
             self._plan(run, self.keep_float).layers,
             _count_macs(run),
-            budget=budget,
+            budget=self.budget,
+            time=time,
             sensitivity=self.sensitivity,
             tell=lambda line: run.say(f"quantize  {line}"),
         )
+        run.say(f"quantize  {mixed.to_words()}")
         if run.is_lead and mixed.layers:
             path = Path(run.folder) / "sensitivity_quantize.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,17 +215,15 @@ class Quantize(Step):
 
     def _plan(self, run: Run, keep_float: Sequence[str]) -> QuantPlan:
         """The plan of the lead process, in every process."""
-        image, plain = run.sample_image(), None
-        if run.is_lead:
+        image = run.sample_image()
+
+        def find() -> dict[str, Any]:
             with keep_modes(run.net):
                 run.net.eval()
-                found = plan_rounding(
-                    run.net, lambda: run_layers(run.net, image), keep_float=keep_float, learned=self.learned
-                )
-            plain = found.to_plain()
-        plain = run.broadcast(plain)
-        assert plain is not None
-        return QuantPlan(**plain)
+                given: dict[str, Any] = {"keep_float": keep_float, "learned": self.learned}
+                return plan_rounding(run.net, lambda: run_layers(run.net, image), **given).to_plain()
+
+        return QuantPlan(**run.ask_lead(find))
 
 
 def compute_points(monitor: str, mode: str, before: float, after: float) -> float:
@@ -220,6 +238,19 @@ def compute_points(monitor: str, mode: str, before: float, after: float) -> floa
     if headline is not None:
         return headline.lose(before, after)
     return round(100 * (before - after if mode == "max" else after - before), 9)
+
+
+def _check_budget(points: float | None, latency_ms: float | None) -> Budget:
+    if points is not None:
+        _check_points("budget_points", points)
+    if latency_ms is not None and (not is_finite_number(latency_ms) or latency_ms <= 0):
+        raise refuse("compress.qat.budget_ms", latency_ms, need="null, or a time in ms above 0", example=20)
+    return Budget(points=points, latency_ms=latency_ms)
+
+
+def _check_points(key: str, points: float) -> None:
+    if not is_finite_number(points) or points < 0:
+        raise refuse(f"compress.qat.{key}", points, need="points of the monitored score, from 0 up", example=1)
 
 
 def _count_macs(run: Run) -> dict[str, int]:

@@ -1,0 +1,42 @@
+"""What is timed of a net: its graph in fp32, or with integers where it rounds."""
+
+from collections import Counter
+
+import onnx
+import pytest
+import torch
+
+from cellvision.compression.prune.runs import run_layers
+from cellvision.compression.qat.plan import plan_rounding
+from cellvision.export import latency_probe
+from cellvision.models.build import build_model
+from cellvision.models.structure.fake_quant import find_fake_quants, is_rounding, set_fake_quant
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("keep_float", [None, (), ("decoder.*",)])
+def test_a_net_that_rounds_is_timed_with_integers(keep_float, monkeypatch):
+    net = build_model(name="unet", kind="viability", in_channels=3, classes=("live", "dead"), widths=(4, 8)).eval()
+    image, layers = torch.rand(1, 3, 32, 32), []
+    if keep_float is not None:
+        plan = plan_rounding(net, lambda: run_layers(net, image), keep_float=keep_float)
+        layers = plan.layers
+        set_fake_quant(net, plan)
+        for quant in find_fake_quants(net):
+            quant.bound.fill_(1.0)
+    seen, opened = Counter(), latency_probe.open_onnx_graph
+
+    def look(path, settings):
+        model = onnx.load(path)
+        integers = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8}
+        integers = {one.name for one in model.graph.initializer if one.name in integers and len(one.dims) == 4}
+        seen.update({"graphs": 1, "integer": len(integers)})
+        return opened(path, settings)
+
+    monkeypatch.setattr(latency_probe, "open_onnx_graph", look)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert 0 < latency_probe.measure_graph_ms(net, image, threads=1, runs=3) < 60_000
+    assert seen == {"graphs": 1, "integer": len(layers)}
+    assert is_rounding(net) is (keep_float is not None)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
