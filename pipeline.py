@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cellvision import app
 from cellvision.composition import GROUPS, check_groups, check_settings, resolve
-from cellvision.errors import ConfigError
+from cellvision.errors import ConfigError, explain
 from cellvision.launch import compose_script, launch
 
 if TYPE_CHECKING:
@@ -60,10 +60,15 @@ def read_plan(cfg: DictConfig) -> "Plan":
     from cellvision.release.record import AZURE
 
     plain = OmegaConf.to_container(cfg, resolve=True)
+    if empty := [name for name in ("name", "folder", "models", "settings", "metric") if not plain[name]]:
+        got = f"{empty[0]}={'null' if plain[empty[0]] is None else plain[empty[0]]}"
+        raise ConfigError(explain(got=got, need="a value", hint=f"leave {empty[0]} out for the usual one"))
     plain["folder"] = Path(plain["folder"]).absolute()
     plain["models"] = AZURE if plain["models"] == str(AZURE) else Path(plain["models"]).absolute()
+    nothing = {"compress": None}  # leaves the step out; of others, no settings
     settings = {
-        name: None if words is None else tuple(map(str, words)) for name, words in plain.pop("settings").items()
+        name: nothing.get(name, ()) if words is None else tuple(map(str, words))
+        for name, words in plain.pop("settings").items()
     }
     return Plan(conf=CONF, **plain, **settings)
 

@@ -65,7 +65,8 @@ def open_words(script: str, words: Sequence[str]) -> list[str]:
     groups = OPEN_GROUPS.get(script, ())
 
     def is_open(key: str) -> bool:
-        return key.split(".")[0] in groups or any(f"{key}.".startswith(f"{open_}.") for open_ in OPEN_SETTINGS)
+        group, dot, _ = key.partition(".")  # without a dot it chooses one
+        return bool(dot and group in groups) or any(f"{key}.".startswith(f"{open_}.") for open_ in OPEN_SETTINGS)
 
     return [f"++{word}" if "=" in word and is_open(word.partition("=")[0]) else word for word in words]
 

@@ -129,7 +129,14 @@ REFUSED = [
     ([*DRY, *give(train=["trainer=cpu"])], "trainer=cpu for a job on Azure; need hydra.launcher.gpus to say it"),
     ([*DRY, "hydra.launcher.gpus=-1"], "hydra.launcher.gpus=-1; need a number from 0 up"),
     ([*DRY, "hydra.launcher.download=true"], "hydra.launcher.download=true with a pipeline; need no such option"),
-    ([*DRY, "name=a b"], "the name 'cv-pipeline-a b-.*' of a job; need letters, digits, - and _"),
+    ([*DRY, "name=a b"], "name 'a b'; need letters, digits, _ and -"),
+    (
+        [*DRY, *give(data=["data=livedead", "data.root=azureml:a:1"], train=["data.root=azureml:a:2"])],
+        r"data\.root of two data assets, azureml:a:1 and azureml:a:2; need one for all steps",
+    ),
+    ([*DRY, *give(deploy=["--rollback"])], "settings.deploy entry '--rollback'; need none of these: what"),
+    ([*DRY, *give(deploy=["--instances=0"])], "--instances 0; need a whole number from 1 up"),
+    ([*DRY, "metric=null"], "metric=null; need a value"),
     ([*DRY, "hydra.launcher.timeout_hours=0"], "hydra.launcher.timeout_hours=0.0; need a finite number above 0"),
     ([*DRY, "models=runs/models"], "models=.*runs/models with target=azure; need the registry of the workspace, as no"),
     ([*DRY, "host=127.0.0.1"], "host=127.0.0.1 with target=azure; need none, as an endpoint has an address of its"),
@@ -153,14 +160,18 @@ def test_what_cannot_be_submitted_is_one_sentence(pipeline, tmp_path, capsys, se
     assert re.match(f"error: {said}", line), line
 
 
-def test_files_of_somebody_else_are_not_replaced_by_a_copy_of_the_code(pipeline, tmp_path, capsys):
-    precious = tmp_path / "run" / "code" / "plate.tif"
+@pytest.mark.parametrize("place", ["code/plate.tif", "code/src/cellvision/git_state.py", "environment/Dockerfile"])
+def test_files_of_somebody_else_are_not_replaced(pipeline, tmp_path, capsys, place):
+    """Nor is a clone of this repository taken for the copy of an earlier pipeline."""
+    precious = tmp_path / "run" / place
     precious.parent.mkdir(parents=True)
     precious.touch()
     with pytest.raises(SystemExit):
         pipeline(*DRY, f"folder={tmp_path / 'run'}")
-    assert "code, which holds other files than a copy of the code; need a folder of the" in capsys.readouterr().err
-    assert precious.exists()
+    assert f"{tmp_path / 'run' / place.split('/')[0]}, which no pipeline has written" in capsys.readouterr().err
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [precious]
+    pipeline(*DRY, f"folder={tmp_path / 'again'}")
+    pipeline(*DRY, f"folder={tmp_path / 'again'}")  # its own copy is replaced
 
 
 def test_what_an_earlier_run_here_has_made_is_no_more_in_azure_than_anything_else(pipeline, tmp_path, capsys):

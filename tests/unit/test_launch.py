@@ -9,6 +9,7 @@ from cellvision.launch import open_words
     ("script", "words", "opened"),
     [
         ("export", ["data.root=PATH", "samples=8"], ["++data.root=PATH", "samples=8"]),
+        ("export", ["data=livedead", "+trt=fp16"], ["data=livedead", "+trt=fp16"]),
         ("train", ["data.root=PATH", "model=unet"], ["data.root=PATH", "model=unet"]),
         ("train", ["compress.distill.weights.classes=null"], ["++compress.distill.weights.classes=null"]),
         ("compress", ["compress.distill.weights={features: 0.5}"], ["++compress.distill.weights={features: 0.5}"]),

@@ -15,7 +15,7 @@ from cellvision.cloud.options import KEY, LaunchOptions, is_asset
 from cellvision.cloud.plans import JobPlan, Launch, StepPlan, name_job, tag_job
 from cellvision.cloud.points import Word, drop_local, find_paths, list_trainer_words, name_input, refuse_path
 from cellvision.cloud.sdk import connect, quiet_sdk
-from cellvision.cloud.snapshot import copy_snapshot
+from cellvision.cloud.snapshot import check_copy, copy_snapshot
 from cellvision.errors import ConfigError, explain
 from cellvision.release.options import parse_deploy
 from cellvision.release.pipeline import Plan, build_steps
@@ -51,7 +51,9 @@ def launch_pipeline(
     options.check()
     _check(plan, options)
     words = {name: _read_words(getattr(plan, name) or ()) for name in SETTINGS}
-    assets = {word.key: word.asset for read in words.values() for word in read if word.asset is not None}
+    assets = _collect_assets(words)
+    copy = plan.folder / "code"
+    check_copy(copy, plan.folder / "environment", plan.folder / "pipeline.yml")
     with quiet_sdk():
         client = None if options.dry_run else connect(options)
         if client is not None:
@@ -60,7 +62,7 @@ def launch_pipeline(
         scripts = {step.command[1] for step in build_steps(remote) if step.command[0] == "python"}
         paths = [path for composed in settings.values() for path in find_paths(composed).items()]
         launch = prepare(options, assets.items(), client, scripts=scripts, paths=paths, root=root, folder=plan.folder)
-        launch = replace(launch, snapshot=copy_snapshot(launch.snapshot, plan.folder / "code"))
+        launch = replace(launch, snapshot=copy_snapshot(launch.snapshot, copy))
         production = None if client is None else _find_production(client, plan.name)
         (outcome,) = launch_jobs([plan_pipeline(remote, launch, assets, production)], client, plan.folder)
         return outcome
@@ -197,6 +199,16 @@ def _read_words(settings: Sequence[str]) -> tuple[Word, ...]:
         if word.key == "data.root" and word.asset is None:
             raise refuse_path(word.key, word.value)
     return kept
+
+
+def _collect_assets(words: Mapping[str, Sequence[Word]]) -> dict[str, str]:
+    """Data assets by setting; ConfigError where one setting has two, as all steps share the pipeline's inputs."""
+    found: dict[str, str] = {}
+    for word in (word for read in words.values() for word in read):
+        if word.asset is not None and found.setdefault(word.key, word.asset) != word.asset:
+            got = f"{word.key} of two data assets, {found[word.key]} and {word.asset}"
+            raise ConfigError(explain(got=got, need="one for all steps", hint=f"settings.data with {word.text} alone"))
+    return found
 
 
 def _name_workspace(client: MLClient) -> dict[str, Any]:

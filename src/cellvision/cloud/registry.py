@@ -14,7 +14,7 @@ from cellvision.cloud.endpoint import Live, find_live
 from cellvision.cloud.faults import explained
 from cellvision.errors import ConfigError, explain
 from cellvision.release.draft import draft_version
-from cellvision.release.gate import Bar
+from cellvision.release.gate import Bar, is_compared_anew
 from cellvision.release.record import Gate, ModelVersion, Scores
 from cellvision.release.registry import choose_previous, refuse_name
 
@@ -56,7 +56,7 @@ class AzureRegistry:
         given: dict[str, Any] = {"scores": scores, "bar": bar, "production": production}
         draft = draft_version(bundle, name, tags=tags, production_scores=production_scores, **given)
         known, content = self._list(name), to_tags(draft)
-        if known and _is_same(known[-1].tags or {}, content):
+        if known and _is_same(known[-1].tags or {}, content) and not is_compared_anew(draft.gate, _read(known[-1])):
             return _read(known[-1])
         taken = self._list(name, archived=True)
         number = 1 + max((int(str(model.version)) for model in taken), default=0)

@@ -21,8 +21,8 @@ IGNORE_FILES = (".amlignore", ".gitignore")
 """The first that is there counts, alone, as it does for Azure's SDK; those of subfolders do not."""
 
 
-MARK = "src/cellvision/git_state.py"
-"""Where this is, there is a copy of the code."""
+MARK = ".copy-of-cellvision"
+"""A file that a copy has beside the code, so that nothing else is taken for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +75,24 @@ def copy_snapshot(snapshot: Snapshot, folder: Path) -> Snapshot:
     Raises:
         ConfigError: something else is there.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
-        got, need = f"{folder}, which holds other files than a copy of the code", "a folder of the pipeline's own"
-        raise ConfigError(explain(got=got, need=need, hint="folder=runs/pipeline_azure"))
+    check_copy(folder)
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
     for name in snapshot.files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(snapshot.root / name, folder / name)
     return replace(snapshot, root=folder)
+
+
+def check_copy(folder: Path, *beside: Path) -> None:
+    """Raise ConfigError where something else than an earlier copy is in the place of one, or of what goes with it."""
+    if (folder / MARK).is_file():
+        return
+    for path in (folder, *beside):
+        if path.is_file() or path.is_symlink() or (path.is_dir() and any(path.iterdir())):
+            got, need = f"{path}, which no pipeline has written", "a folder of the pipeline's own"
+            raise ConfigError(explain(got=got, need=need, hint="folder=runs/pipeline_azure"))
 
 
 def list_files(root: Path) -> list[str]:

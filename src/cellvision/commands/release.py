@@ -60,6 +60,9 @@ def run_register(chosen: argparse.Namespace) -> int:
     scores = load_scores(chosen.scores) if chosen.scores else None
     beside = load_scores(chosen.production_scores) if chosen.production_scores else None
     # Staged before the work: what is registered stays, also where nobody could be told its number.
+    if chosen.json and chosen.json.exists() and not (chosen.json.is_file() or chosen.json.is_dir()):
+        got, need = f"--json {chosen.json}, a device or such", "a file"
+        raise ConfigError(explain(got=got, need=need, hint="--json registered.json"))
     with StagedFiles(chosen.json.parent) if chosen.json else nullcontext() as staged:
         part = staged.path(chosen.json.name) if staged else None
         with _open_registry(chosen.models, "registering a model") as registry:

@@ -76,11 +76,16 @@ def check_tags(names: Iterable[str]) -> None:
         raise ConfigError(explain(got=got, need="a name of your own", hint=f"my_{own[0].replace('.', '_')}"))
 
 
-def _check_request(bundle: Path, manifest: Manifest, name: str, scores: Scores | None, bar: Bar | None) -> None:
-    """Raise unless a bundle may have this name, and the scores are its own."""
+def check_name(name: str) -> None:
+    """Raise ConfigError for what cannot be the name of a model."""
     if not _NAME.fullmatch(name):
         got, need = f"name {name!r}", "letters, digits, _ and -, 64 at most"
         raise ConfigError(explain(got=got, need=need, hint="livedead"))
+
+
+def _check_request(bundle: Path, manifest: Manifest, name: str, scores: Scores | None, bar: Bar | None) -> None:
+    """Raise unless a bundle may have this name, and the scores are its own."""
+    check_name(name)
     if bar is not None and scores is None:
         raise ConfigError(explain(got="a metric without scores", need="both", hint="--scores FILE"))
     if scores is not None and scores.graph_sha256 != manifest.graphs[0].sha256:

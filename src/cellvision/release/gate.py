@@ -70,6 +70,12 @@ def pass_gate(
     )
 
 
+def is_compared_anew(gate: Gate | None, version: ModelVersion) -> bool:
+    """Whether a gate compares the bundle of a version with another one in production than its own gate did."""
+    before = None if version.gate is None else version.gate.production
+    return gate is not None and gate.production not in (None, version.version, before)
+
+
 def check_still_passes(version: ModelVersion, production: ModelVersion | None) -> None:
     """Raise GateError where a registered version may not replace what is in production by now."""
     if version.gate is None or version.scores is None:

@@ -52,6 +52,9 @@ def check_deploy(chosen: argparse.Namespace) -> None:
         option = f"--{given[0].replace('_', '-')}"
         got, need = f"{option} with --models {chosen.models}", "no such option there"
         raise ConfigError(explain(got=got, need=need, hint=f"leave {option} out, or cellvision deploy --help"))
+    if chosen.instances is not None and chosen.instances < 1:
+        got, need = f"--instances {chosen.instances}", "a whole number from 1 up"
+        raise ConfigError(explain(got=got, need=need, hint="leave --instances out"))
     from cellvision.release.process import ServerOptions
 
     given_here = {name: getattr(chosen, name) for name in ("host", "port", "threads", "memory_mib")}

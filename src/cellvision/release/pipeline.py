@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellvision.errors import ConfigError, explain
+from cellvision.release.draft import check_name
 from cellvision.release.gate import Bar
 from cellvision.release.record import load_json
 from cellvision.release.registry import ModelRegistry
@@ -53,6 +54,11 @@ class Plan:
         for name in ("data", "train", "compress", "export"):
             for setting in getattr(self, name) or ():
                 _check_setting(name, setting)
+        for word in self.deploy:
+            if word.partition("=")[0] in ("--sample", "--version", "--rollback", "--stop", "--json"):
+                got, need = f"settings.deploy entry {word!r}", "none of these: what was registered is deployed"
+                raise ConfigError(explain(got=got, need=need, hint="leave it out"))
+        check_name(self.name)
         Bar(metric=self.metric, at_least=self.at_least)
 
     @property

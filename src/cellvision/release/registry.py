@@ -18,7 +18,7 @@ from typing import Any
 
 from cellvision.errors import BundleError, ConfigError, DataError, explain, unknown_name
 from cellvision.release.draft import draft_version, hash_files
-from cellvision.release.gate import Bar
+from cellvision.release.gate import Bar, is_compared_anew
 from cellvision.release.record import (
     BUNDLE_NAME,
     RECORD_NAME,
@@ -216,6 +216,7 @@ class ModelRegistry:
             return None
         is_same = newest.files == version.files == _hash_bundle(newest) and newest.scores == version.scores
         is_same &= version.tags.items() <= newest.tags.items()
+        is_same &= not is_compared_anew(version.gate, newest)
         return newest if is_same and _choose_bar(version.gate) == _choose_bar(newest.gate) else None
 
     def _claim_number(self, version: ModelVersion) -> ModelVersion:

@@ -318,3 +318,18 @@ def test_the_registrys_own_tags_are_all_that_a_bundle_tells(bundles):
     for name in describe_manifest(full):
         with pytest.raises(ConfigError, match=f"tag {name}, which the registry sets itself"):
             check_tags([name])
+
+
+def test_a_comparison_that_was_missing_makes_a_new_version(registry, bundles):
+    """Both were registered before one of them went into production, each scored on fields of its own."""
+    old, new = bundles[:2]
+    registry.register(old, "a", scores=give_scores(old, 0.7, data="first"), bar=BAR)
+    given = {"scores": give_scores(new, 0.8, data="second"), "bar": BAR}
+    registry.register(new, "a", **given)
+    registry.set_production("a", 1)
+    with pytest.raises(GateError, match="scored on other fields"):
+        check_still_passes(registry.get("a"), registry.find_production("a"))
+    given["production_scores"] = give_scores(old, 0.6, data="second")
+    assert registry.register(new, "a", **given).version == 3
+    check_still_passes(registry.get("a"), registry.find_production("a"))
+    assert registry.register(new, "a", **given).version == 3  # and is not made again
