@@ -16,18 +16,17 @@ _CHANGED = " with changes"
 def describe_git(folder: Path | None = None) -> dict[str, Any]:
     """The commit of a folder (default: the working folder) and whether it was changed since; empty where nobody knows.
 
-    In a job, whose code is a copy without history, the state that it was submitted from.
+    In a job, whose code is a copy without history, it is the state that the job was submitted from.
 
     Example:
         ``{"commit": "1f0c9a...", "changed": False}``
     """
-    if folder is None and (known := os.environ.get(VARIABLE)):
-        return {"commit": known.removesuffix(_CHANGED), "changed": known.endswith(_CHANGED)}
     try:
         commit = _git("rev-parse", "HEAD", folder=folder)
         return {"commit": commit, "changed": bool(_git("status", "--porcelain", folder=folder))}
     except (OSError, subprocess.SubprocessError):
-        return {}
+        known = os.environ.get(VARIABLE, "") if folder is None else ""
+        return {"commit": known.removesuffix(_CHANGED), "changed": known.endswith(_CHANGED)} if known else {}
 
 
 def format_git(state: dict[str, Any]) -> str:

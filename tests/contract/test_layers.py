@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "cellvision"
 
-BASE = {"errors", "git_state", "registry", "types", "bundle"}
+BASE = {"checks", "errors", "git_state", "registry", "types", "bundle"}
 TO_TRAINING = BASE | {"images", "ops", "data", "models", "metrics", "runtime"}
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),

@@ -38,7 +38,12 @@ def test_without_history_nothing_is_said(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_a_job_is_told_what_it_was_submitted_from(monkeypatch, changed):
+def test_a_job_is_told_what_it_was_submitted_from(checkout, tmp_path_factory, monkeypatch, changed):
     state = {"commit": "1f0c9a", "changed": changed}
     monkeypatch.setenv(VARIABLE, format_git(state))
+    monkeypatch.chdir(checkout[0])
+    assert describe_git()["commit"] == checkout[1]  # a checkout knows better
+    without = tmp_path_factory.mktemp("job")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(without.parent))
+    monkeypatch.chdir(without)
     assert describe_git() == state

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+from cellvision.checks import refuse
 from cellvision.errors import ConfigError, explain
-from cellvision.models.centermask2.checks import refuse
 
 
 def to_patterns(key: str, value: Any) -> tuple[str, ...]:

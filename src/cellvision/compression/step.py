@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cellvision.checks import check_count, refuse
 from cellvision.errors import is_finite_number
-from cellvision.models.centermask2.checks import check_count, refuse
 
 if TYPE_CHECKING:
     from cellvision.compression.run import Run

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cellvision.checks import check_switch, refuse
 from cellvision.compression.distill.adapters import Adapter, build_adapters
 from cellvision.compression.distill.cell_lesson import CellLesson, list_missing_of_cells
 from cellvision.compression.distill.lesson import Lesson, Manner
@@ -21,7 +22,6 @@ from cellvision.compression.distill.terms import CELL_TERMS, FEATURE_TERMS, MAP_
 from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, explain
 from cellvision.models.base import SegNet
-from cellvision.models.centermask2.checks import check_switch, refuse
 from cellvision.models.centermask2.model import CenterMask2
 from cellvision.models.map_net import MapNet
 from cellvision.ops.loss_term import check_number

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cellvision.checks import check_count, refuse
 from cellvision.compression.patterns import to_patterns
 from cellvision.compression.prune.masks import PATTERNS
 from cellvision.errors import ConfigError, check_choice, explain, is_finite_number
-from cellvision.models.centermask2.checks import check_count, refuse
 
 IMPORTANCES = ("magnitude", "taylor", "bn_scale")
 SCOPES = ("local", "global", "isomorphic")

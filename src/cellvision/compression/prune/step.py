@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cellvision.checks import check_switch
 from cellvision.compression.patterns import check_patterns
 from cellvision.compression.prune.cut import Cut
 from cellvision.compression.prune.latency import LatencyTrial, search_latency
@@ -23,7 +24,6 @@ from cellvision.compression.run import Run
 from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, explain
 from cellvision.models.build import build_model
-from cellvision.models.centermask2.checks import check_switch
 from cellvision.models.structure.widths import read_widths
 from cellvision.ops.loss_term import check_number
 

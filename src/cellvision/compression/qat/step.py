@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from cellvision.checks import check_count, check_switch, refuse
 from cellvision.compression.patterns import to_patterns
 from cellvision.compression.prune.cost import count_positions
 from cellvision.compression.prune.runs import run_layers
@@ -22,7 +23,6 @@ from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, check_choice, explain, is_finite_number
 from cellvision.metrics.accuracy import HEADLINES
 from cellvision.models.base import keep_modes
-from cellvision.models.centermask2.checks import check_count, check_switch, refuse
 from cellvision.models.structure.fake_quant import (
     QuantPlan,
     find_fake_quants,

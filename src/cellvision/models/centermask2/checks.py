@@ -1,81 +1,16 @@
-"""Whether a setting of a net is a number, a switch or a list as it should be; each error is one sentence with its key.
-
-Settings come from files and command lines, where a number can be a text and a list a number.
-"""
+"""Settings that nets which find cells share; each error is one sentence with its key."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
-from cellvision.errors import ConfigError, check_choice, explain
-
-
-def check_range(
-    key: str,
-    value: float,
-    *,
-    low: float = -math.inf,
-    above: float = -math.inf,
-    high: float = math.inf,
-    below: float = math.inf,
-    example: float,
-) -> None:
-    """Raise ConfigError unless ``value`` is a finite number from ``low`` to ``high``, above ``above``, below ``below``.
-
-    Example:
-        >>> check_range("model.prior", 2, above=0, below=1, example=0.01)
-        Traceback (most recent call last):
-        cellvision.errors.ConfigError: model.prior=2; need a number above 0 and below 1; try: model.prior=0.01
-    """
-    if not _is_number(value) or not (low <= value <= high and above < value < below):
-        words = ((above, f"above {above}"), (low, f"from {low}"), (high, f"to {high}"), (below, f"and below {below}"))
-        limits = [word for limit, word in words if math.isfinite(limit)]
-        raise refuse(key, value, need=" ".join(["a number", *limits]), example=example)
-
-
-def check_count(key: str, value: int | None, *, low: int = 1, or_none: bool = False, example: int) -> None:
-    """Raise ConfigError unless ``value`` is a whole number from ``low`` up, or None where that is allowed."""
-    fits = or_none if value is None else _is_whole(value) and value >= low
-    if not fits:
-        raise refuse(key, value, need=f"a whole number from {low} up", example=example)
-
-
-def check_switch(key: str, value: bool) -> None:
-    """Raise ConfigError unless ``value`` is true or false: any text would count as true."""
-    if not isinstance(value, bool):
-        raise refuse(key, value, need="true or false", example="true")
-
-
-def check_rising(key: str, values: Sequence[float]) -> None:
-    """Raise ConfigError unless these are numbers that rise from above 0."""
-    are_numbers = isinstance(values, list | tuple) and all(map(_is_number, values))
-    if not are_numbers or not all(low < high for low, high in zip((0, *values), (*values, 1e8), strict=True)):
-        raise refuse(key, values, need="rising numbers above 0", example="[64,128]")
-
-
-def check_numbers(
-    key: str, values: Sequence[float], *, low: float = -math.inf, above: float = -math.inf, what: str
-) -> None:
-    """Raise ConfigError unless these are one or more finite numbers from ``low`` up, or above ``above``.
-
-    Args:
-        key: of the setting.
-        values: a list or a tuple, or else refused.
-        low: limit of each.
-        above: another, not included.
-        what: the numbers are, such as "one per channel".
-    """
-    if not isinstance(values, list | tuple) or not values:
-        raise refuse(key, values, need=f"numbers, {what}", example="[1.0,...]")
-    for value in values:
-        check_range(key, value, low=low, above=above, example=1.0)
+from cellvision.checks import check_count, is_whole, refuse
+from cellvision.errors import check_choice
 
 
 def check_levels(key: str, values: Sequence[int]) -> None:
     """Raise ConfigError unless these are one or more whole numbers, each one above the one before."""
-    if not isinstance(values, list | tuple) or not values or not all(map(_is_whole, values)):
+    if not isinstance(values, list | tuple) or not values or not all(map(is_whole, values)):
         raise refuse(key, values, need="pyramid levels, whole numbers", example="[3,4,5]")
     if list(values) != list(range(values[0], values[0] + len(values))):
         raise refuse(key, values, need="neighbouring pyramid levels, finest first", example="[3,4,5]")
@@ -95,18 +30,3 @@ def check_images_and_classes(kind: str, in_channels: int, classes: Sequence[str]
     if not are_names or not len(set(classes)) == len(classes) >= 2:
         need = "two or more different names, background first"
         raise refuse("model.classes", classes, need=need, example="[background,cell]")
-
-
-def refuse(key: str, value: Any, *, need: str, example: Any) -> ConfigError:
-    """The error for a setting's value."""
-    shown = list(value) if isinstance(value, tuple) else value  # lists of a file become tuples
-    return ConfigError(explain(got=f"{key}={shown!r}", need=need, hint=f"{key}={example}"))
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

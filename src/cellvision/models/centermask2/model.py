@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cellvision.bundle import Detecting
+from cellvision.checks import check_switch
 from cellvision.errors import ConfigError, explain
 from cellvision.models.backbones.norms import explain_lone_values
 from cellvision.models.base import GraphPart, NetSpec, SegNet, fix_draws
 from cellvision.models.build import MODELS
 from cellvision.models.centermask2.assembly import build_detector, build_semantic_branch
-from cellvision.models.centermask2.checks import check_images_and_classes, check_switch
+from cellvision.models.centermask2.checks import check_images_and_classes
 from cellvision.models.centermask2.detector import Detections
 from cellvision.models.centermask2.fcos.head import FcosOutputs
 from cellvision.models.centermask2.graphs import split_net

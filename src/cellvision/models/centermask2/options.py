@@ -8,15 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cellvision.checks import check_count, check_numbers, check_range, check_rising, check_switch, refuse
 from cellvision.errors import ConfigError, check_choice, explain
-from cellvision.models.centermask2.checks import (
-    check_count,
-    check_numbers,
-    check_range,
-    check_rising,
-    check_switch,
-    refuse,
-)
 from cellvision.ops.box_losses import BOX_LOSSES
 
 

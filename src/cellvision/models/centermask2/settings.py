@@ -9,16 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from cellvision.checks import check_count, check_numbers, check_range, check_switch, refuse
 from cellvision.errors import ConfigError, check_choice, explain, unknown_name
 from cellvision.models.backbones.norms import NORMS
-from cellvision.models.centermask2.checks import (
-    check_count,
-    check_levels,
-    check_numbers,
-    check_range,
-    check_switch,
-    refuse,
-)
+from cellvision.models.centermask2.checks import check_levels
 from cellvision.models.centermask2.config_file.settings import CenterMaskSettings
 from cellvision.models.centermask2.options import (
     FcosAssigning,

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cellvision.checks import check_switch
 from cellvision.errors import ConfigError, explain
 from cellvision.models.backbones.norms import FrozenBatchNorm
 from cellvision.models.base import NetSpec, SegNet, fix_draws
 from cellvision.models.build import MODELS
-from cellvision.models.centermask2.checks import check_images_and_classes, check_switch
+from cellvision.models.centermask2.checks import check_images_and_classes
 from cellvision.models.detectron2.convert import build_truths, join
 from cellvision.models.detectron2.install import check_detectron2
 from cellvision.models.detectron2.settings import build_cfg, load_published_weights, to_plain
