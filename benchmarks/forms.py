@@ -9,8 +9,13 @@ cells, and a mosaic of the densest pieces of 256 px with 1,400 cells or more, of
 are shown in one piece, so that no tile's edge is taken for a difference. Forms are made without the gate, so that those
 that it would refuse are here too.
 
-Times are of one field of 520 x 704 px, in turns. C++ is ``build/cpp/cellvision_predict`` (``make cpp``) with the fp32
-bundle; it delivers cells, so that only those can be compared. Writes forms.md and forms.json to ``--out``.
+C++ is ``build/cpp/cellvision_predict`` (``make cpp``) with each of these bundles. It delivers cells, not probabilities:
+"of cells" is an accuracy of what is delivered alone, for every form (the class of each pixel by the cell that it is
+of, or the average precision of the cells that are above the threshold), and differences of C++ are from Python's
+runtime with the same bundle, of scores and pixels of those cells.
+
+Times are of one field of 520 x 704 px, in turns; ratios are medians over the rounds of ratios within one. Writes
+forms.md and forms.json to ``--out``.
 """
 
 from __future__ import annotations
@@ -45,6 +50,10 @@ from cellvision.export.quantize.calibration import collect_training_fields
 from cellvision.export.writer import export_checkpoint
 from cellvision.metrics.accuracy import Accuracy, Found, choose_headlines
 from cellvision.metrics.cost.timing import describe_machine
+from cellvision.metrics.instances.coco_ap import compute_coco_ap
+from cellvision.metrics.instances.field import InstanceField
+from cellvision.metrics.instances.overlaps import Overlaps, compute_overlaps, join_overlaps
+from cellvision.metrics.semantic import compute_confusion, compute_semantic_scores
 from cellvision.models.base import SegNet
 from cellvision.runtime.cells import Cells
 from cellvision.training.checkpoint import load_net
@@ -52,7 +61,7 @@ from cellvision.types import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "build" / "cpp" / "cellvision_predict"
-CPP = "C++, fp32"
+CPP, ORT = "C++, ", "ORT "
 SIZE = (520, 704)  # px, timed
 FREE_MIB = 65536  # for C++: no limit, so that a field stays in one piece
 DIFFERENCES = {"": "probability", "scores_": "score", "masks_": "mask", "boxes_": "box, px"}
@@ -77,16 +86,18 @@ def main() -> None:
         with PhaseLines() as tell:
             forms = write_forms(net, checkpoint, folder, fields["held out"][:4], images, chosen, tell)
         rows = measure_fields(net, forms, fields)
-        with show_progress(f"{name}: times", unit="steps") as progress:
-            timed = fields[f"about {SOME}"]
-            how: dict[str, Any] = {"threads": chosen.threads, "sizes": [SIZE], "runs": chosen.runs}
-            costs = measure_forms(net, forms, timed, checkpoint=checkpoint, progress=progress, **how)
+        costs: list[Measurement] = []
+        if chosen.runs:
+            with show_progress(f"{name}: times", unit="steps") as progress:
+                timed = fields[f"about {SOME}"]
+                how: dict[str, Any] = {"threads": chosen.threads, "sizes": [SIZE], "runs": chosen.runs}
+                costs = measure_forms(net, forms, timed, checkpoint=checkpoint, progress=progress, **how)
         record["nets"][name] = {
             "checkpoint": str(checkpoint),
             "fields": rows,
             "costs": [one.to_record() for one in costs],
         }
-        table = f"\n## {name}\n\n{to_table(rows)}\n{to_cost_table(costs)}"
+        table = f"\n## {name}\n\n{to_table(rows)}\n{to_cost_table(costs) if costs else ''}"
         print(table, flush=True)
         text += table
         (chosen.out / "forms.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -100,7 +111,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", default=[], help="settings of train.py that choose the data")
     parser.add_argument("--fields", type=int, default=20, help="held-out fields")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="to time with")
-    parser.add_argument("--runs", type=int, default=9, help="of each form that count, for times")
+    parser.add_argument("--runs", type=int, default=9, help="of each form that count, for times; 0 for none")
     parser.add_argument("--calibration", default="minmax", help="minmax | percentile | entropy")
     parser.add_argument("--calibration-fields", type=int, default=16, help="training fields for INT8 ranges")
     parser.add_argument("--max-cells", type=int, default=2000, help="of an instance net, places for cells")
@@ -147,60 +158,112 @@ def measure_fields(
     manifest = load_manifest(forms["ORT fp32"])
     settings = {name: getattr(manifest, name) for name in ("splitting", "live_threshold", "detecting")}
     find = open_net(net, **settings)
-    ways: dict[str, Callable[[], Predict]] = {
-        name: partial(open_bundle, folder, largest_px=LARGEST_WHOLE_PX) for name, folder in forms.items()
-    }
+    ways: dict[str, Callable[[], Predict]] = {NET: lambda: find}
+    for name, folder in forms.items():
+        ways[name] = partial(open_bundle, folder, largest_px=LARGEST_WHOLE_PX)
     if RUNNER.is_file():
-        ways[CPP] = partial(open_cpp, forms["ORT fp32"])
+        ways |= {name.replace(ORT, CPP): partial(open_cpp, folder) for name, folder in forms.items()}
     headlines = choose_headlines(manifest.kind, manifest.classes)[:1]
     rows = []
     with show_progress("cells", unit="fields") as progress:
-        total, done = sum(map(len, fields.values())) * (1 + len(ways)), 0
+        total, done = sum(map(len, fields.values())) * len(ways), 0
         for group, samples in fields.items():
-            of_net: list[Found] = []
-            for name, open_way in {NET: lambda: find, **ways}.items():
+            known: dict[str, list[Found]] = {}
+            for name, open_way in ways.items():
                 tally = _Tally(net.spec.classes, manifest.splitting.foreground_threshold)
                 predict = open_way()  # one after the other: each session keeps the memory of its largest field
+                of_python = known.get(name.replace(CPP, ORT) if name.startswith(CPP) else NET)
+                own = known.setdefault(name, [])
                 for index, sample in enumerate(samples):
-                    found = predict(sample)
-                    if name == NET:
-                        of_net.append(found)
-                    tally.add(sample, of_net[index], found)
+                    own.append(predict(sample))
+                    tally.add(sample, own[index] if of_python is None else of_python[index], own[index])
                     progress(done := done + 1, total)
                 rows.append({"fields": group, "form": name} | tally.compute(headlines))
                 del predict
             if not RUNNER.is_file():
-                rows.append({"fields": group, "form": f"{CPP}: not built"})
+                rows.append({"fields": group, "form": f"{CPP}not built"})
     return rows
 
 
 class _Tally:
-    """What one form made of a group of fields."""
+    """What one form made of a group of fields, and how far that is from what another one made of them."""
 
     def __init__(self, classes: tuple[str, ...], mask_threshold: float) -> None:
         self.accuracy, self.agreement = Accuracy(classes, mask_threshold=mask_threshold), Agreement(classes)
+        self.delivered = Delivered(classes)
+        self.scores = {"max": 0.0, "sum": 0.0, "pairs": 0}
         self.true_cells, self.other_px, self.pixels = 0, 0, 0
 
-    def add(self, sample: Sample, of_net: Found, found: Found) -> None:
+    def add(self, sample: Sample, other: Found, found: Found) -> None:
+        """Count a field."""
         self.accuracy.add(sample, found)
-        self.agreement.add(of_net, found)
-        one, other = of_net.cells.label_image, found.cells.label_image
-        assert one is not None
-        assert other is not None
+        self.delivered.add(sample, found.cells)
+        self.agreement.add(other, found)
+        if found.cells.score is not None and found.detections is None:
+            self._add_scores(other.cells, found.cells)
         self.true_cells += len(sample.cell_classes)
-        self.other_px += int(((one > 0) != (other > 0)).sum())
-        self.pixels += one.size
+        self.other_px += int(((get_labels(other.cells) > 0) != (get_labels(found.cells) > 0)).sum())
+        self.pixels += get_labels(found.cells).size
+
+    def _add_scores(self, other: Cells, cells: Cells) -> None:
+        """Differences of scores of the cells that both have: pairs with an IoU above 0.5."""
+        overlaps = compute_overlaps(InstanceField.from_cells(other), InstanceField.from_cells(cells))
+        assert other.score is not None
+        assert cells.score is not None
+        same = overlaps.compute_mask_iou() > 0.5
+        one, two = overlaps.pred[same], overlaps.true[same]
+        differences = np.abs(other.score[one] - cells.score[two])
+        self.scores["max"] = max(self.scores["max"], float(differences.max(initial=0)))
+        self.scores["sum"] += float(differences.sum())
+        self.scores["pairs"] += len(differences)
 
     def compute(self, headlines: Sequence[Any]) -> dict[str, Any]:
+        """A row of the table."""
         scores = self.accuracy.compute()
         shown = {headline.words: scores.get(headline.score) for headline in headlines}
-        return {
+        row = {
             **self.agreement.compute(),
             "true_cells": self.true_cells,
             "cells": self.accuracy.cells,
-            "scores": shown | {"F1 at IoU 0.5": scores.get("cell/f1")},
+            "scores": shown | {"F1 at IoU 0.5": scores.get("cell/f1"), "of cells": self.delivered.compute()},
             "other_pixels": self.other_px / self.pixels,
         }
+        if pairs := self.scores["pairs"]:
+            mean = self.scores["sum"] / pairs
+            row |= {"scores_max_difference": self.scores["max"], "scores_mean_difference": mean}
+        return row
+
+
+class Delivered:
+    """Accuracy of delivered cells alone: mask AP where they have scores, else mean IoU of the classes of pixels."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self._classes = classes
+        self._overlaps: list[Overlaps] = []
+        self._confusion = np.zeros((len(classes), len(classes)), np.int64)
+
+    def add(self, sample: Sample, cells: Cells) -> None:
+        """Count a field."""
+        if cells.score is None:
+            kinds = np.append(0, cells.class_id)[get_labels(cells)]
+            self._confusion += compute_confusion(kinds, sample.class_map, len(self._classes))
+        else:
+            truth = InstanceField.from_label_image(sample.label_image, sample.cell_classes)
+            self._overlaps.append(compute_overlaps(InstanceField.from_cells(cells), truth))
+
+    def compute(self) -> float | None:
+        """In 0..1, or None where it is undefined."""
+        if not self._overlaps:
+            return compute_semantic_scores(self._confusion).to_dict(self._classes).get("pixel/miou")
+        return (
+            compute_coco_ap(join_overlaps(self._overlaps), kind="mask", classes=self._classes).to_dict().get("mask/ap")
+        )
+
+
+def get_labels(cells: Cells) -> np.ndarray:
+    """(H, W) label image, which is in memory here."""
+    assert cells.label_image is not None
+    return cells.label_image
 
 
 def open_cpp(bundle: Path) -> Predict:
@@ -216,15 +279,18 @@ def open_cpp(bundle: Path) -> Predict:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             labels = tifffile.imread(out / "field_labels.tif").astype(np.int32)
             with (out / "cells.csv").open(newline="") as file:
-                classes = [row["class"] for row in csv.DictReader(file)]
-        kinds = np.array([manifest.classes.index(one) for one in classes], np.int64)
-        return Found(cells=to_cells(labels, kinds, manifest.classes, manifest.kind))
+                rows = list(csv.DictReader(file))
+        kinds = np.array([manifest.classes.index(row["class"]) for row in rows], np.int64)
+        scores = np.array([float(row["score"]) for row in rows]) if manifest.kind == "instance" else None
+        return Found(cells=to_cells(labels, kinds, scores, manifest.classes, manifest.kind))
 
     return predict
 
 
-def to_cells(labels: np.ndarray, kinds: np.ndarray, classes: tuple[str, ...], kind: str) -> Cells:
-    """Cells of which only labels and classes are known."""
+def to_cells(
+    labels: np.ndarray, kinds: np.ndarray, scores: np.ndarray | None, classes: tuple[str, ...], kind: str
+) -> Cells:
+    """Cells of which only labels, classes and scores are known."""
     number = np.arange(1, len(kinds) + 1, dtype=np.int32)
     none = np.full(len(kinds), np.nan)
     return Cells(
@@ -242,6 +308,7 @@ def to_cells(labels: np.ndarray, kinds: np.ndarray, classes: tuple[str, ...], ki
         bbox=np.zeros((len(kinds), 4), np.int64),
         mean_intensity=np.zeros((len(kinds), 0)),
         probabilities=np.zeros((len(kinds), len(classes) - 1)),
+        score=scores,
     )
 
 

@@ -186,11 +186,11 @@ def export(cfg: DictConfig) -> None:
 
 
 def _check_export(cfg: DictConfig) -> None:
-    from cellvision.export.checks import check_count, check_switch
+    from cellvision.checks import check_count, check_switch
     from cellvision.export.writer import check_tolerance
 
-    check_count("samples", cfg.samples, least=1)
-    check_count("calibration.fields", cfg.calibration.fields, least=1)
+    check_count("samples", cfg.samples, example=4)
+    check_count("calibration.fields", cfg.calibration.fields, example=16)
     check_switch("overwrite", cfg.overwrite)
     check_tolerance(cfg.tolerance)
 

@@ -45,7 +45,7 @@ def check_count(key: str, value: int | None, *, low: int = 1, or_none: bool = Fa
 def check_switch(key: str, value: bool) -> None:
     """Raise ConfigError unless ``value`` is true or false: any text would count as true."""
     if not isinstance(value, bool):
-        raise refuse(key, value, need="true or false", example="true")
+        raise refuse(key, value, need="true or false", example="false")
 
 
 def check_rising(key: str, values: Sequence[float]) -> None:

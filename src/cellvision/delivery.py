@@ -27,13 +27,13 @@ PARITY_FIELDS = 4
 
 def check_report(cfg: DictConfig, compression: Compression) -> None:
     """Raise ConfigError for settings of ``cfg.report`` that the run cannot be reported by, before it is trained."""
-    from cellvision.export.checks import check_count
+    from cellvision.checks import check_count
     from cellvision.export.compressed.rows import check_static
     from cellvision.export.gate.decision import check_tolerance
 
     check_tolerance(cfg.report.tolerance_points)
-    check_count("report.samples", cfg.report.samples, least=1)
-    check_count("report.calibration_fields", cfg.report.calibration_fields, least=1)
+    check_count("report.samples", cfg.report.samples, example=20)
+    check_count("report.calibration_fields", cfg.report.calibration_fields, example=16)
     check_static(cfg.report.ptq, [step.name for step in compression.steps] + ["scratch"] * bool(cfg.report.scratch))
     if cfg.report.scratch and compression.start is None and cfg.trainer.max_epochs == 0:
         got, need = "report.scratch=true with trainer.max_epochs=0", "a net that the compression begins with"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -22,34 +23,26 @@ BUNDLE_FILES = {
 """What export writes; a folder with any other file is not ours to replace."""
 
 
-def check_count(key: str, value: object, *, least: int) -> None:
-    """Raise ConfigError unless a setting is a whole number from ``least`` up.
-
-    Example:
-        >>> check_count("samples", 4, least=1)
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(
-            explain(got=f"{key}={value}", need=f"a whole number from {least} up", hint=f"{key}={max(least, 4)}")
-        )
-
-
-def check_switch(key: str, value: object) -> None:
-    """Raise ConfigError unless a setting is true or false: any other word would count as true."""
-    if not isinstance(value, bool):
-        raise ConfigError(explain(got=f"{key}={value}", need="true or false", hint=f"{key}=false"))
-
-
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise ConfigError unless ``folder`` is new, empty, or a bundle that may be replaced."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not _is_bundle(folder):
-        raise ConfigError(
-            explain(got=f"{folder} exists and is not a bundle only", need="a new folder", hint="bundle=ANOTHER_FOLDER")
-        )
-    if not overwrite:
-        raise ConfigError(explain(got=f"{folder} holds a bundle", need="a new folder", hint="overwrite=true"))
+    """Raise ConfigError unless ``folder`` can be made, and is new, empty, or a bundle that may be replaced."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not _is_bundle(folder):
+            got = f"{folder} exists and is not a bundle only"
+            raise ConfigError(explain(got=got, need="a new folder", hint="bundle=ANOTHER_FOLDER"))
+        if not overwrite:
+            raise ConfigError(explain(got=f"{folder} holds a bundle", need="a new folder", hint="overwrite=true"))
+    _check_writable(folder)
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise ConfigError unless something can be made beside a folder, or where the first of its parents would be."""
+    place = next(path for path in folder.resolve().parents if path.exists())
+    try:
+        with TemporaryDirectory(prefix=".", dir=place):
+            return
+    except OSError as error:
+        got = f"{folder} in {place}, which cannot be written ({error.strerror})"
+        raise ConfigError(explain(got=got, need="a place for a new folder", hint="bundle=ANOTHER_FOLDER")) from error
 
 
 def _is_bundle(folder: Path) -> bool:

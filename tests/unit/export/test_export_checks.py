@@ -16,11 +16,11 @@ from cellvision.export.gate.judged import Request
 ROOT = Path(__file__).parents[3]
 WRONG = [
     ("samples=0", "samples=0; need a whole number from 1 up; try: samples=4"),
-    ("samples=many", "samples=many; need a whole number from 1 up"),
+    ("samples=many", "samples='many'; need a whole number from 1 up"),
     ("samples=true", "samples=True; need a whole number from 1 up"),
     ("calibration.fields=-3", "calibration.fields=-3; need a whole number from 1 up"),
-    ("overwrite=maybe", "overwrite=maybe; need true or false; try: overwrite=false"),
-    ("allow_worse=maybe", "allow_worse=maybe; need true or false; try: allow_worse=false"),
+    ("overwrite=maybe", "overwrite='maybe'; need true or false; try: overwrite=false"),
+    ("allow_worse=maybe", "allow_worse='maybe'; need true or false; try: allow_worse=false"),
     ("calibration.method=foo", "unknown calibration.method 'foo'; need one of: entropy, minmax, percentile"),
     ("precision=fp32 tolerance_points=-1", "tolerance_points=-1; need points of accuracy"),
     ("+trt=int8 precision=fp32", r"precision=fp32 with \+trt=int8; need one precision; try: \+trt=fp32 alone"),
@@ -34,7 +34,7 @@ WRONG_REQUESTS = [
     ({"calibration": "mean"}, "unknown calibration.method 'mean'; need one of: entropy, minmax, percentile"),
     ({"rounds": -1}, "calibration.rounds=-1; need a whole number from 0 up; try: calibration.rounds=4"),
     ({"tolerance_points": float("nan")}, "tolerance_points=nan; need points of accuracy"),
-    ({"allow_worse": "yes"}, "allow_worse=yes; need true or false"),
+    ({"allow_worse": "yes"}, "allow_worse='yes'; need true or false"),
 ]
 
 
@@ -44,6 +44,16 @@ def test_settings_are_checked_before_anything_is_read(setting, message):
         cfg = compose("export", overrides=["ckpt=no_file", "bundle=no_folder", *setting.split()])
     with pytest.raises(ConfigError, match=message):
         app.export(cfg)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("/proc/bundle", "/proc/new/bundle", str(tmp_path / "file" / "bundle")):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("export", overrides=["ckpt=no_file", f"bundle={place}", "precision=fp32"])
+        with pytest.raises(ConfigError, match=rf"{place} in .*, which cannot be written \(.*\); need .*; try: bundle="):
+            app.export(cfg)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(("facts", "message"), WRONG_REQUESTS)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from cellvision.bundle import Manifest, load_manifest
+from cellvision.checks import check_count
 from cellvision.errors import ConfigError, ExportError, explain
-from cellvision.export.checks import check_count
 from cellvision.export.compressed.measure import choose_case, measure_bundles
 from cellvision.export.compressed.rows import Row, describe_net, find_source, make_bundles
 from cellvision.export.compressed.verdict import find_fault, find_warnings
@@ -111,8 +111,8 @@ def _describe_origin(command: str | None) -> dict[str, Any]:
 
 def _check(samples: Sequence[Sample], *, tolerance_points: float, runs: int, rounds: int) -> None:
     check_tolerance(tolerance_points)
-    check_count("runs", runs, least=1)
-    check_count("rounds", rounds, least=0)
+    check_count("runs", runs, example=5)
+    check_count("rounds", rounds, low=0, example=4)
     if not any(len(sample.cell_classes) for sample in samples):
         got = f"{len(samples)} held-out fields without a cell"
         raise ExportError(explain(got=got, need="true cells to measure accuracy by", hint="samples=20"))

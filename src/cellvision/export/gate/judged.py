@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cellvision.bundle import PRECISIONS, load_manifest, write_manifest
+from cellvision.checks import check_count, check_switch
 from cellvision.errors import ExportError, check_choice, explain
-from cellvision.export.checks import check_count, check_folder, check_switch
+from cellvision.export.checks import check_folder
 from cellvision.export.folder import make_folder
 from cellvision.export.forms import Quantizing, write_half, write_int8, write_trained
 from cellvision.export.gate.decision import Verdict, check_tolerance, judge_forms, mark_bundle
@@ -66,7 +67,7 @@ class Request:
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("calibration.method", self.calibration, METHODS)
-        check_count("calibration.rounds", self.rounds, least=0)
+        check_count("calibration.rounds", self.rounds, low=0, example=4)
         check_tolerance(self.tolerance_points)
         check_switch("allow_worse", self.allow_worse)
 
