@@ -16,8 +16,9 @@ doubled   two predictions or more lie mostly in the cell
 cut       a prediction in the cell ends within 2 px of the line, and the cell goes on beyond it
 
 In brackets are errors per 1000 cells; of moved lines, their mean over all ways to move them and how much one of them
-scatters. --untiled takes the result without tiles for the truth as well. Prints a table, and writes it with the
-images and pictures of borders to the folder --out.
+scatters. --other-tile-px predicts once more in other tiles, and counts the errors on lines of either that are no border
+in the other, in both: the same cells with and without a border through them. --untiled takes the result without tiles
+for the truth as well. Prints a table, and writes it with the images and pictures of borders to the folder --out.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from big_image_seams import (
     count_errors,
     find_lines,
     judge,
+    keep_away,
     measure_overlaps,
     shift_lines,
 )
@@ -104,6 +106,10 @@ def main() -> None:
     report["run"] = predict(chosen, image, chosen.out / "cells", tile_px=chosen.tile_px)
     print(json.dumps(report["run"]), flush=True)
     report["against truth"] = compare(chosen, image, truth, report["run"], name="truth")
+    if chosen.other_tile_px:
+        report["other run"] = predict(chosen, image, chosen.out / "other", tile_px=chosen.other_tile_px)
+        print(json.dumps(report["other run"]), flush=True)
+        report["against other tiles"] = compare_runs(chosen, truth, report["run"], report["other run"])
     if chosen.untiled:
         report["untiled"] = predict(chosen, image, chosen.out / "untiled", tile_px=chosen.size, memory_mib=2**20)
         print(json.dumps(report["untiled"]), flush=True)
@@ -124,6 +130,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pattern", default="*", help="which of their images, e.g. 'fluor_*'")
     parser.add_argument("--memory-mib", type=int, default=1024, help="memory the prediction may plan with")
     parser.add_argument("--tile-px", type=int, help="distance between tiles; else the runtime chooses")
+    parser.add_argument("--other-tile-px", type=int, help="of a second run, to compare the same cells in other tiles")
     parser.add_argument("--threads", type=int, help="of the processor; else all")
     parser.add_argument("--untiled", action="store_true", help="compare with a result in one piece as well")
     parser.add_argument("--out", type=Path, default=Path("runs/big_image"), help="folder for all that is made")
@@ -164,6 +171,28 @@ def compare(chosen: argparse.Namespace, image: Path, truth: Path, run: dict[str,
     return rows
 
 
+def compare_runs(
+    chosen: argparse.Namespace, truth: Path, run: dict[str, Any], other: dict[str, Any]
+) -> dict[str, dict[str, int | float]]:
+    """Print a table of the errors of two runs on each one's own lines, where the other has none; its numbers by row."""
+    true = tifffile.imread(truth, out="memmap")
+    verdicts, lines = {}, {}
+    for folder, one in (("cells", run), ("other", other)):
+        name = f"{one['tile_px']} px"
+        pred = tifffile.imread(chosen.out / folder / "large_labels.tif", out="memmap")
+        verdicts[name] = judge(measure_overlaps(true, pred))
+        lines[name] = find_lines(true.shape, tile_px=one["tile_px"], overlap_px=one["overlap_px"])
+    rows = {}
+    for owner, stranger in (tuple(lines), tuple(reversed(lines))):
+        for kind, some in lines[owner].items():
+            alone = keep_away(some, list(lines[stranger].values()))
+            for name in (owner, stranger):
+                where = "with" if name == owner else "without"
+                rows[f"{kind} of {owner}, {where}"] = count_errors(verdicts[name], alone)
+    print_table(rows, "truth, in two runs")
+    return rows
+
+
 def tabulate(
     verdicts: Verdicts, lines: dict[str, Lines], *, shape: tuple[int, int], tile_px: int
 ) -> dict[str, dict[str, int | float]]:
@@ -179,9 +208,10 @@ def tabulate(
 
 def print_table(rows: dict[str, dict[str, int | float]], name: str) -> None:
     """The table, errors with their rates."""
-    print(f"{'against ' + name:22}" + "".join(f"{column:>{width}}" for column, width in WIDTHS.items()))
+    wide = max(map(len, [f"against {name}", *rows])) + 2
+    print(f"{'against ' + name:{wide}}" + "".join(f"{column:>{width}}" for column, width in WIDTHS.items()))
     for row, found in rows.items():
-        text = f"{row:22}{found['cells']:10.0f}"
+        text = f"{row:{wide}}{found['cells']:10.0f}"
         text += "".join(f"{found[column]:10.3f}" for column in ("F1", "recall", "precision", "IoU"))
         for error in ERRORS:
             if f"sd {error}" in found:

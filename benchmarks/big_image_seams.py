@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,15 @@ def shift_lines(lines: dict[str, Lines], name: str, *, shape: tuple[int, int], t
         if np.minimum(gaps, tile_px - gaps).min(initial=tile_px) >= AWAY_PX:
             down, across = own.down + shift, own.across + shift
             yield Lines(down=down[down < shape[0]], across=across[across < shape[1]])
+
+
+def keep_away(lines: Lines, others: Sequence[Lines]) -> Lines:
+    """Those lines that are AWAY_PX or more from all others of their direction."""
+    kept = {}
+    for name in ("down", "across"):
+        own, strange = getattr(lines, name), np.concatenate([getattr(other, name) for other in others])
+        kept[name] = own[np.abs(own[:, None] - strange).min(axis=1, initial=AWAY_PX) >= AWAY_PX]
+    return Lines(**kept)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -180,8 +180,9 @@ def export(cfg: DictConfig) -> None:
         verdict = export_judged(checkpoint, bundle, request, samples=samples, tell=tell, **given)
     manifest = load_manifest(bundle)
     print_verdict(verdict, choose_headlines(manifest.kind, manifest.classes))
-    difference = manifest.parity["max_difference"]
-    print(f"bundle {cfg.bundle}: {verdict.kept}, largest difference from PyTorch {difference:.1e}")
+    difference, cases = manifest.parity["max_difference"], len(manifest.parity["cases"])
+    over = f"over {cases} images of several sizes"
+    print(f"bundle {cfg.bundle}: {verdict.kept}; {over}, largest difference from PyTorch {difference:.1e}")
     verdict.raise_if_refused()
 
 

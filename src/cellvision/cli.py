@@ -199,10 +199,13 @@ def _check_evaluate(chosen: argparse.Namespace) -> None:
     of_file |= {"--score-threshold": chosen.score_threshold, "--fit": chosen.fit or None}
     of_file |= {"--min-visible": chosen.min_visible, "--min-area-px": chosen.min_area_px}
     of_file |= {"--skip-faulty": chosen.skip_faulty or None, "--only-predicted": chosen.only_predicted or None}
-    of_bundle = {"--bundle": chosen.bundle, "--images": chosen.images, "--json": chosen.json}
-    of_bundle |= {"--labels or --coco": chosen.labels or chosen.coco}
+    of_bundle = {
+        "--bundle": chosen.bundle,
+        "--images": chosen.images,
+        "--labels or --coco": chosen.labels or chosen.coco,
+    }
     needed = {"--truth": chosen.truth} if chosen.predictions else dict(of_bundle)
-    of_bundle |= {
+    of_bundle |= {"--json": chosen.json} | {
         f"--{name.replace('_', '-')}": getattr(chosen, name)
         for name in ("classes", "channels", "intensity_scale", "provider_option", "threads", "tile_px", "overlap_px")
     }
@@ -250,6 +253,8 @@ def _evaluate_file(chosen: argparse.Namespace) -> int:
 
 
 def _evaluate_bundle(chosen: argparse.Namespace) -> int:
+    from contextlib import nullcontext
+
     from cellvision.commands.evaluate import evaluate_bundle, print_scores, write_scores
     from cellvision.commands.evaluation.truth import open_truth
     from cellvision.commands.progress import show_progress
@@ -266,10 +271,12 @@ def _evaluate_bundle(chosen: argparse.Namespace) -> int:
         channels=chosen.channels,
     )
     # Staged before the work: a place that cannot be written must not cost an evaluation.
-    with StagedFiles(chosen.json.parent) as staged, show_progress("evaluate", unit="fields") as progress:
-        part = staged.path(chosen.json.name)
-        evaluation = evaluate_bundle(predictor, truth, intensity_scale=chosen.intensity_scale, progress=progress)
-        write_scores(evaluation, part)
+    with StagedFiles(chosen.json.parent) if chosen.json else nullcontext() as staged:
+        part = staged.path(chosen.json.name) if staged else None
+        with show_progress("evaluate", unit="fields") as progress:
+            evaluation = evaluate_bundle(predictor, truth, intensity_scale=chosen.intensity_scale, progress=progress)
+        if part:
+            write_scores(evaluation, part)
     print_scores(evaluation)
     return EXIT_OK
 

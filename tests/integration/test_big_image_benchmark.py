@@ -14,7 +14,16 @@ from cellvision.metrics.matching import match_cells
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from big_image_cells import build_scene, write_scene
-from big_image_seams import average, compute_rate, count_errors, find_lines, judge, measure_overlaps, shift_lines
+from big_image_seams import (
+    average,
+    compute_rate,
+    count_errors,
+    find_lines,
+    judge,
+    keep_away,
+    measure_overlaps,
+    shift_lines,
+)
 
 FIELDS = SyntheticLiveDead(fields=2, height=300, width=300, cells=(30, 30))
 
@@ -44,6 +53,13 @@ def test_lines(lines):
 def test_moved_lines_are_far_from_all(lines):
     moved = list(shift_lines(lines, "tile borders", shape=(700, 700), tile_px=128))
     assert [some.down[0] - 160 for some in moved] == [60, 70]  # 92 and 102 are 20 px and more from 0, 32, 64 and 128
+
+
+def test_lines_near_those_of_other_tiles_are_left_out(lines):
+    others = list(find_lines((700, 700), tile_px=200, overlap_px=30).values())  # at 200, 230, 260, 400, 430, ..
+    kept = {name: keep_away(some, others) for name, some in lines.items()}
+    assert kept["tile borders"].down.tolist() == kept["tile borders"].across.tolist() == [160, 288, 544]
+    assert kept["window borders"].down.tolist() == [128, 320, 512, 576]
 
 
 def test_an_image_has_the_cells_that_it_says(scene, truth):

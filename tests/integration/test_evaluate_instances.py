@@ -300,7 +300,7 @@ def test_sizes_that_no_float_holds_are_taken_from_the_mask(tmp_path, change):
         (["found.json", "--truth", "t", "--bundle", "b", "--threads", "2"], "--bundle, --threads: only without a file"),
         (["found.json", "--truth", "t", "--json", "x"], "--json: only without a file of predictions; try: --out"),
         (["--bundle", "b", "--truth", "t"], "--truth: only with a file of predictions; try: --coco instead of --truth"),
-        (["--bundle", "b"], "the following arguments are required: --images, --json, --labels or --coco"),
+        (["--bundle", "b"], "the following arguments are required: --images, --labels or --coco"),
         (["found.json", "--truth", "t", "--max-dets", "many"], "'many' is no list of whole numbers"),
         (["found.json", "--truth", "t", "--fit", "--score-threshold", "1"], "not allowed with argument --fit"),
     ],

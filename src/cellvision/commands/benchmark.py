@@ -220,11 +220,23 @@ def find_accuracy(manifest: Manifest) -> dict[str, float]:
         >>> find_accuracy(SimpleNamespace(gate={}, accuracy={"val/pixel/miou": 0.9}))
         {'pixel/miou': 0.9}
     """
-    forms = manifest.gate.get("forms", {})
-    form = forms.get(manifest.gate.get("form"), {}) if isinstance(forms, dict) else {}
-    scores = form.get("accuracy") if isinstance(form, dict) else None
+    scores = _find_form(manifest).get("accuracy")
     found = scores if isinstance(scores, dict) and scores else manifest.accuracy
     return {name.removeprefix("val/"): value for name, value in found.items() if isinstance(value, int | float)}
+
+
+def count_fields(manifest: Manifest) -> int | None:
+    """How many fields the scores of `find_accuracy` are of; None where the manifest does not tell."""
+    form = _find_form(manifest)
+    number = form.get("fields") if form.get("accuracy") else None
+    return number if isinstance(number, int) else None
+
+
+def _find_form(manifest: Manifest) -> dict[str, Any]:
+    """What the gate has measured of a bundle's own form; empty where it has not."""
+    forms = manifest.gate.get("forms", {})
+    form = forms.get(manifest.gate.get("form"), {}) if isinstance(forms, dict) else {}
+    return form if isinstance(form, dict) else {}
 
 
 def _open_truth(

@@ -119,6 +119,7 @@ def test_random_counts_and_the_accuracy_of_the_manifest(tmp_path, quick_memory, 
     assert "0.875" in printed
     assert "0.750" in printed
     assert "manifest" in printed
+    assert "median over the rounds" in printed
     assert quick_memory[0][1]["batch"].shape == (1, 2, 48, 40)
 
 
@@ -165,6 +166,13 @@ def test_names_of_bundles_stay_apart(stain_bundle, tmp_path):
     assert len({first, second, third}) == 3
     assert third == f"{first} (2)"
     assert list(made.folders.values()) == [stain_bundle, tmp_path / "bundle", stain_bundle]
+
+
+def test_accuracy_of_manifests_says_of_how_many_fields_it_is(tmp_path, quick_memory, capsys):
+    gate = {"form": "fp32", "forms": {"fp32": {"accuracy": {"cell/f1": 0.9}, "fields": 7}}}
+    one = write_bundle(tmp_path / "one", gate=gate)
+    assert run(one, "--size", "32x32", "--runs", 1, "--threads", 1) == 0
+    assert "manifest, 7 fields" in " ".join(capsys.readouterr().out.split())
 
 
 def test_accuracy_of_the_form_goes_before_that_of_the_net(tmp_path):

@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cellvision.commands.benchmark import Benchmark
+from cellvision.commands.benchmark import Benchmark, count_fields
 from cellvision.commands.lines import to_line
 from cellvision.metrics.accuracy import Headline, choose_headlines
 from cellvision.metrics.cost.timing import describe_machine
 
 MOST_OPERATORS = 15
+TIMES = "times first: median over the rounds, in which all take turns, of times the first bundle's time"
 
 
 def print_benchmark(benchmark: Benchmark) -> None:
@@ -38,8 +39,7 @@ def _print_bundles(console: Console, benchmark: Benchmark) -> None:
     for name, manifest in benchmark.manifests.items():
         graph, scores = manifest.graphs[0], benchmark.accuracy[name]
         form = graph.precision if graph.engine == "onnx" else f"{graph.precision} {graph.engine}"
-        fields = benchmark.measured_on.get(name)
-        origin = f"{fields} fields" if fields else ("manifest" if scores else "")
+        origin = _describe_origin(benchmark.measured_on.get(name), count_fields(manifest)) if scores else ""
         table.add_row(
             Text(to_line(name)),
             f"{form}, parted" if manifest.is_parted else form,
@@ -50,8 +50,15 @@ def _print_bundles(console: Console, benchmark: Benchmark) -> None:
     console.print(table)
 
 
+def _describe_origin(measured: int | None, recorded: int | None) -> str:
+    """Where scores are from: scores of other fields are not to be compared with these."""
+    if measured is not None:
+        return f"{measured} field{'s' * (measured > 1)}"
+    return "manifest" if recorded is None else f"manifest, {recorded} field{'s' * (recorded > 1)}"
+
+
 def _print_times(console: Console, benchmark: Benchmark) -> None:
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, caption=TIMES, caption_justify="left")
     table.add_column("bundle", overflow="fold", min_width=8)
     for heading in ("threads", "batch", "p50\nms", "p95\nms", "images\n/s", "Mpx\n/s", "times\nfirst", "peak\nMiB"):
         table.add_column(heading, justify="right", no_wrap=True)

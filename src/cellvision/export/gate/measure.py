@@ -41,6 +41,7 @@ class Measurement:
         precision: "fp32", "fp16" or "int8".
         accuracy: scores on the true cells, see `Accuracy.compute`: 0..1, and viability error in points.
         cells: number of cells found.
+        fields: that they were found in.
         agreement: with what the net in PyTorch found, see `Agreement.compute`; empty for the net itself.
         latency: one row per number of threads and batch: "threads", "shape" [B, C, H, W], the fields of `Latency`,
             of which "ratio" is to the first form, and "least_ratio".
@@ -55,6 +56,7 @@ class Measurement:
     precision: str = "fp32"
     accuracy: Mapping[str, float]
     cells: int
+    fields: int
     agreement: Mapping[str, float]
     latency: Sequence[Mapping[str, Any]] = ()
     ratio: float = float("nan")
@@ -153,6 +155,7 @@ class _Trial:
         threshold = first.splitting.foreground_threshold
         self._accuracy = {name: Accuracy(net.spec.classes, mask_threshold=threshold) for name in (NET, *forms)}
         self._agreement = {name: Agreement(net.spec.classes) for name in forms}
+        self._fields = len(samples)
 
     def add(self, sample: Sample) -> None:
         """Predict a field in all ways; a form that fails is out from there on."""
@@ -219,6 +222,7 @@ class _Trial:
             "precision": "fp32" if name == NET else self._manifests[name].graphs[0].precision,
             "accuracy": {} if failed else self._accuracy[name].compute(),
             "cells": 0 if failed else self._accuracy[name].cells,
+            "fields": 0 if failed else self._fields,
             "agreement": {} if failed or agreement is None else agreement.compute(),
             "failure": self.failures.get(name, ""),
         }

@@ -28,6 +28,7 @@ def measure(name, ratio=NAN, *, size=None, peak=None, failure="", **scores):
         name=name,
         accuracy={key.replace("_", "/", 1): value for key, value in scores.items()},
         cells=10,
+        fields=2,
         agreement={},
         ratio=ratio,
         least_ratio=ratio,
