@@ -35,11 +35,14 @@ def check_range(
         raise refuse(key, value, need=" ".join(["a number", *limits]), example=example)
 
 
-def check_count(key: str, value: int | None, *, low: int = 1, or_none: bool = False, example: int) -> None:
-    """Raise ConfigError unless ``value`` is a whole number from ``low`` up, or None where that is allowed."""
-    fits = or_none if value is None else is_whole(value) and value >= low
+def check_count(
+    key: str, value: int | None, *, low: int = 1, high: float = math.inf, or_none: bool = False, example: int
+) -> None:
+    """Raise ConfigError unless ``value`` is a whole number from ``low`` to ``high``, or None where that is allowed."""
+    fits = or_none if value is None else is_whole(value) and low <= value <= high
     if not fits:
-        raise refuse(key, value, need=f"a whole number from {low} up", example=example)
+        limit = "up" if math.isinf(high) else f"to {high}"
+        raise refuse(key, value, need=f"a whole number from {low} {limit}", example=example)
 
 
 def check_switch(key: str, value: bool) -> None:

@@ -6,11 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cellvision.bundle import Detecting, Splitting
+from cellvision.checks import check_count, check_range
 from cellvision.errors import ConfigError, check_choice, explain
 from cellvision.models.base import SegNet
 from cellvision.types import IMAGE_DTYPES
 
 FORMS = ("whole", "parted")
+
+MOST_CELLS = 100_000
+"""Of an image or tile; the outputs of a graph have a place of 3 kB for each, whatever is found."""
 
 SCORE_SHARE = 0.9
 """Of the score from which cells count: a mask's rating hardly ever raises the score of its box."""
@@ -23,12 +27,12 @@ class GraphOptions:
     Attributes:
         input_dtype: of the graph's input, one of IMAGE_DTYPES.
         form: one of FORMS; "parted" for engines that cannot suppress doubles, and for less memory, instance nets only.
-        max_cells: of an instance net, most cells of an image or tile; None for the net's own number.
+        max_cells: of an instance net, most cells of an image or tile, 1..MOST_CELLS; None for the net's own number.
         min_score: of an instance net, in [0, 1): boxes below it get no mask. None for SCORE_SHARE of the score from
             which cells count, which loses no cell; smaller, down to 0, for average precision over all scores.
 
     Raises:
-        ConfigError: an unknown choice.
+        ConfigError: an unknown choice, or a number out of range.
     """
 
     input_dtype: str = "float32"
@@ -39,6 +43,9 @@ class GraphOptions:
     def __post_init__(self) -> None:
         check_choice("input_dtype", self.input_dtype, IMAGE_DTYPES)
         check_choice("form", self.form, FORMS)
+        check_count("max_cells", self.max_cells, high=MOST_CELLS, or_none=True, example=1000)
+        if self.min_score is not None:
+            check_range("min_score", self.min_score, low=0, below=1, example=0.1)
 
     @property
     def parted(self) -> bool:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from cellvision import app
 from cellvision.errors import ConfigError
 from cellvision.export.gate.judged import Request
+from cellvision.export.graph_options import GraphOptions
 
 ROOT = Path(__file__).parents[3]
 WRONG = [
@@ -28,6 +29,16 @@ WRONG = [
         "+trt=int8 calibration.method=percentile",
         "calibration.method=percentile with trt.calibration=entropy; need .*; try: trt.calibration=percentile alone",
     ),
+]
+WRONG_OPTIONS = [
+    ({"max_cells": 0}, "max_cells=0; need a whole number from 1 to 100000; try: max_cells=1000"),
+    ({"max_cells": 10**8}, "max_cells=100000000; need a whole number from 1 to 100000"),
+    ({"max_cells": "many"}, "max_cells='many'; need a whole number"),
+    ({"max_cells": True}, "max_cells=True; need a whole number"),
+    ({"min_score": 2}, "min_score=2; need a number from 0 and below 1; try: min_score=0.1"),
+    ({"min_score": float("nan")}, "min_score=nan; need a number"),
+    ({"form": "half"}, "unknown form 'half'; need one of: parted, whole"),
+    ({"input_dtype": "int3"}, "unknown input_dtype 'int3'"),
 ]
 WRONG_REQUESTS = [
     ({"precision": "int4"}, "unknown precision 'int4'; need one of: fp16, fp32, int8; try: 'int8'"),
@@ -60,6 +71,12 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_read(tmp_pat
 def test_requests_are_checked(facts, message):
     with pytest.raises(ConfigError, match=message):
         Request(**({"precision": "int8"} | facts))
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS)
+def test_options_of_graphs_are_checked_under_the_names_of_the_settings(options, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        GraphOptions(**options)
 
 
 def test_help_tells_the_meaning_of_every_setting():
