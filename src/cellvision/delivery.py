@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -123,7 +125,8 @@ def train_scratch(
 ) -> Path:
     """Train a small fresh net that is as fast as the compressed one before rounding, for as long as that was trained.
 
-    That is the honest baseline: whether compression was worth more than a smaller net.
+    That is the honest baseline: whether compression was worth more than a smaller net. It learns as the uncompressed
+    net did, whose learning rate is seldom that of a compression.
 
     Args:
         cfg: of the run.
@@ -164,7 +167,8 @@ def train_scratch(
     alone.run_dir = str(own)
     alone.trainer.max_epochs = compression.epochs + _count_base_epochs(compression.start, task.trainer)
     width = f"{1 - found.ratio:.0%} of the channels, {found.times:.2f} times as long as the compressed net"
-    print(f"scratch   a fresh net with {width}; {alone.trainer.max_epochs} epochs")
+    alone.optim, whose = choose_optim(cfg, compression.start)
+    print(f"scratch   a fresh net with {width}; {alone.trainer.max_epochs} epochs, optim of {whose}")
     net = start_fresh(found.config, found.record, seed=cfg.seed)
     assert data.stats is not None
     net.set_statistics(data.stats)
@@ -175,6 +179,20 @@ def train_scratch(
     trainer.fit(fresh, datamodule=data, ckpt_path=choose_resume("auto", own / "checkpoints"))
     finish_run(trainer, fresh, data, folder=own, fit_score=net.spec.kind == "instance")
     return best
+
+
+def choose_optim(cfg: DictConfig, start: Path | None) -> tuple[Any, str]:
+    """What trains a fresh net: settings of the optimizer of the run that a compression's start is of, and where from.
+
+    Those of the compression's own run where that began with a fresh net, or where the other one's are not known.
+    """
+    if start is not None:
+        record = start.parent.parent / "run.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            settings = json.loads(record.read_text(encoding="utf-8"))["settings"]["optim"]
+            if "${" not in json.dumps(settings):
+                return OmegaConf.create(settings), str(record)
+    return cfg.optim, "this run"
 
 
 def _count_base_epochs(checkpoint: Path | None, trainer: Trainer) -> int:
