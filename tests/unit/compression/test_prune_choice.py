@@ -38,7 +38,7 @@ def make_gradients(net):
     [
         # torch-pruning 1.6.1 looks for batch normalisations by the name of group normalisations there
         ("taylor", "group", tp.importance.GroupTaylorImportance(target_types=[nn.Conv2d, nn.GroupNorm])),
-        ("bn_scale", "batch", tp.importance.BNScaleImportance()),
+        ("bn_scale", "batch", tp.importance.BNScaleImportance(normalizer=None)),
     ],
 )
 @pytest.mark.parametrize("attention", ["none", "se"])

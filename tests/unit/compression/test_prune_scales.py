@@ -45,6 +45,16 @@ def test_layers_whose_scales_fell_most_are_pruned_most():
     assert get_scales(net).min() > 0.1
 
 
+def test_a_layer_whose_scales_all_fell_loses_more_than_others():
+    net, _ = train(0.1)
+    weak = net.encoder.levels[1][0][1]
+    with torch.no_grad():
+        weak.weight.mul_(0.01)
+    options = PruneOptions(ratio=8 / 72, importance="bn_scale")
+    widths = Pruner(net, torch.zeros(1, 1, 32, 32), options).step().widths
+    assert widths == {"encoder.levels.1.0.0": (16, 8)}
+
+
 def test_layers_without_scale_or_gradient_stay():
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(2, affine=False), torch.nn.GroupNorm(1, 2))
     pull_scales(net, 1.0)

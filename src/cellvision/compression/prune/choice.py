@@ -18,10 +18,11 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def score_channels(part: Part, importance: str) -> Tensor | None:
-    """How much each channel of a part is worth, 1 on average; None where the layers cannot tell.
+    """How much each channel of a part is worth; None where the layers cannot tell.
 
-    "taylor" sums the absolute products of weights and gradients over the layers, "bn_scale" the absolute scales of the
-    normalisations. "magnitude" is what a channel carries times what its takers make of it: the squared scales of its
+    "taylor" sums the absolute products of weights and gradients over the layers, and is 1 on average in each part, as
+    "magnitude" is. "bn_scale" is the mean absolute scale of the normalisations as it is, so that a layer whose scales
+    were all pulled to 0 loses more than others where they compete (Liu et al. 2017). "magnitude" is what a channel carries times what its takers make of it: the squared scales of its
     normalisations, or the squared weights that make it where there are none (in front of a normalisation they say
     nothing: it undoes their size), times the squared weights that take it in. A layer counts as much as any other,
     however many weights it has.
@@ -46,7 +47,9 @@ def score_channels(part: Part, importance: str) -> Tensor | None:
     scores = [each for side in sides.values() for each in side]
     if not scores:
         return None
-    if importance != "magnitude":
+    if importance == "bn_scale":
+        return torch.stack(scores).mean(0)
+    if importance == "taylor":
         return _to_mean_1(torch.stack(scores).sum(0))
     carried, taken = sides["norms"] or sides["makers"], sides["takers"]
     worth = torch.ones(part.width)
