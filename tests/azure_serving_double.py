@@ -13,7 +13,7 @@ import pytest
 from azure_double import AzureDouble, _describe
 from cellvision.serve import score
 
-SCORING = "cells.westeurope.inference.ml.azure.com"
+SCORING = ".westeurope.inference.ml.azure.com"
 ENDPOINT = r"onlineEndpoints/[^/]+"
 
 
@@ -47,16 +47,26 @@ class ServingDouble(AzureDouble):
         }
 
     @property
+    def endpoints(self) -> list[str]:
+        """Paths of all endpoints."""
+        return [path for path in self.resources if re.fullmatch(ENDPOINT, path)]
+
+    @property
     def deployments(self) -> dict[str, str]:
-        """Model version of each deployment, by its colour."""
-        found = {p: body for p, body in self.resources.items() if re.fullmatch(rf"{ENDPOINT}/deployments/\w+", p)}
-        return {p.split("/")[-1]: body["properties"]["model"].split("/")[-1] for p, body in found.items()}
+        """Model version of each deployment of the only endpoint, or of none, by its colour."""
+        (endpoint,) = self.endpoints or [""]
+        return self.list_deployments(endpoint)
 
     @property
     def traffic(self) -> dict[str, int]:
         """Of the only endpoint."""
-        (body,) = (body for path, body in self.resources.items() if re.fullmatch(ENDPOINT, path))
-        return body["properties"]["traffic"]
+        (endpoint,) = self.endpoints
+        return self.resources[endpoint]["properties"]["traffic"]
+
+    def list_deployments(self, endpoint: str) -> dict[str, str]:
+        """Model version of each deployment of an endpoint, by its colour."""
+        found = {p: body for p, body in self.resources.items() if re.fullmatch(rf"{endpoint}/deployments/\w+", p)}
+        return {p.split("/")[-1]: body["properties"]["model"].split("/")[-1] for p, body in found.items()}
 
     def read_component(self, job: str, step: str) -> dict[str, Any]:
         """What the component of a pipeline's step says."""
@@ -101,7 +111,8 @@ class ServingDouble(AzureDouble):
     def _delete(self, path: str) -> tuple[int, Any]:
         if path not in self.resources:
             return 404, _describe(404)
-        if self.traffic.get(path.split("/")[-1]):
+        endpoint, _, colour = path.partition("/deployments/")
+        if self.resources[endpoint]["properties"]["traffic"].get(colour):
             return 400, _describe(400)
         del self.resources[path]
         return 200, None
@@ -113,9 +124,9 @@ class ServingDouble(AzureDouble):
             body["properties"] |= {"flavors": {}}
         if re.fullmatch(ENDPOINT, path):
             traffic = body["properties"].setdefault("traffic", {})
-            if not {colour for colour, share in traffic.items() if share} <= set(self.deployments):
+            if not {colour for colour, share in traffic.items() if share} <= set(self.list_deployments(path)):
                 return 400, _describe(400)
-            body["properties"] |= {"scoringUri": f"https://{SCORING}/score"}
+            body["properties"] |= {"scoringUri": f"https://{path.split('/')[1]}{SCORING}/score"}
         if "/deployments/" in path:
             body["properties"].setdefault("scaleSettings", None)
             body["properties"]["scaleSettings"] = body["properties"]["scaleSettings"] or {"scaleType": "Default"}
@@ -127,9 +138,9 @@ class ServingDouble(AzureDouble):
         assert (request.method, path) == ("POST", "/score"), request.url
         colour = request.headers["azureml-model-deployment"]
         self.scored.append(colour)
-        (key,) = (key for key in self.resources if key.endswith(f"/deployments/{colour}"))
-        number = self.deployments[colour]
-        name = self.resources[key]["properties"]["model"].split("/models/")[1].split("/")[0]
+        endpoint = f"onlineEndpoints/{request.url.partition('://')[2].partition(SCORING)[0]}"
+        model = self.resources[f"{endpoint}/deployments/{colour}"]["properties"]["model"]
+        name, _, number = model.split("/models/")[1].partition("/versions/")
         place = self.folder / f"{len(self.scored)}_{name}"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AZUREML_MODEL_DIR", str(self.unpack_model(f"{name}/{number}", place)))

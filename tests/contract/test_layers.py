@@ -28,7 +28,7 @@ ALLOWED = {
     "export": TO_TRAINING | {"training", "compression", "report"},
     "serve": {"errors", "bundle", "images", "data", "runtime"},
     "release": {"errors", "git_state", "bundle", "serve"},
-    "cloud": {"errors", "git_state", "bundle", "release"},
+    "cloud": {"checks", "errors", "git_state", "bundle", "release"},
     "commands": BASE | {"images", "data", "metrics", "runtime", "report", "serve", "release", "cloud"},
     "cli": BASE | {"images", "data", "metrics", "runtime", "commands"},
     "building": TO_TRAINING | {"settings", "composition", "training", "compression", "export"},

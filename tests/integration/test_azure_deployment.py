@@ -119,7 +119,9 @@ def test_blue_goes_green_and_back(azure, shop, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == ["starting", "testing", "live", "ended", "cells"]
     assert printed[1] == "testing   3 cells in field.tif"
-    assert printed[-1] == "cells version 2 is in production on https://cells.westeurope.inference.ml.azure.com/score"
+    (name,) = azure.endpoints
+    url = f"https://{name.split('/')[1]}.westeurope.inference.ml.azure.com/score"
+    assert printed[-1] == f"cells version 2 is in production on {url}"
     assert deploy(shop, "--rollback") == 0
     assert (azure.traffic, azure.deployments) == ({"blue": 100}, {"blue": "1"})
     assert deploy(shop, "--rollback") == 2
@@ -128,6 +130,37 @@ def test_blue_goes_green_and_back(azure, shop, capsys):
     listed = capsys.readouterr().out
     assert "cells version 1 answers on https://cells" in listed
     assert azure.scored == ["blue", "green", "blue"]
+
+
+NAMES = [
+    ("nuclei_hoechst_20x_confocal_day1", "nuclei_hoechst_20x_confocal_day2"),
+    ("live_dead", "live-dead"),
+    ("cells", "Cells"),
+]
+
+
+@pytest.mark.parametrize(("one", "two"), NAMES)
+def test_each_model_has_an_endpoint_of_its_own(azure, shop, capsys, one, two):
+    for bundle, name, value in (("one", one, 0.9), ("two", two, 0.5)):
+        assert register(shop, bundle, value, "--name", name) == 0
+        assert main(["deploy", name, "--models", "azureml", "--sample", str(shop / "field.tif")]) == 0
+        said = capsys.readouterr().out
+        assert "ended" not in said
+        assert f"{name} version 1 is in production" in said
+    assert len(azure.endpoints) == 2
+    for path in azure.endpoints:
+        assert re.fullmatch(r"onlineEndpoints/[a-z][a-z0-9-]{1,30}[a-z0-9]", path)
+        assert azure.list_deployments(path) == {"blue": "1"}
+
+
+def test_an_endpoint_that_serves_another_model_is_left_alone(azure, shop, capsys):
+    assert register(shop, "one", 0.7) == 0
+    assert deploy(shop) == 0
+    (body,) = (body for path, body in azure.resources.items() if path.endswith("/blue"))
+    body["properties"]["model"] = body["properties"]["model"].replace("/cells/", "/others/")
+    assert register(shop, "two", 0.8) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"cells-\w{6}/blue serves .*/models/others/versions/1; need a registered version of cells", said)
 
 
 FAULTS = [

@@ -311,6 +311,37 @@ def test_a_free_port_is_found_by_itself(shop):
     assert shop.live.port != first.port
 
 
+def test_without_a_port_those_of_the_live_server_take_turns(shop):
+    words = ["deploy", "cells", "--threads", "1", "--sample", shop.field]
+    assert shop.register("one", 0.7) == 0
+    assert shop.deploy() == 0
+    first = shop.live.port
+    used = []
+    for _ in range(2):
+        assert shop.run(*words) == 0
+        used.append(shop.live.port)
+    assert used == [first + 1, first]
+    assert shop.deploy("--stop") == 0
+
+
+def test_the_server_of_somebody_else_is_left_with_a_sentence(shop, capsys, monkeypatch):
+    assert shop.register("one", 0.7) == 0
+    assert shop.deploy() == 0
+    old = shop.live
+    refuse = lambda self: (_ for _ in ()).throw(psutil.AccessDenied(self.pid))  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil.Process, "terminate", refuse)
+        capsys.readouterr()
+        assert shop.deploy("--stop") == 2
+        assert f"process {old.pid}, which belongs to " in capsys.readouterr().err
+        assert shop.live == old
+        assert shop.deploy() == 0
+        assert f"left      the server at {old.url}, process {old.pid}, which" in capsys.readouterr().out
+    assert shop.live.pid != old.pid
+    assert old.process.end(seconds=20)
+    assert shop.deploy("--stop") == 0
+
+
 def test_what_cannot_be_deployed_is_one_sentence(shop, capsys):
     assert shop.register("one", 0.7) == 0
     capsys.readouterr()

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 LARGEST_REQUEST = 1_500_000
 """Bytes that Azure takes, from memory: see docs/azure.md."""
 
+_SERVED = re.compile(r"(?:azureml:|/models/)([^/:]+)(?::|/versions/)(\d+)$")
+"""Name and version of a model, in the two ways that Azure has of saying it."""
+
 BEFORE = "cellvision.before"
 """Tag of an endpoint: versions that were in production before, the last one last."""
 
@@ -54,9 +57,13 @@ class Live:
 
 
 def name_endpoint(client: MLClient, name: str) -> str:
-    """The name of a model's endpoint, which nobody else in the region may have: with six digits of the workspace."""
-    place = f"{client.subscription_id}/{client.resource_group_name}/{client.workspace_name}"
-    return f"{name.lower().replace('_', '-')[:24]}-{hashlib.sha256(place.lower().encode()).hexdigest()[:6]}"
+    """The name of a model's endpoint, which nobody else in the region may have, nor another model of the workspace.
+
+    It ends in six digits of both, as an endpoint's name is shorter and has fewer letters than a model's can have.
+    """
+    place = f"{client.subscription_id}/{client.resource_group_name}/{client.workspace_name}".lower()
+    start = name.lower().replace("_", "-")[:24].rstrip("-")
+    return f"{start}-{hashlib.sha256(f'{place}/{name}'.encode()).hexdigest()[:6]}"
 
 
 def find_live(client: MLClient, name: str) -> Live | None:
@@ -71,13 +78,13 @@ def find_live(client: MLClient, name: str) -> Live | None:
             return None
         colour = max(endpoint.traffic, key=endpoint.traffic.__getitem__)
         deployment = client.online_deployments.get(name=colour, endpoint_name=str(endpoint.name))
-    version = re.search(r"(\d+)$", str(deployment.model))
-    if version is None:
-        got, need = f"{endpoint.name}/{colour} serves {deployment.model}", "a registered version"
+    served = _SERVED.search(str(deployment.model))
+    if served is None or served[1] != name:
+        got, need = f"{endpoint.name}/{colour} serves {deployment.model}", f"a registered version of {name}"
         raise CloudError(explain(got=got, need=need, hint=f"az ml online-endpoint delete --name {endpoint.name}"))
     before = tuple(map(int, filter(None, (endpoint.tags or {}).get(BEFORE, "").split(","))))
     url = str(endpoint.scoring_uri)
-    return Live(endpoint=str(endpoint.name), colour=colour, version=int(version[1]), url=url, before=before)
+    return Live(endpoint=str(endpoint.name), colour=colour, version=int(served[2]), url=url, before=before)
 
 
 def deploy(

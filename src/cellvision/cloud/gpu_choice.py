@@ -15,6 +15,8 @@ from cellvision.errors import CellvisionError, ConfigError, check_choice, explai
 
 TABLE = Path(__file__).with_name("gpu_sizes.json")
 
+MOST_NODES = 100
+
 USABLE = 0.88
 """Share of a GPU's memory that a training gets, an estimate: the driver shows a T4 as 14.6 of its 16, and some of that
 goes to fragments."""
@@ -84,11 +86,14 @@ def recommend(*, peak_gib: float, step_ms: float, steps: int, measured_on: str, 
         raise ConfigError(explain(got=got, need=need, hint="a smaller data.batch_size or crop"))
     same = [size for size in fitting if size.gpu == measured_on]
     if not same:
-        return Advice(size=fitting[0], nodes=1, hours=None)
+        return Advice(size=min(fitting, key=lambda size: (size.gpus, size.gpu_memory_gb)), nodes=1, hours=None)
     one = step_ms * steps / 3.6e6
     enough = [size for size in same if size.gpus * hours >= one]
     size = min(enough, key=lambda size: size.gpus) if enough else max(same, key=lambda size: size.gpus)
     nodes = math.ceil(one / (hours * size.gpus))
+    if nodes > MOST_NODES:
+        got, need = f"{one:.3g} hours of one {size.gpu} in {hours:g}", f"no more than {MOST_NODES} machines"
+        raise ConfigError(explain(got=got, need=need, hint=f"hours={one / (MOST_NODES * size.gpus):.3g} or more"))
     return Advice(size=size, nodes=nodes, hours=one / (nodes * size.gpus))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 
+from cellvision.checks import check_count, check_range
 from cellvision.errors import ConfigError, check_choice, explain
 
 KEY = "hydra.launcher"
@@ -18,6 +18,16 @@ VARIABLES = {
 
 ASSET = re.compile(r"azureml:([A-Za-z0-9][\w.-]*)[:@]([\w.-]+)")
 """A registered asset: ``azureml:NAME:VERSION``, ``azureml:NAME:latest`` or ``azureml:NAME@latest``."""
+
+
+_TEXTS = (
+    ("compute", r"[A-Za-z][\w-]*", "the name of a cluster: letters, digits, - and _", "gpu-cluster"),
+    ("instance_type", r"\w+", "a size of machine", "Standard_NC24ads_A100_v4"),
+    ("datastore", r"\w+", "the name of a datastore: letters, digits and _", "workspaceblobstore"),
+    ("experiment", r"\w[\w .-]{0,254}", "a name of letters, digits, blanks, . - and _", "cellvision"),
+    ("shm_size", r"[1-9]\d*[bkmg]?", "a size in bytes, or with k, m or g", "8g"),
+)
+"""Settings that are texts: their form, that in words, and an example."""
 
 
 def is_asset(value: str) -> bool:
@@ -97,19 +107,27 @@ class LaunchOptions:
         if self.job_tier is not None:
             check_choice(f"{KEY}.job_tier", self.job_tier, ("spot", "basic", "standard", "premium"))
         for name, least in (("nodes", 1), ("gpus", 0), ("concurrent", 1), ("max_trials", 1)):
-            if (number := getattr(self, name)) is not None and number < least:
-                got, need = f"{KEY}.{name}={number}", f"a number from {least} up"
-                raise ConfigError(explain(got=got, need=need, hint=f"{KEY}.{name}={max(1, least)}"))
-        for name, usual in (("timeout_hours", "null"), ("poll_s", "30")):
-            if (number := getattr(self, name)) is not None and not 0 < number < math.inf:
-                got = f"{KEY}.{name}={number}"
-                raise ConfigError(explain(got=got, need="a finite number above 0", hint=f"{KEY}.{name}={usual}"))
+            check_count(f"{KEY}.{name}", getattr(self, name), low=least, or_none=name == "max_trials", example=1)
+        for name, smallest, usual in (
+            ("timeout_hours", 0.02, 24),
+            ("poll_s", 0.01, 30),
+            ("max_snapshot_mib", 0.01, 50),
+        ):
+            if getattr(self, name) is not None:
+                check_range(f"{KEY}.{name}", getattr(self, name), low=smallest, example=usual)
+        self._check_names()
         if self.nodes > 1 and self.gpus == 0:
             got = f"{KEY}.nodes={self.nodes} with {KEY}.gpus=0"
             raise ConfigError(explain(got=got, need="GPUs on several machines", hint=f"{KEY}.nodes=1"))
         self._check_machine()
         self._check_environment()
         self._check_workspace()
+
+    def _check_names(self) -> None:
+        """Raise ConfigError for what Azure would take for no name, or no size."""
+        for name, form, need, example in _TEXTS:
+            if (text := getattr(self, name)) is not None and not re.fullmatch(form, str(text)):
+                raise ConfigError(explain(got=f"{KEY}.{name}={text}", need=need, hint=f"{KEY}.{name}={example}"))
 
     def _check_machine(self) -> None:
         if (self.compute is None) != (self.instance_type is not None):

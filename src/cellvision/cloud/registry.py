@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -129,7 +130,7 @@ def to_tags(version: ModelVersion) -> dict[str, str]:
     if version.scores is not None:
         scores = version.scores
         found |= {"fields": scores.data_fingerprint, "images": str(scores.images), "scored": scores.graph_sha256}
-        found |= {f"score.{name.replace('/', '.')}": str(value) for name, value in scores.values.items()}
+        found |= {f"score.{_to_key(name)}": str(value) for name, value in scores.values.items()}
     if version.gate is not None:
         found |= {f"gate.{name}": str(value) for name, value in vars(version.gate).items() if value is not None}
     return {key: value[:LONGEST_TAG] for key, value in found.items()}
@@ -154,9 +155,18 @@ def from_tags(name: str, number: int, tags: Mapping[str, Any]) -> ModelVersion:
     )
 
 
+def _to_key(score: str) -> str:
+    """A score's name without slashes: ``a/b`` as ``a.b``, a point of it as ``~``, and that twice."""
+    return score.replace("~", "~~").replace(".", "~").replace("/", ".")
+
+
+def _from_key(key: str) -> str:
+    return re.sub(r"~~|~|\.", lambda found: {"~~": "~", "~": ".", ".": "/"}[found[0]], key)
+
+
 def _read_scores(tags: Mapping[str, str]) -> Scores | None:
     fields, images, graph = tags.get("fields"), tags.get("images", ""), tags.get("scored")
-    found = {key[6:].replace(".", "/"): _to_number(tags[key]) for key in tags if key.startswith("score.")}
+    found = {_from_key(key[6:]): _to_number(tags[key]) for key in tags if key.startswith("score.")}
     values = {key: value for key, value in found.items() if value is not None}
     if not (fields and graph and values and _is_whole(images)):
         return None

@@ -73,9 +73,10 @@ def copy_snapshot(snapshot: Snapshot, folder: Path) -> Snapshot:
     and through all that is left out, such as a virtual environment.
 
     Raises:
-        ConfigError: something else is there.
+        ConfigError: something else is there, or the copy would become part of the code.
     """
     check_copy(folder)
+    _check_left_out(folder, snapshot.root)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / MARK).touch()
@@ -95,13 +96,28 @@ def check_copy(folder: Path, *beside: Path) -> None:
             raise ConfigError(explain(got=got, need=need, hint="folder=runs/pipeline_azure"))
 
 
+def _check_left_out(folder: Path, root: Path) -> None:
+    """Raise ConfigError where a folder lies in the code and no rule leaves it out."""
+    if not folder.resolve().is_relative_to(root.resolve()):
+        return
+    inside = folder.resolve().relative_to(root.resolve())
+    rules = _read_rules(_find_rules(root))
+    if not any(rules.match_file(f"{place.as_posix()}/") for place in (inside, *inside.parents)):
+        got, need = f"{folder}, which would go with the code of {root}", "a folder that is ignored, or elsewhere"
+        raise ConfigError(explain(got=got, need=need, hint="folder=runs/pipeline_azure"))
+
+
+def _find_rules(root: Path) -> Path | None:
+    return next((root / name for name in IGNORE_FILES if (root / name).is_file()), None)
+
+
 def list_files(root: Path) -> list[str]:
     """Paths, relative and with slashes, of the files that no rule of the ignore file excludes.
 
     Rules are read as Git reads them: the last that fits decides, ``!`` takes a file back in, and unlike in Git also
     one in an excluded folder. Links to folders are followed.
     """
-    rules = _read_rules(next((root / name for name in IGNORE_FILES if (root / name).is_file()), None))
+    rules = _read_rules(_find_rules(root))
     takes_back = any(pattern.include is False for pattern in rules.patterns)
     found = []
     for folder, folders, names in os.walk(root, followlinks=True):

@@ -16,7 +16,15 @@ from typing import Any
 from cellvision.errors import ConfigError, explain
 from cellvision.release.gate import check_still_passes
 from cellvision.release.lock import hold
-from cellvision.release.process import DeployError, ServerOptions, ServerProcess, ask, find_free_port, start_server
+from cellvision.release.process import (
+    USUAL_PORT,
+    DeployError,
+    ServerOptions,
+    ServerProcess,
+    ask,
+    find_free_port,
+    start_server,
+)
 from cellvision.release.record import ModelVersion, load_json, refuse, write_json
 from cellvision.release.registry import PRODUCTION_NAME, ModelRegistry
 
@@ -35,6 +43,7 @@ class Deployment:
         url: where.
         port: of the two that take turns.
         pid, started: its process; see ServerProcess.
+        first_port: of the two; None where a file of an earlier cellvision does not tell.
     """
 
     name: str
@@ -43,6 +52,7 @@ class Deployment:
     port: int
     pid: int
     started: float
+    first_port: int | None = None
 
     @property
     def process(self) -> ServerProcess:
@@ -63,7 +73,8 @@ def _load_deployment(path: Path) -> Deployment:
     plain = load_json(path)
     try:
         kinds = {"name": str, "version": int, "url": str, "port": int, "pid": int, "started": float}
-        if any(type(plain[key]) is not kind for key, kind in kinds.items()) or plain["pid"] < 1:
+        is_first = type(plain.get("first_port")) in (int, type(None))
+        if not is_first or any(type(plain[key]) is not kind for key, kind in kinds.items()) or plain["pid"] < 1:
             raise TypeError("a value of another kind")
         return Deployment(**plain)
     except (KeyError, TypeError) as error:
@@ -130,14 +141,22 @@ def deploy(
             check_still_passes(wanted, registry.find_production(name))
         _end_left(registry, name)
         old = find_live(registry, name)
-        port = _choose_port(options, old)
+        first, port = _choose_ports(options, old)
         tell(f"starting  {wanted.title} on port {port}")
-        live = _bring_up(registry, wanted, samples, port=port, options=options, tell=tell)
+        live = _bring_up(registry, wanted, samples, ports=(first, port), options=options, tell=tell)
         tell(f"live      {wanted.title} on {live.url}")
         if old is not None:
-            in_time = old.process.end(seconds=options.stop_seconds)
-            tell(f"ended     version {old.version} on {old.url}{'' if in_time else ', by force: it took too long'}")
+            tell(_end_old(old, seconds=options.stop_seconds))
         return live
+
+
+def _end_old(old: Deployment, *, seconds: float) -> str:
+    """End a server behind the switch, from where nothing goes back; what became of it, in words."""
+    try:
+        in_time = old.process.end(seconds=seconds)
+    except DeployError as error:
+        return f"left      {error}; it gets no more requests, but holds its port and memory"
+    return f"ended     version {old.version} on {old.url}{'' if in_time else ', by force: it took too long'}"
 
 
 def _bring_up(
@@ -145,17 +164,18 @@ def _bring_up(
     wanted: ModelVersion,
     samples: Sequence[Path],
     *,
-    port: int,
+    ports: tuple[int, int],
     options: ServerOptions,
     tell: Callable[[str], None],
 ) -> Deployment:
-    """Start the server of a version, try it, and switch to it; else it is gone."""
+    """Start the server of a version on the second of these ports, try it, and switch to it; else it is gone."""
     home = registry.folder / wanted.name
     starting = home / _STARTING_NAME
+    first_port, port = ports
 
     def describe(server: ServerProcess) -> Deployment:
         where: dict[str, Any] = {"url": server.url, "port": port, "pid": server.pid, "started": server.started}
-        return Deployment(name=wanted.name, version=wanted.version, **where)
+        return Deployment(name=wanted.name, version=wanted.version, first_port=first_port, **where)
 
     def note(server: ServerProcess) -> None:
         write_json(starting, asdict(describe(server)))
@@ -184,10 +204,15 @@ def _end_left(registry: ModelRegistry, name: str) -> None:
         path.unlink()
 
 
-def _choose_port(options: ServerOptions, old: Deployment | None) -> int:
+def _choose_ports(options: ServerOptions, old: Deployment | None) -> tuple[int, int]:
+    """The first of the two ports, and that of them which is to be used."""
     if options.port == 0:
-        return find_free_port(options.host)
-    return options.port + 1 if old is not None and old.port == options.port else options.port
+        free = find_free_port(options.host)
+        return free, free
+    first = options.port
+    if first is None:
+        first = USUAL_PORT if old is None else old.port if old.first_port is None else old.first_port
+    return first, first + 1 if old is not None and old.port == first else first
 
 
 def check_server(url: str, version: ModelVersion, samples: Sequence[Path]) -> str:

@@ -32,13 +32,15 @@ def add_deploy(parser: argparse.ArgumentParser) -> None:
         "--sample",
         type=Path,
         metavar="IMAGE",
-        help="in which a new server must find cells; of a folder three are taken",
+        help="in which a new server must find cells, else it only has to answer; of a folder three are taken",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads of an image (default: all cores)")
     parser.add_argument("--memory-mib", type=int, metavar="N", help="most memory of an image (1024)")
     here = parser.add_argument_group("on this machine")
     here.add_argument("--host", metavar="ADDRESS", help="default 127.0.0.1")
-    here.add_argument("--port", type=int, metavar="N", help="and the one above take turns (8000)")
+    here.add_argument(
+        "--port", type=int, metavar="N", help="and the one above take turns (those of the live server, else 8000)"
+    )
     here.add_argument("--stop-after", action="store_true", default=None, help="end the server once it has passed")
     azure = parser.add_argument_group(f"with --models {AZURE}")
     azure.add_argument("--instance-type", metavar="SIZE", help="machine (Standard_DS3_v2)")

@@ -20,6 +20,7 @@ import psutil
 
 from cellvision.errors import CellvisionError, ConfigError, explain
 
+USUAL_PORT = 8000
 _SAME_START_SECONDS = 1.0
 _ASK_SECONDS = 5.0
 _started: list[subprocess.Popen[bytes]] = []  # they may outlive this process, which Python would warn of
@@ -36,7 +37,7 @@ class ServerOptions:
     Attributes:
         host: address to listen on.
         port: it and the one above take turns: while the old server answers on one, the new one starts on the other;
-            0 takes one that is free.
+            0 takes one that is free; None those of the live server, else USUAL_PORT.
         threads: processor threads of an image, or None for all cores.
         memory_mib: most memory of an image.
         start_seconds: how long it may take until it answers.
@@ -47,7 +48,7 @@ class ServerOptions:
     """
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int | None = None
     threads: int | None = None
     memory_mib: int = 1024
     start_seconds: float = 120.0
@@ -88,19 +89,31 @@ class ServerProcess:
         """Tell it to end, which it does when its last images are done; whether it did so within these seconds.
 
         If it did not, it is killed.
+
+        Raises:
+            DeployError: it is another user's; it goes on.
         """
         process, in_time = self.find(), True
         if process is not None:
             with suppress(psutil.NoSuchProcess):
-                process.terminate()
-                try:
-                    process.wait(seconds)
-                except psutil.TimeoutExpired:
-                    in_time = False
-                    process.kill()
-                    process.wait(seconds)
+                in_time = self._end(process, seconds)
         _started[:] = [each for each in _started if each.poll() is None]
         return in_time
+
+    def _end(self, process: psutil.Process, seconds: float) -> bool:
+        try:
+            process.terminate()
+            try:
+                process.wait(seconds)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(seconds)
+                return False
+        except psutil.AccessDenied as error:
+            owner = process.username()
+            got, need = f"the server at {self.url}, process {self.pid}, which belongs to {owner}", "one of your own"
+            raise DeployError(explain(got=got, need=need, hint=f"the same as {owner}")) from error
+        return True
 
 
 def find_free_port(host: str) -> int:

@@ -26,6 +26,7 @@ def test_the_table_is_dated_and_names_each_size_once():
         ({"hours": 1.0}, "Standard_NC64as_T4_v3", 3, 10 / 12),
         ({"measured_on": "A100-80", "peak_gib": 60.0, "hours": 6}, "Standard_NC48ads_A100_v4", 1, 5.0),
         ({"peak_gib": 16 * USABLE + 0.1}, "Standard_NV36ads_A10_v5", 1, None),
+        ({"peak_gib": 30.0}, "Standard_NC24ads_A100_v4", 1, None),
         ({"peak_gib": 75.0}, "Standard_NC40ads_H100_v5", 1, None),
     ],
 )
@@ -41,6 +42,10 @@ def test_the_smallest_that_suffices(changed, name, nodes, hours):
     [
         ({"peak_gib": 200.0}, r"200 GiB at the peak; need at most 124, of H200-141; try: a smaller data\.batch_size"),
         ({"measured_on": "T5"}, r"unknown measured_on 'T5'; need one of: A10, .*; try: 'T4'"),
+        (
+            {"steps": 9_000_000_000, "hours": 0.01},
+            r"hours of one T4 in 0\.01; need no more than 100 machines; try: hours=",
+        ),
         ({"hours": 0.0}, r"hours=0\.0; need a number above 0"),
         ({"step_ms": float("nan")}, r"step_ms=nan; need a number above 0"),
     ],

@@ -31,6 +31,14 @@ def test_what_was_written_is_read(change, gate):
     assert from_tags("cells", 2, tags) == replace(version, tags=tags)
 
 
+@pytest.mark.parametrize("name", ["mask/ap_0.5", "mask/ap_class_neg.ctrl", "a/b.c/d~e", "f1"])
+def test_scores_keep_their_names(name):
+    version = replace(VERSION, scores=replace(SCORES, values={name: 0.8}))
+    tags = to_tags(version)
+    assert not any("/" in key for key in tags)
+    assert from_tags("cells", 2, tags).scores.values == {name: 0.8}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -109,8 +109,8 @@ def test_names_of_inputs_are_what_the_service_takes():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"nodes": 0}, r"hydra\.launcher\.nodes=0; need a number from 1 up"),
-        ({"gpus": -1}, r"hydra\.launcher\.gpus=-1; need a number from 0 up"),
+        ({"nodes": 0}, r"hydra\.launcher\.nodes=0; need a whole number from 1 up"),
+        ({"gpus": -1}, r"hydra\.launcher\.gpus=-1; need a whole number from 0 up"),
         ({"nodes": 2, "gpus": 0}, r"nodes=2 with hydra\.launcher\.gpus=0; need GPUs on several machines"),
         ({"sweep": "nativ"}, r"unknown hydra\.launcher\.sweep 'nativ'; need one of: jobs, native; try: 'native'"),
         ({"data_mode": "mount"}, r"hydra\.launcher\.data_mode 'mount'"),

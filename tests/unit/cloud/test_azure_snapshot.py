@@ -9,7 +9,7 @@ pytest.importorskip("pathspec", reason="needs the azure extra")
 from cellvision.cloud.environment import choose_environment
 from cellvision.cloud.ledger import Ledger
 from cellvision.cloud.options import LaunchOptions
-from cellvision.cloud.snapshot import check_clean, describe_changes, list_files, read_snapshot
+from cellvision.cloud.snapshot import check_clean, copy_snapshot, describe_changes, list_files, read_snapshot
 from cellvision.errors import ConfigError, DataError
 
 
@@ -58,6 +58,18 @@ def test_a_large_tree_is_refused_with_what_makes_it_large(tree):
     (tree / "cells.tif").write_bytes(bytes(3 * 2**20))
     with pytest.raises(ConfigError, match=r"3\.0 MiB of code .*cells\.tif 3\.0, .*; need at most 2 MiB.*; try: .*=4$"):
         read_snapshot(tree, max_mib=2)
+
+
+def test_a_copy_never_becomes_part_of_the_code(tree, tmp_path_factory):
+    write(tree, **{".gitignore": "runs/\n"})
+    snapshot = read_snapshot(tree, max_mib=1)
+    with pytest.raises(ConfigError, match=r"mine/code, which would go with the code of .*; need .*; try: folder=runs/"):
+        copy_snapshot(snapshot, tree / "mine" / "code")
+    assert not (tree / "mine").exists()
+    for folder in (tree / "runs" / "deep" / "code", tmp_path_factory.mktemp("elsewhere") / "code"):
+        for _ in range(2):
+            assert copy_snapshot(read_snapshot(tree, max_mib=1), folder).files == snapshot.files
+            assert (folder / "src" / "a").read_text() == "2"
 
 
 def test_a_tree_that_nobody_could_get_again_is_refused(tree):

@@ -13,7 +13,7 @@ import pytest
 from cellvision.errors import ConfigError, MissingExtraError
 from cellvision.training.tracking import tracker as tracker_module
 from cellvision.training.tracking.clearml import ClearmlLogger
-from cellvision.training.tracking.mlflow import MlflowLogger, _make_database
+from cellvision.training.tracking.mlflow import MlflowLogger, NameLimit, _make_database
 from cellvision.training.tracking.tracker import Tracker, flatten
 from forked import run_two
 
@@ -119,13 +119,73 @@ def test_a_server_that_goes_away_costs_no_score_and_ends_nothing(tmp_path, capsy
     logger.finalize("success")
     said = capsys.readouterr()
     assert said.err.count("warning: mlflow does not take what it is told (") == 1
-    assert said.err.endswith("; the run goes on\n")
+    assert said.err.endswith(
+        "; the run goes on\nwarning: mlflow: 10 rows of scores were not taken; history.csv has them\n"
+    )
+    assert "answers again" not in said.out
     with Server(server.server_port) as again:
         monkeypatch.setattr(tracker_module, "RETRY_S", 0)
         logger.finalize("success")
         assert list_scores(again) == [("val/loss", 1.0 / step, step) for step in range(2, 12)]
         assert ("runs/update", "FINISHED") in [(call, given.get("status")) for call, given in again.told]
     assert "mlflow answers again" in capsys.readouterr().out
+
+
+class Picky(Tracker):
+    """Refuses calls with a score called "bad"."""
+
+    def __init__(self, folder):
+        super().__init__(folder=folder, package="json")
+        self.told = []
+
+    def _open(self, earlier, record):
+        return "1"
+
+    def _send(self, rows):
+        if any("bad" in row.scores for row in rows):
+            raise ValueError("a bad name")
+        self.told += [row.step for row in rows]
+
+    def _upload(self, files):
+        pass
+
+    def _close(self, *, failed):
+        pass
+
+
+def test_a_row_that_is_refused_for_good_holds_no_other_back(tmp_path, capsys):
+    tracker = Picky(tmp_path)
+    tracker.begin({})
+    for step in range(6):
+        tracker.log_metrics({"bad" if step == 2 else "good": 1.0}, step=step)
+    tracker.finalize("success")
+    assert tracker.told == [0, 1, 3, 4, 5]
+    said = capsys.readouterr()
+    assert said.err.endswith("warning: json: 1 rows of scores were not taken; history.csv has them\n")
+    assert "answers again" not in said.out
+
+
+def test_a_server_that_is_away_is_not_asked_for_every_row(tmp_path):
+    tracker, asked = Picky(tmp_path), []
+    tracker.begin({})
+    tracker._send = lambda rows: asked.append(len(rows)) or 1 / 0
+    for step in range(40):
+        tracker.log_metrics({"good": 1.0}, step=step)
+    tracker.finalize("success")
+    assert asked == [1, 40, 1, 1, 1]
+    tracker._send = lambda rows: asked.append([row.step for row in rows])
+    tracker.finalize("success")
+    assert asked[-1] == list(range(40))
+
+
+def test_of_more_names_than_azure_takes_those_that_decide_are_told(capsys):
+    limit = NameLimit()
+    of_training = {f"train/part_{number}": 1.0 for number in range(60)} | {"train/loss": 1.0}
+    of_epoch = {f"val/cell/f1_{number}": 1.0 for number in range(60)} | {"val/loss": 1.0, "val/cell/f1": 1.0}
+    told = {*limit.choose(of_training), *limit.choose(of_epoch), *limit.choose(of_training)}
+    assert {"train/loss", "val/loss", "val/cell/f1"} <= told
+    assert 38 <= len(told) <= 50
+    assert capsys.readouterr().out.count("Azure takes 50 names of scores") == 1
 
 
 def test_a_database_that_another_run_made_meanwhile_stays(database):
@@ -258,7 +318,7 @@ def test_what_is_kept_for_later_has_a_limit(tmp_path, monkeypatch):
     assert failing.calls == 1
     assert [row.step for row in failing._rows] == [6, 7, 8]
     failing.finalize("failed")
-    assert failing.calls == 3
+    assert failing.calls == 6  # all rows at once, each of the three, and the end
 
 
 def test_settings_become_texts_by_their_dotted_names():

@@ -20,12 +20,12 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 def score_channels(part: Part, importance: str) -> Tensor | None:
     """How much each channel of a part is worth; None where the layers cannot tell.
 
-    "taylor" sums the absolute products of weights and gradients over the layers, and is 1 on average in each part, as
-    "magnitude" is. "bn_scale" is the mean absolute scale of the normalisations as it is, so that a layer whose scales
-    were all pulled to 0 loses more than others where they compete (Liu et al. 2017). "magnitude" is what a channel carries times what its takers make of it: the squared scales of its
-    normalisations, or the squared weights that make it where there are none (in front of a normalisation they say
-    nothing: it undoes their size), times the squared weights that take it in. A layer counts as much as any other,
-    however many weights it has.
+    "taylor" sums the absolute products of weights and gradients over the layers. "magnitude" is what a channel carries
+    times what its takers make of it: the squared scales of its normalisations, or the squared weights that make it
+    where there are none (in front of a normalisation they say nothing: it undoes their size), times the squared weights
+    that take it in. Both are 1 on average, so that a layer counts as much as any other, however many weights it has.
+    "bn_scale" is the mean absolute scale of the normalisations as it is: where layers compete, one whose scales were
+    all pulled to 0 loses more than others (Liu et al. 2017).
 
     Args:
         part: any.

@@ -15,12 +15,42 @@ from cellvision.training.tracking.tracker import Row, Tracker, describe_code, fl
 LOCAL = "sqlite:///runs/mlflow.db"
 _PARAMS, _METRICS = 100, 1000
 """How many of them MLflow takes in one call."""
+_AZURE_NAMES, _AZURE_METRICS, _AZURE_TAGS = 50, 250, 50
+"""How many names of metrics and tags Azure ML takes of a run, and metrics in one call (its "service limits")."""
+_FIRST = re.compile(r"(train|val)/loss|lr.*|(val|test)/(cell/(f1|live_dead_f1)|mask/ap|mask/ap50|pixel/miou|box/ap)")
+"""Scores that go before others where there is no room for all."""
 _TAKEN_BY = "cellvision.taken_by"
 """Tag of a job's run: the name of the folder of the training that took it. Its path is another one on each node."""
+_RESERVED = 12
+"""Names of _FIRST that room is kept for."""
 _LONGEST = 500
 """Characters of a setting that every server takes; Azure's no more."""
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """MLflow itself would try for minutes, each time; what is set outside stays."""
+
+
+class NameLimit:
+    """Which scores of a run are told where it can have only so many names of them; all are in the files of the run.
+
+    Those that come first are, but losses, learning rates and the scores that nets are chosen by go before others.
+    """
+
+    def __init__(self) -> None:
+        self._kept: set[str] = set()
+        self._is_full = False
+
+    def choose(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Those of the scores that there is room for; the first time that there is none is said."""
+        for name in sorted(scores.keys() - self._kept, key=lambda name: (not _FIRST.fullmatch(name), name)):
+            # The scores of an epoch that decide come after others, those of training.
+            if len(self._kept) < _AZURE_NAMES - (0 if _FIRST.fullmatch(name) else _RESERVED):
+                self._kept.add(name)
+            elif not self._is_full:
+                self._is_full = True
+                print(
+                    f"tracking  Azure takes {_AZURE_NAMES} names of scores: {name} and others are in history.csv alone"
+                )
+        return {name: value for name, value in scores.items() if name in self._kept}
 
 
 class MlflowLogger(Tracker):
@@ -50,6 +80,8 @@ class MlflowLogger(Tracker):
         self.uri, self.experiment, self.run_name = uri, experiment, run_name
         self._is_own = True
         self._client: Any = None
+        self._is_azure = False
+        self._names = NameLimit()
 
     def _open(self, earlier: str | None, record: Mapping[str, Any]) -> str:
         from mlflow import MlflowClient
@@ -61,7 +93,7 @@ class MlflowLogger(Tracker):
         database = _find_database(uri)
         if database is not None and not database.exists():
             _make_database(database)
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client, self._is_azure = MlflowClient(tracking_uri=uri), uri.startswith("azureml")
         params = {_clean(name): text[:_LONGEST] for name, text in flatten(record.get("settings", {})).items()}
         tags = describe_code(record)
         if "git_commit" in tags:
@@ -86,7 +118,9 @@ class MlflowLogger(Tracker):
             return None
         try:
             self._client.get_run(earlier)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             print(f"tracking  MLflow has no run {earlier} any more, or another server was asked: a new one begins")
             return None
         self._client.update_run(earlier, status="RUNNING")
@@ -126,16 +160,22 @@ class MlflowLogger(Tracker):
         for at in range(0, len(new), _PARAMS):
             self._client.log_batch(run_id, params=new[at : at + _PARAMS])
         told = [RunTag(name, text) for name, text in {**tags, **changed}.items()]
-        self._client.log_batch(run_id, tags=told[:_PARAMS])
+        most = _AZURE_TAGS // 2 if self._is_azure else _PARAMS  # a job's run has tags of its own
+        self._client.log_batch(run_id, tags=told[:most])
+        if rest := [tag.key for tag in told[most:]]:
+            print(f"tracking  {len(rest)} changed settings are no tags, from {rest[0]} on: {most} are taken")
 
     def _send(self, rows: Sequence[Row]) -> None:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(_clean(name), value, row.time_ms, row.step) for row in rows for name, value in row.scores.items()
+            Metric(_clean(name), value, row.time_ms, row.step)
+            for row in rows
+            for name, value in (self._names.choose(row.scores) if self._is_azure else row.scores).items()
         ]
-        for at in range(0, len(metrics), _METRICS):
-            self._client.log_batch(self.run_id, metrics=metrics[at : at + _METRICS])
+        most = _AZURE_METRICS if self._is_azure else _METRICS
+        for at in range(0, len(metrics), most):
+            self._client.log_batch(self.run_id, metrics=metrics[at : at + most])
 
     def _upload(self, files: Sequence[Path]) -> None:
         for file in files:

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from cellvision.errors import CellvisionError, ConfigError, MissingExtraError, e
 
 RETRY_S = 60.0
 MOST_ROWS = 10_000
+MOST_REFUSED = 3
+"""Rows in a row, after which a server counts as away."""
 KEPT = ("*.json", "*.csv", "*.png")
 
 
@@ -107,6 +110,9 @@ class Tracker(Logger):
         if self.run_id is not None:
             self._deliver(at_once=True)
             self._attempt(lambda: self._close(failed=status == "failed"))
+            if self._rows:
+                left = f"{len(self._rows)} rows of scores were not taken; history.csv has them"
+                print(f"warning: {self.package}: {left}", file=sys.stderr)
 
     def keep(self, files: Sequence[Path]) -> None:
         """Send the files of a finished run, which lie in its folder."""
@@ -120,11 +126,29 @@ class Tracker(Logger):
         rows = list(self._rows)
         if self._attempt(lambda: self._send(rows)):
             self._rows.clear()
+            self._say_it_is_back()
+        elif at_once:
+            self._deliver_singly()
         else:
             self._next_try = time.monotonic() + RETRY_S
 
+    def _deliver_singly(self) -> None:
+        """One row that a server refuses must not hold back the others; after a few in a row it is the server."""
+        refused, in_a_row = [], 0
+        while self._rows and in_a_row < MOST_REFUSED:
+            row = self._rows.popleft()
+            taken = self._attempt(partial(self._send, [row]))
+            refused += [] if taken else [row]
+            in_a_row = 0 if taken else in_a_row + 1
+        self._rows.extendleft(reversed(refused))
+
+    def _say_it_is_back(self) -> None:
+        if self._is_away:
+            print(f"{self.package} answers again")
+            self._is_away = False
+
     def _attempt(self, call: Callable[[], None]) -> bool:
-        """Whether the server took it; the first time that it does not is said, and that it does again."""
+        """Whether the server took it; the first time that it does not is said."""
         try:
             call()
         except Exception as error:
@@ -133,9 +157,6 @@ class Tracker(Logger):
                 print(text, file=sys.stderr)
             self._is_away = True
             return False
-        if self._is_away:
-            print(f"{self.package} answers again")
-            self._is_away = False
         return True
 
     def _read_earlier(self) -> str | None:
