@@ -13,7 +13,7 @@ from hydra import compose
 from hydra._internal import utils
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
 
@@ -121,5 +121,8 @@ def explain_composition(error: Exception) -> str:
         known = [f"{group}{key}" for key in map(str, cause.parent_node) if key != "_target_"]
         more = " (++ before it sets one that only its class knows); try: " if group else "; try: "
         return unknown_name("setting", cause.full_key, known).replace("; try: ", more)
+    if isinstance(cause, ValidationError) and cause.full_key:
+        got = f"{cause.full_key}, where {str(cause).splitlines()[0]}"
+        return explain(got=got, need="a value of its kind", hint="--help for the usual ones")
     got = ", ".join(line.strip().rstrip(".") for line in str(error).splitlines() if line.strip())
     return explain(got=got, need="settings that fit together", hint="--help for the choices")

@@ -190,6 +190,7 @@ def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path):
 COMPOSITIONS = [
     (["model=unett"], "unknown model 'unett'; need one of: centermask2, centermask2_lite, .*, unet; try: 'unet'"),
     (["model.nrom=batch"], "unknown setting 'model.nrom'; need one of: model.activation, .*; try: 'model.norm'"),
+    (["trainer=azure", "hydra.launcher.nodes=abc"], "hydra.launcher.nodes, where Value 'abc' .*Integer; need .*"),
     (["modell=unet"], "unknown setting 'modell'; need one of: bundle, .*; try: 'model'"),
     (["hydra.run.dirr=a"], "unknown setting 'hydra.run.dirr'; need one of: hydra.run.dir .*; try: 'hydra.run.dir'"),
     (["model.widths=[1"], r"model.widths=\[1, which cannot be read .*; need key=value; try: quotes around it all: .*"),
