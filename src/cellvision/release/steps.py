@@ -62,11 +62,11 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
 
     Raises:
         StepError: a command ended with another status than 0, or without its outputs.
-        ConfigError: an input is missing, another process works in the folder, or what a step would make is there, and
-            not by such a step.
+        ConfigError: an input is missing, another process works in the folder, such as a step whose pipeline was killed,
+            or what a step would make is there, and not by such a step.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder / _LOCK_NAME, work="work there"):
+    with hold(folder / _LOCK_NAME, work="work there", left="a step of a killed pipeline") as lock:
         state = folder / STATE_NAME
         done = load_json(state) if state.is_file() else {}
         _check_own([path for step in steps if step.name not in done for path in step.outputs])
@@ -83,16 +83,17 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
             write_json(state, done := done | {step.name: {"key": key, "done": False}})
             tell(f"[{title}] {' '.join(step.command)}")
             began = time.monotonic()
-            _run(step, scripts)
+            _run(step, scripts, lock)
             write_json(state, done := done | {step.name: {"key": key, "done": True}})
             tell(f"[{title}] took {time.monotonic() - began:.0f} s")
 
 
-def _run(step: Step, scripts: Path) -> None:
+def _run(step: Step, scripts: Path, lock: tuple[int, ...]) -> None:
+    """Run a command, which holds the lock, too: it may outlive this process."""
     program, first, *rest = step.command
     words = [first, *rest] if program == "cellvision" else [str(scripts / first), *rest]
     words = [sys.executable, *(["-m", "cellvision"] if program == "cellvision" else []), *words]
-    with subprocess.Popen(words) as process:  # noqa: S603 - commands of this project
+    with subprocess.Popen(words, pass_fds=lock) as process:  # noqa: S603 - commands of this project
         try:
             status = process.wait()
         except BaseException:

@@ -1,9 +1,15 @@
 """Steps that are done once: skipped, done again, gone on with, or refused."""
 
+import json
+import os
+import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import psutil
 
 from cellvision.errors import ConfigError
 from cellvision.release import steps
@@ -153,6 +159,54 @@ def test_one_run_at_a_time(chain):
 
 
 def make_plan(folder, **more):
+KILLED = """
+import sys
+from pathlib import Path
+from cellvision.release.steps import Step, run_steps
+scripts, folder = map(Path, sys.argv[1:])
+step = Step(name="long", command=("python", "long.py", str(folder / "pid")), outputs=(folder / "long",))
+run_steps([step], folder, scripts=scripts)
+"""
+LONG = """
+import os, sys, time
+from pathlib import Path
+Path(sys.argv[1]).write_text(str(os.getpid()))
+time.sleep(100)
+"""
+
+
+def wait_for(met, seconds=60):
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_a_step_of_a_killed_pipeline_keeps_the_next_one_out(chain):
+    (chain.scripts / "long.py").write_text(LONG)
+    noted = chain.folder / "pid"
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(chain.scripts), str(chain.folder)])
+    wait_for(lambda: noted.is_file() and noted.read_text())
+    with pytest.raises(ConfigError, match=r"another process at work there \(.*; try: the same again when it has ended"):
+        chain.run()
+    killed.kill()
+    killed.wait()
+    step = psutil.Process(int(noted.read_text()))
+    try:
+        said = (
+            f"a step of a killed pipeline, still at work there (process {step.pid}, {chain.folder}/.pipeline.lock); "
+            f"need one at a time; try: wait for it, or kill {step.pid}, then the same again"
+        )
+        with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+            chain.run()
+        assert not chain.one.exists()
+    finally:
+        os.kill(step.pid, signal.SIGKILL)
+    wait_for(lambda: not step.is_running() or step.status() == psutil.STATUS_ZOMBIE)
+    assert chain.run() == ["first", "second"]
+
+
     (folder / "conf").mkdir(exist_ok=True)
     for name in ("train.yaml", "pipeline.yaml"):
         (folder / "conf" / name).touch()
