@@ -55,7 +55,8 @@ class Plan:
             for setting in getattr(self, name) or ():
                 _check_setting(name, setting)
         for word in self.deploy:
-            if word.partition("=")[0] in ("--sample", "--version", "--rollback", "--stop", "--json"):
+            option = word.partition("=")[0]
+            if option.startswith("--") and any(own.startswith(option) for own in _OWN_OPTIONS):
                 got, need = f"settings.deploy entry {word!r}", "none of these: what was registered is deployed"
                 raise ConfigError(explain(got=got, need=need, hint="leave it out"))
         check_name(self.name)
@@ -71,6 +72,9 @@ class Plan:
         """Folder of the bundle."""
         return self.folder / "bundle"
 
+
+_OWN_OPTIONS = ("--sample", "--registered", "--version", "--rollback", "--stop", "--json")
+"""Options of ``cellvision deploy`` that do the same, also where they are shortened."""
 
 _OWN = ("run_dir", "resume", "ckpt", "bundle", "folder")
 """Settings of scripts that hold the steps together."""
@@ -180,15 +184,19 @@ def _register(plan: Plan, *, has_production: bool) -> Step:
 
 
 def _deploy(plan: Plan) -> Step:
-    """Without outputs: it is what becomes of the others' outputs, and is done each time."""
-    words = ["--models", f"{plan.models}", "--sample", f"{plan.validation / 'images'}"]
+    """Without outputs: it is what becomes of the others' outputs, and is done each time.
+
+    The version is that of the record, as the newest can be somebody else's by then.
+    """
+    record = plan.folder / REGISTERED_NAME
+    words = ["--models", f"{plan.models}", "--registered", f"{record}", "--sample", f"{plan.validation / 'images'}"]
     words += [] if plan.host is None else ["--host", plan.host]
     words += [] if plan.port is None else ["--port", f"{plan.port}"]
     words += [*([] if plan.keep else ["--stop-after"]), *plan.deploy]
     return Step(
         name="deploy",
         command=("cellvision", "deploy", plan.name, *words),
-        inputs=(plan.folder / REGISTERED_NAME, plan.validation),
+        inputs=(record, plan.validation),
     )
 
 
@@ -210,6 +218,19 @@ def find_production(plan: Plan) -> Path | None:
 
 def _name_checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "best.ckpt"
+
+
+def forget_lost(plan: Plan) -> None:
+    """Remove the record of a version that the registry of this machine does not have any more: it is registered again.
+
+    Else another one could have its number by now.
+    """
+    record, registry = plan.folder / REGISTERED_NAME, ModelRegistry(plan.models)
+    if record.is_file():
+        own = load_json(record)
+        there = registry.list_versions(plan.name) if plan.name in registry.list_names() else []
+        if (own.get("version"), own.get("created")) not in [(found.version, found.created) for found in there]:
+            record.unlink()
 
 
 def _list_settings(plan: Plan) -> tuple[Path, ...]:

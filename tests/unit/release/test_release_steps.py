@@ -14,7 +14,7 @@ import psutil
 from cellvision.errors import ConfigError
 from cellvision.release import steps
 from cellvision.release.lock import hold
-from cellvision.release.pipeline import Plan, build_steps, find_production
+from cellvision.release.pipeline import Plan, build_steps, find_production, forget_lost
 from cellvision.release.registry import ModelRegistry
 from cellvision.release.steps import Step, StepError, run_steps
 from stain_net import write_bundle
@@ -260,12 +260,39 @@ def test_another_version_in_production_is_scored_on_the_same_fields(tmp_path):
 
 def test_options_of_the_deployment_are_those_that_were_given(tmp_path):
     chain = build_steps(make_plan(tmp_path, host=None, port=None, keep=True, deploy=("--threads=2",)))
+@pytest.mark.parametrize(
+    ("change", "stays"),
+    [({}, True), ({"version": 2}, False), ({"created": "2020-01-01T00:00:00+00:00"}, False)],
+)
+def test_a_version_that_the_registry_has_lost_is_registered_again(tmp_path, change, stays):
+    plan = make_plan(tmp_path)
+    forget_lost(plan)
+    version = ModelRegistry(plan.models).register(write_bundle(tmp_path / "bundle"), "a")
+    plan.folder.mkdir()
+    record = plan.folder / "registered.json"
+    record.write_text(json.dumps({"name": "a", "version": version.version, "created": version.created} | change))
+    forget_lost(plan)
+    assert record.exists() == stays
+    forget_lost(make_plan(tmp_path, models=tmp_path / "others"))
+    assert not record.exists()
+
+
     words = chain[-1].command
     assert words[-2:] == (str(tmp_path / "run" / "validation" / "images"), "--threads=2")
 
+    record = tmp_path / "run" / "registered.json"
+    assert words[words.index("--registered") + 1] == str(record)  # and not the newest
+    assert chain[-2].outputs == (record,)
 
 def test_settings_that_are_none(tmp_path):
     with pytest.raises(
+@pytest.mark.parametrize("word", ["--version=1", "--vers=1", "--registered=a", "--reg", "--sample=a", "--rollback"])
+def test_what_is_deployed_cannot_be_chosen(tmp_path, word):
+    with pytest.raises(ConfigError, match=f"settings.deploy entry '{word}'; need none of these: what was registered"):
+        make_plan(tmp_path, deploy=(word,))
+    assert make_plan(tmp_path, deploy=("--stop-after", "--threads", "2")).deploy
+
+
         ConfigError, match=r"settings\.train entry 'fast'; need settings as on the command line, key=value; try: "
     ):
         make_plan(tmp_path, train=("fast",))
