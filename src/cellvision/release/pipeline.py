@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cellvision.errors import ConfigError, explain
@@ -91,16 +91,19 @@ def _check_setting(name: str, setting: str) -> None:
         raise ConfigError(explain(got=got, need=need, hint="folder=DIR for another place of all of it"))
 
 
-def build_steps(plan: Plan, production: Path | None = None) -> tuple[Step, ...]:
+def build_steps(
+    plan: Plan, production: Path | None = None, named: Mapping[str, Sequence[Path]] | None = None
+) -> tuple[Step, ...]:
     """The steps of a plan. Their paths are those of the plan; nothing is read.
 
     Args:
         plan: what to do.
         production: bundle that is scored on the same fields, so that both can be compared: see `find_production`.
+        named: files and folders that settings of steps name, by step, which decide what comes out, too.
     """
     compress = [] if plan.compress is None else [_compress(plan, plan.compress)]
     beside = [] if production is None else [_evaluate(plan, production, "production")]
-    return (
+    steps = (
         _prepare(plan),
         _train(plan),
         *compress,
@@ -110,6 +113,7 @@ def build_steps(plan: Plan, production: Path | None = None) -> tuple[Step, ...]:
         _register(plan, has_production=production is not None),
         _deploy(plan),
     )
+    return tuple(replace(step, inputs=(*step.inputs, *(named or {}).get(step.name, ()))) for step in steps)
 
 
 def _prepare(plan: Plan) -> Step:
@@ -117,7 +121,7 @@ def _prepare(plan: Plan) -> Step:
     return Step(
         name="prepare",
         command=("python", "prepare.py", f"folder={plan.validation}", *plan.data),
-        inputs=(*_list_settings(plan), *_find_paths(plan.data)),
+        inputs=_list_settings(plan),
         outputs=(plan.validation,),
     )
 
@@ -128,7 +132,7 @@ def _train(plan: Plan) -> Step:
     return Step(
         name="train",
         command=("python", "train.py", *fixed, *plan.data, *plan.train),
-        inputs=(*_list_settings(plan), *_find_paths(plan.data)),
+        inputs=_list_settings(plan),
         outputs=(run,),
         resumes=True,
     )
@@ -216,10 +220,6 @@ def find_production(plan: Plan) -> Path | None:
     return registry.get(plan.name, production.version).bundle
 
 
-def _name_checkpoint(run: Path) -> Path:
-    return run / "checkpoints" / "best.ckpt"
-
-
 def forget_lost(plan: Plan) -> None:
     """Remove the record of a version that the registry of this machine does not have any more: it is registered again.
 
@@ -233,12 +233,10 @@ def forget_lost(plan: Plan) -> None:
             record.unlink()
 
 
+def _name_checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / "best.ckpt"
+
+
 def _list_settings(plan: Plan) -> tuple[Path, ...]:
     """What the scripts are set by; not the settings of the pipeline, which are in the commands."""
     return tuple(sorted(path for path in plan.conf.iterdir() if path.stem not in ("pipeline", "target")))
-
-
-def _find_paths(settings: Sequence[str]) -> tuple[Path, ...]:
-    """Files and folders that settings name, such as data.root=PATH."""
-    values = (Path(setting.partition("=")[2]) for setting in settings)
-    return tuple(path for path in values if path.name and path.exists())

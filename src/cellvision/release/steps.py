@@ -16,6 +16,7 @@ from pathlib import Path
 import cellvision
 from cellvision.bundle import compute_sha256
 from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.release.inputs import hash_folder
 from cellvision.release.lock import hold
 from cellvision.release.record import load_json, write_json
 
@@ -73,7 +74,7 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
         for number, step in enumerate(steps, start=1):
             assert all(output.is_relative_to(folder) for output in step.outputs), "would remove what is not its own"
             title = f"{number}/{len(steps)} {step.name}"
-            key = _compute_key(step)
+            key = _compute_key(step, folder)
             there = done.get(step.name, {})
             if step.outputs and there == {"key": key, "done": True} and all(map(Path.exists, step.outputs)):
                 tell(f"[{title}] is there already")
@@ -109,21 +110,20 @@ def _run(step: Step, scripts: Path, lock: tuple[int, ...]) -> None:
         raise StepError(explain(got=got, need=need, hint="see above"))
 
 
-def _compute_key(step: Step) -> str:
+def _compute_key(step: Step, folder: Path) -> str:
     """SHA-256 over all that decides what comes out."""
-    inputs = {str(path): _hash(step, path) for path in step.inputs}
+    inputs = {str(path): _hash(step, path, folder) for path in step.inputs}
     text = json.dumps([cellvision.__version__, step.command, inputs])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hash(step: Step, path: Path) -> str | list[list[str]]:
+def _hash(step: Step, path: Path, folder: Path) -> str | list[list[str]]:
     if path.is_file():
         return compute_sha256(path)
     if not path.is_dir():
         got, need = f"{path}, which step {step.name} reads, is not there", "a file or a folder"
         raise ConfigError(explain(got=got, need=need, hint="check the path"))
-    files = sorted(found for found in path.rglob("*") if found.is_file() and "__pycache__" not in found.parts)
-    return [[found.relative_to(path).as_posix(), compute_sha256(found)] for found in files]
+    return hash_folder(path, without=folder)
 
 
 def _check_own(outputs: Sequence[Path]) -> None:

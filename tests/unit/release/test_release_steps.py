@@ -6,10 +6,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import pytest
 import psutil
+import pytest
 
 from cellvision.errors import ConfigError
 from cellvision.release import steps
@@ -158,7 +159,6 @@ def test_one_run_at_a_time(chain):
     assert chain.run() == ["first", "second"]
 
 
-def make_plan(folder, **more):
 KILLED = """
 import sys
 from pathlib import Path
@@ -207,6 +207,7 @@ def test_a_step_of_a_killed_pipeline_keeps_the_next_one_out(chain):
     assert chain.run() == ["first", "second"]
 
 
+def make_plan(folder, **more):
     (folder / "conf").mkdir(exist_ok=True)
     for name in ("train.yaml", "pipeline.yaml"):
         (folder / "conf" / name).touch()
@@ -216,8 +217,9 @@ def test_a_step_of_a_killed_pipeline_keeps_the_next_one_out(chain):
 
 def test_the_steps_of_a_pipeline_fit_together(tmp_path):
     data = tmp_path / "data"
-    data.mkdir()
-    chain = build_steps(make_plan(tmp_path, data=(f"data.root={data}", "data=livedead"), at_least=0.5))
+    plan = make_plan(tmp_path, data=(f"data.root={data}", "data=livedead"), at_least=0.5)
+    chain = build_steps(plan, named={"prepare": (data,), "train": (data,)})
+    assert [step.name for step in chain if data in step.inputs] == ["prepare", "train"]
     assert [step.name for step in chain] == [
         "prepare", "train", "compress", "export", "evaluate", "register", "deploy",
     ]  # fmt: skip
@@ -258,8 +260,6 @@ def test_another_version_in_production_is_scored_on_the_same_fields(tmp_path):
     assert find_production(plan) is None
 
 
-def test_options_of_the_deployment_are_those_that_were_given(tmp_path):
-    chain = build_steps(make_plan(tmp_path, host=None, port=None, keep=True, deploy=("--threads=2",)))
 @pytest.mark.parametrize(
     ("change", "stays"),
     [({}, True), ({"version": 2}, False), ({"created": "2020-01-01T00:00:00+00:00"}, False)],
@@ -277,15 +277,15 @@ def test_a_version_that_the_registry_has_lost_is_registered_again(tmp_path, chan
     assert not record.exists()
 
 
+def test_options_of_the_deployment_are_those_that_were_given(tmp_path):
+    chain = build_steps(make_plan(tmp_path, host=None, port=None, keep=True, deploy=("--threads=2",)))
     words = chain[-1].command
-    assert words[-2:] == (str(tmp_path / "run" / "validation" / "images"), "--threads=2")
-
     record = tmp_path / "run" / "registered.json"
     assert words[words.index("--registered") + 1] == str(record)  # and not the newest
     assert chain[-2].outputs == (record,)
+    assert words[-2:] == (str(tmp_path / "run" / "validation" / "images"), "--threads=2")
 
-def test_settings_that_are_none(tmp_path):
-    with pytest.raises(
+
 @pytest.mark.parametrize("word", ["--version=1", "--vers=1", "--registered=a", "--reg", "--sample=a", "--rollback"])
 def test_what_is_deployed_cannot_be_chosen(tmp_path, word):
     with pytest.raises(ConfigError, match=f"settings.deploy entry '{word}'; need none of these: what was registered"):
@@ -293,6 +293,8 @@ def test_what_is_deployed_cannot_be_chosen(tmp_path, word):
     assert make_plan(tmp_path, deploy=("--stop-after", "--threads", "2")).deploy
 
 
+def test_settings_that_are_none(tmp_path):
+    with pytest.raises(
         ConfigError, match=r"settings\.train entry 'fast'; need settings as on the command line, key=value; try: "
     ):
         make_plan(tmp_path, train=("fast",))
