@@ -31,13 +31,15 @@ def main(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig) -> None:
     """Run all steps that are not done yet."""
+    from cellvision.release.inputs import find_inputs
     from cellvision.release.options import parse_deploy
-    from cellvision.release.pipeline import build_steps, find_production
+    from cellvision.release.pipeline import build_steps, find_production, forget_lost
     from cellvision.release.steps import run_steps
 
     plan = read_plan(cfg)
-    check_plan(plan)
-    steps = build_steps(plan, find_production(plan))
+    named = find_inputs(check_plan(plan), plan.folder)
+    forget_lost(plan)
+    steps = build_steps(plan, find_production(plan), named)
     parse_deploy(steps[-1].command[2:])
     run_steps(steps, plan.folder, scripts=CONF.parent, tell=lambda line: print(line, flush=True))
 

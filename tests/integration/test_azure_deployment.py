@@ -105,6 +105,13 @@ def test_what_is_worse_is_refused_by_the_same_gate_as_in_a_folder(azure, shop, c
     assert list(azure.models) == ["cells/1", "cells/2"]
 
 
+def test_what_was_registered_is_deployed_and_not_the_newest(azure, shop, tmp_path):
+    assert register(shop, "one", 0.7, "--json", str(tmp_path / "registered.json")) == 0
+    assert register(shop, "two", 0.8) == 0
+    assert deploy(shop, "--registered", str(tmp_path / "registered.json")) == 0
+    assert azure.deployments == {"blue": "1"}
+
+
 def test_blue_goes_green_and_back(azure, shop, capsys):
     assert register(shop, "one", 0.7) == 0
     assert deploy(shop, "--threads", "1") == 0

@@ -96,6 +96,7 @@ def test_its_steps_are_those_of_the_local_chain(pipeline, azure, tmp_path):
     assert set(bound["evaluate"]) == {"bundle", "validation"}
     assert set(bound["register"]) == {"bundle", "scores_bundle"}
     assert bound["deploy"]["registered"] == "${{parent.jobs.register.outputs.registered}}"
+    assert "--registered ${{inputs.registered}}/registered.json" in azure.read_component(name, "deploy")["command"]
     for step in STEPS:
         acts = step in ("register", "deploy")
         assert (nodes[step].get("identity") is not None) == acts

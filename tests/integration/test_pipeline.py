@@ -77,3 +77,16 @@ def test_one_command_from_data_to_production_unless_what_is_there_is_better(tmp_
     assert version.scores.images == 2
     assert version.gate.value == version.scores.values["pixel/miou"]
     assert version.scores.data_fingerprint != version.tags["training_data"] != ""
+
+    registry.register(registry.get("livedead", 1).bundle, "other")  # by somebody else, meanwhile, without a gate
+    again = run(tmp_path, "name=other")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert list_done(again.stdout) == ["deploy"]
+    assert "other version 1 is in production" in again.stdout  # and not the newest
+
+    registry.set_production("other", 2)
+    refused = run(tmp_path, "name=other")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert list_done(refused.stdout) == ["evaluate_production"]
+    assert "other version 2, which is in production, has 0.3" in refused.stderr
+    assert registry.find_production("other").version == 2

@@ -18,6 +18,7 @@ import tifffile
 from cellvision.cli import main
 from cellvision.release import deploy as deploying
 from cellvision.release.deploy import find_live
+from cellvision.release.lock import hold
 from cellvision.release.registry import ModelRegistry
 from cellvision.serve.server import open_socket
 from stain_net import build_graph, draw_cells, write_bundle
@@ -298,6 +299,17 @@ def test_a_killed_deployment_leaves_a_server_that_the_next_one_ends(shop, way_ou
     assert shop.deploy(*way_out) == 0
     assert shop.list_servers() == []
     assert not note.exists()
+
+
+def test_a_server_does_not_hold_the_lock_of_the_pipeline_that_started_it(shop, tmp_path):
+    shop.register("first", 0.7)
+    words = ["deploy", "cells", "--models", shop.models, "--port", shop.port, "--sample", shop.field]
+    with hold(tmp_path / "lock", work="work there") as lock:
+        command = [sys.executable, "-m", "cellvision", *map(str, words)]
+        assert subprocess.run(command, pass_fds=lock, capture_output=True, timeout=250).returncode == 0
+    assert shop.live is not None
+    with hold(tmp_path / "lock", work="work there"):
+        pass
 
 
 def test_a_free_port_is_found_by_itself(shop):

@@ -11,6 +11,7 @@ from typing import Any
 
 from cellvision.cloud.options import KEY, LaunchOptions
 from cellvision.errors import ConfigError, explain
+from cellvision.release.inputs import list_texts
 
 OUTPUT = "run"
 """Name of the job's output, which is the run folder."""
@@ -105,26 +106,17 @@ def drop_local(words: tuple[Word, ...]) -> tuple[Word, ...]:
     return tuple(kept)
 
 
-def find_paths(plain: Any, key: str = "") -> dict[str, str]:
+def find_paths(plain: Any) -> dict[str, str]:
     """What settings name that is there on this machine, by setting: a checkpoint of a teacher, a folder of pictures.
 
     Args:
         plain: settings, resolved.
-        key: of ``plain``.
 
     Example:
         ``{"compress.distill.teacher": "runs/teacher/best.ckpt"}``
     """
-    found: dict[str, str] = {}
-    if isinstance(plain, dict):
-        for name, value in plain.items():
-            found |= find_paths(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(plain, list | tuple):
-        for at, value in enumerate(plain):
-            found |= find_paths(value, f"{key}[{at}]")
-    elif isinstance(plain, str) and ("/" in plain or Path(plain).suffix) and _is_there(plain):
-        found[key] = plain
-    return found
+    texts = list_texts(plain).items()
+    return {key: text for key, text in texts if ("/" in text or Path(text).suffix) and _is_there(text)}
 
 
 def _is_there(text: str) -> bool:

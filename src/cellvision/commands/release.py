@@ -75,7 +75,8 @@ def run_register(chosen: argparse.Namespace) -> int:
                 tags=dict(chosen.tag or ()),
             )
         if part:
-            write_json(part, {"name": version.name, "version": version.version, "bundle": str(version.bundle)})
+            told = {"name": version.name, "version": version.version, "created": version.created}
+            write_json(part, told | {"bundle": str(version.bundle)})
     passed = f": {version.gate.describe()}" if version.gate else ", without a gate"
     print(f"registered {version.title}{passed}")
     return 0
@@ -218,8 +219,10 @@ def _deploy_there(chosen: argparse.Namespace) -> int:
 
 
 def _describe_deployment(chosen: argparse.Namespace, usable: Callable[[Path], bool] | None = None) -> dict[str, Any]:
+    from cellvision.release.record import load_registered
+
     return {
-        "version": chosen.version,
+        "version": load_registered(chosen.registered, chosen.name) if chosen.registered else chosen.version,
         "rollback": chosen.rollback,
         "samples": _list_samples(chosen.sample, usable),
         "tell": lambda line: print(line, flush=True),

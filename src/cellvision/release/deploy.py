@@ -254,6 +254,6 @@ def _switch(registry: ModelRegistry, live: Deployment) -> None:
         raise
 
 
-def _hold(registry: ModelRegistry, name: str) -> AbstractContextManager[None]:
+def _hold(registry: ModelRegistry, name: str) -> AbstractContextManager[object]:
     registry.list_versions(name)  # there is such a model
     return hold(registry.folder / name / _LOCK_NAME, work=f"deploying {name}")

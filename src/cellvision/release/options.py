@@ -26,6 +26,12 @@ def add_deploy(parser: argparse.ArgumentParser) -> None:
     add_models_option(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--version", type=int, metavar="N", help="default: the newest")
+    what.add_argument(
+        "--registered",
+        type=Path,
+        metavar="FILE",
+        help="of cellvision register .. --json FILE: its version",
+    )
     what.add_argument("--rollback", action="store_true", help="the version that was in production before")
     what.add_argument("--stop", action="store_true", help="only end the server; production stays what it is")
     parser.add_argument(

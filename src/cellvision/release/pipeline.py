@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cellvision.errors import ConfigError, explain
@@ -55,7 +55,8 @@ class Plan:
             for setting in getattr(self, name) or ():
                 _check_setting(name, setting)
         for word in self.deploy:
-            if word.partition("=")[0] in ("--sample", "--version", "--rollback", "--stop", "--json"):
+            option = word.partition("=")[0]
+            if option.startswith("--") and any(own.startswith(option) for own in _OWN_OPTIONS):
                 got, need = f"settings.deploy entry {word!r}", "none of these: what was registered is deployed"
                 raise ConfigError(explain(got=got, need=need, hint="leave it out"))
         check_name(self.name)
@@ -72,6 +73,9 @@ class Plan:
         return self.folder / "bundle"
 
 
+_OWN_OPTIONS = ("--sample", "--registered", "--version", "--rollback", "--stop", "--json")
+"""Options of ``cellvision deploy`` that do the same, also where they are shortened."""
+
 _OWN = ("run_dir", "resume", "ckpt", "bundle", "folder")
 """Settings of scripts that hold the steps together."""
 
@@ -87,16 +91,19 @@ def _check_setting(name: str, setting: str) -> None:
         raise ConfigError(explain(got=got, need=need, hint="folder=DIR for another place of all of it"))
 
 
-def build_steps(plan: Plan, production: Path | None = None) -> tuple[Step, ...]:
+def build_steps(
+    plan: Plan, production: Path | None = None, named: Mapping[str, Sequence[Path]] | None = None
+) -> tuple[Step, ...]:
     """The steps of a plan. Their paths are those of the plan; nothing is read.
 
     Args:
         plan: what to do.
         production: bundle that is scored on the same fields, so that both can be compared: see `find_production`.
+        named: files and folders that settings of steps name, by step, which decide what comes out, too.
     """
     compress = [] if plan.compress is None else [_compress(plan, plan.compress)]
     beside = [] if production is None else [_evaluate(plan, production, "production")]
-    return (
+    steps = (
         _prepare(plan),
         _train(plan),
         *compress,
@@ -106,6 +113,7 @@ def build_steps(plan: Plan, production: Path | None = None) -> tuple[Step, ...]:
         _register(plan, has_production=production is not None),
         _deploy(plan),
     )
+    return tuple(replace(step, inputs=(*step.inputs, *(named or {}).get(step.name, ()))) for step in steps)
 
 
 def _prepare(plan: Plan) -> Step:
@@ -113,7 +121,7 @@ def _prepare(plan: Plan) -> Step:
     return Step(
         name="prepare",
         command=("python", "prepare.py", f"folder={plan.validation}", *plan.data),
-        inputs=(*_list_settings(plan), *_find_paths(plan.data)),
+        inputs=_list_settings(plan),
         outputs=(plan.validation,),
     )
 
@@ -124,7 +132,7 @@ def _train(plan: Plan) -> Step:
     return Step(
         name="train",
         command=("python", "train.py", *fixed, *plan.data, *plan.train),
-        inputs=(*_list_settings(plan), *_find_paths(plan.data)),
+        inputs=_list_settings(plan),
         outputs=(run,),
         resumes=True,
     )
@@ -180,15 +188,19 @@ def _register(plan: Plan, *, has_production: bool) -> Step:
 
 
 def _deploy(plan: Plan) -> Step:
-    """Without outputs: it is what becomes of the others' outputs, and is done each time."""
-    words = ["--models", f"{plan.models}", "--sample", f"{plan.validation / 'images'}"]
+    """Without outputs: it is what becomes of the others' outputs, and is done each time.
+
+    The version is that of the record, as the newest can be somebody else's by then.
+    """
+    record = plan.folder / REGISTERED_NAME
+    words = ["--models", f"{plan.models}", "--registered", f"{record}", "--sample", f"{plan.validation / 'images'}"]
     words += [] if plan.host is None else ["--host", plan.host]
     words += [] if plan.port is None else ["--port", f"{plan.port}"]
     words += [*([] if plan.keep else ["--stop-after"]), *plan.deploy]
     return Step(
         name="deploy",
         command=("cellvision", "deploy", plan.name, *words),
-        inputs=(plan.folder / REGISTERED_NAME, plan.validation),
+        inputs=(record, plan.validation),
     )
 
 
@@ -208,6 +220,19 @@ def find_production(plan: Plan) -> Path | None:
     return registry.get(plan.name, production.version).bundle
 
 
+def forget_lost(plan: Plan) -> None:
+    """Remove the record of a version that the registry of this machine does not have any more: it is registered again.
+
+    Else another one could have its number by now.
+    """
+    record, registry = plan.folder / REGISTERED_NAME, ModelRegistry(plan.models)
+    if record.is_file():
+        own = load_json(record)
+        there = registry.list_versions(plan.name) if plan.name in registry.list_names() else []
+        if (own.get("version"), own.get("created")) not in [(found.version, found.created) for found in there]:
+            record.unlink()
+
+
 def _name_checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "best.ckpt"
 
@@ -215,9 +240,3 @@ def _name_checkpoint(run: Path) -> Path:
 def _list_settings(plan: Plan) -> tuple[Path, ...]:
     """What the scripts are set by; not the settings of the pipeline, which are in the commands."""
     return tuple(sorted(path for path in plan.conf.iterdir() if path.stem not in ("pipeline", "target")))
-
-
-def _find_paths(settings: Sequence[str]) -> tuple[Path, ...]:
-    """Files and folders that settings name, such as data.root=PATH."""
-    values = (Path(setting.partition("=")[2]) for setting in settings)
-    return tuple(path for path in values if path.name and path.exists())

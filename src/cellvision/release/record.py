@@ -190,6 +190,22 @@ def load_scores(path: Path) -> Scores:
     return found
 
 
+def load_registered(path: Path, name: str) -> int:
+    """The number of the version in a file of ``cellvision register .. --json FILE``.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+        ConfigError: it is of another model than ``name``.
+    """
+    plain = load_json(path)
+    if not isinstance(plain.get("name"), str) or type(plain.get("version")) is not int:
+        raise refuse(path, "does not say what was registered", f"cellvision register BUNDLE .. --json {path}")
+    if plain["name"] != name:
+        got, need = f"--registered {path}, which names a version of {plain['name']}", f"one of {name}"
+        raise ConfigError(explain(got=got, need=need, hint=f"cellvision deploy {plain['name']} .."))
+    return int(plain["version"])
+
+
 def load_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; DataError where there is none."""
     try:

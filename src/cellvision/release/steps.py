@@ -16,6 +16,7 @@ from pathlib import Path
 import cellvision
 from cellvision.bundle import compute_sha256
 from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.release.inputs import hash_folder
 from cellvision.release.lock import hold
 from cellvision.release.record import load_json, write_json
 
@@ -62,18 +63,18 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
 
     Raises:
         StepError: a command ended with another status than 0, or without its outputs.
-        ConfigError: an input is missing, another process works in the folder, or what a step would make is there, and
-            not by such a step.
+        ConfigError: an input is missing, another process works in the folder, such as a step whose pipeline was killed,
+            or what a step would make is there, and not by such a step.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder / _LOCK_NAME, work="work there"):
+    with hold(folder / _LOCK_NAME, work="work there", left="a step of a killed pipeline") as lock:
         state = folder / STATE_NAME
         done = load_json(state) if state.is_file() else {}
         _check_own([path for step in steps if step.name not in done for path in step.outputs])
         for number, step in enumerate(steps, start=1):
             assert all(output.is_relative_to(folder) for output in step.outputs), "would remove what is not its own"
             title = f"{number}/{len(steps)} {step.name}"
-            key = _compute_key(step)
+            key = _compute_key(step, folder)
             there = done.get(step.name, {})
             if step.outputs and there == {"key": key, "done": True} and all(map(Path.exists, step.outputs)):
                 tell(f"[{title}] is there already")
@@ -83,16 +84,17 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
             write_json(state, done := done | {step.name: {"key": key, "done": False}})
             tell(f"[{title}] {' '.join(step.command)}")
             began = time.monotonic()
-            _run(step, scripts)
+            _run(step, scripts, lock)
             write_json(state, done := done | {step.name: {"key": key, "done": True}})
             tell(f"[{title}] took {time.monotonic() - began:.0f} s")
 
 
-def _run(step: Step, scripts: Path) -> None:
+def _run(step: Step, scripts: Path, lock: tuple[int, ...]) -> None:
+    """Run a command, which holds the lock, too: it may outlive this process."""
     program, first, *rest = step.command
     words = [first, *rest] if program == "cellvision" else [str(scripts / first), *rest]
     words = [sys.executable, *(["-m", "cellvision"] if program == "cellvision" else []), *words]
-    with subprocess.Popen(words) as process:  # noqa: S603 - commands of this project
+    with subprocess.Popen(words, pass_fds=lock) as process:  # noqa: S603 - commands of this project
         try:
             status = process.wait()
         except BaseException:
@@ -108,21 +110,20 @@ def _run(step: Step, scripts: Path) -> None:
         raise StepError(explain(got=got, need=need, hint="see above"))
 
 
-def _compute_key(step: Step) -> str:
+def _compute_key(step: Step, folder: Path) -> str:
     """SHA-256 over all that decides what comes out."""
-    inputs = {str(path): _hash(step, path) for path in step.inputs}
+    inputs = {str(path): _hash(step, path, folder) for path in step.inputs}
     text = json.dumps([cellvision.__version__, step.command, inputs])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hash(step: Step, path: Path) -> str | list[list[str]]:
+def _hash(step: Step, path: Path, folder: Path) -> str | list[list[str]]:
     if path.is_file():
         return compute_sha256(path)
     if not path.is_dir():
         got, need = f"{path}, which step {step.name} reads, is not there", "a file or a folder"
         raise ConfigError(explain(got=got, need=need, hint="check the path"))
-    files = sorted(found for found in path.rglob("*") if found.is_file() and "__pycache__" not in found.parts)
-    return [[found.relative_to(path).as_posix(), compute_sha256(found)] for found in files]
+    return hash_folder(path, without=folder)
 
 
 def _check_own(outputs: Sequence[Path]) -> None:

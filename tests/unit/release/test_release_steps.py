@@ -1,14 +1,21 @@
 """Steps that are done once: skipped, done again, gone on with, or refused."""
 
+import json
+import os
+import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cellvision.errors import ConfigError
 from cellvision.release import steps
 from cellvision.release.lock import hold
-from cellvision.release.pipeline import Plan, build_steps, find_production
+from cellvision.release.pipeline import Plan, build_steps, find_production, forget_lost
 from cellvision.release.registry import ModelRegistry
 from cellvision.release.steps import Step, StepError, run_steps
 from stain_net import write_bundle
@@ -152,6 +159,54 @@ def test_one_run_at_a_time(chain):
     assert chain.run() == ["first", "second"]
 
 
+KILLED = """
+import sys
+from pathlib import Path
+from cellvision.release.steps import Step, run_steps
+scripts, folder = map(Path, sys.argv[1:])
+step = Step(name="long", command=("python", "long.py", str(folder / "pid")), outputs=(folder / "long",))
+run_steps([step], folder, scripts=scripts)
+"""
+LONG = """
+import os, sys, time
+from pathlib import Path
+Path(sys.argv[1]).write_text(str(os.getpid()))
+time.sleep(100)
+"""
+
+
+def wait_for(met, seconds=60):
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_a_step_of_a_killed_pipeline_keeps_the_next_one_out(chain):
+    (chain.scripts / "long.py").write_text(LONG)
+    noted = chain.folder / "pid"
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(chain.scripts), str(chain.folder)])
+    wait_for(lambda: noted.is_file() and noted.read_text())
+    with pytest.raises(ConfigError, match=r"another process at work there \(.*; try: the same again when it has ended"):
+        chain.run()
+    killed.kill()
+    killed.wait()
+    step = psutil.Process(int(noted.read_text()))
+    try:
+        said = (
+            f"a step of a killed pipeline, still at work there (process {step.pid}, {chain.folder}/.pipeline.lock); "
+            f"need one at a time; try: wait for it, or kill {step.pid}, then the same again"
+        )
+        with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+            chain.run()
+        assert not chain.one.exists()
+    finally:
+        os.kill(step.pid, signal.SIGKILL)
+    wait_for(lambda: not step.is_running() or step.status() == psutil.STATUS_ZOMBIE)
+    assert chain.run() == ["first", "second"]
+
+
 def make_plan(folder, **more):
     (folder / "conf").mkdir(exist_ok=True)
     for name in ("train.yaml", "pipeline.yaml"):
@@ -162,8 +217,9 @@ def make_plan(folder, **more):
 
 def test_the_steps_of_a_pipeline_fit_together(tmp_path):
     data = tmp_path / "data"
-    data.mkdir()
-    chain = build_steps(make_plan(tmp_path, data=(f"data.root={data}", "data=livedead"), at_least=0.5))
+    plan = make_plan(tmp_path, data=(f"data.root={data}", "data=livedead"), at_least=0.5)
+    chain = build_steps(plan, named={"prepare": (data,), "train": (data,)})
+    assert [step.name for step in chain if data in step.inputs] == ["prepare", "train"]
     assert [step.name for step in chain] == [
         "prepare", "train", "compress", "export", "evaluate", "register", "deploy",
     ]  # fmt: skip
@@ -204,10 +260,37 @@ def test_another_version_in_production_is_scored_on_the_same_fields(tmp_path):
     assert find_production(plan) is None
 
 
+@pytest.mark.parametrize(
+    ("change", "stays"),
+    [({}, True), ({"version": 2}, False), ({"created": "2020-01-01T00:00:00+00:00"}, False)],
+)
+def test_a_version_that_the_registry_has_lost_is_registered_again(tmp_path, change, stays):
+    plan = make_plan(tmp_path)
+    forget_lost(plan)
+    version = ModelRegistry(plan.models).register(write_bundle(tmp_path / "bundle"), "a")
+    plan.folder.mkdir()
+    record = plan.folder / "registered.json"
+    record.write_text(json.dumps({"name": "a", "version": version.version, "created": version.created} | change))
+    forget_lost(plan)
+    assert record.exists() == stays
+    forget_lost(make_plan(tmp_path, models=tmp_path / "others"))
+    assert not record.exists()
+
+
 def test_options_of_the_deployment_are_those_that_were_given(tmp_path):
     chain = build_steps(make_plan(tmp_path, host=None, port=None, keep=True, deploy=("--threads=2",)))
     words = chain[-1].command
+    record = tmp_path / "run" / "registered.json"
+    assert words[words.index("--registered") + 1] == str(record)  # and not the newest
+    assert chain[-2].outputs == (record,)
     assert words[-2:] == (str(tmp_path / "run" / "validation" / "images"), "--threads=2")
+
+
+@pytest.mark.parametrize("word", ["--version=1", "--vers=1", "--registered=a", "--reg", "--sample=a", "--rollback"])
+def test_what_is_deployed_cannot_be_chosen(tmp_path, word):
+    with pytest.raises(ConfigError, match=f"settings.deploy entry '{word}'; need none of these: what was registered"):
+        make_plan(tmp_path, deploy=(word,))
+    assert make_plan(tmp_path, deploy=("--stop-after", "--threads", "2")).deploy
 
 
 def test_settings_that_are_none(tmp_path):

@@ -131,6 +131,50 @@ def test_another_version_than_the_altered_one_is_deployed(shop, monkeypatch):
     assert started == [shop.models / "cells" / "2" / "bundle"] * 2
 
 
+def test_what_was_registered_is_deployed_and_not_the_newest(shop, monkeypatch, capsys):
+    pytest.importorskip("uvicorn", reason='needs pip install "cellvision[serve]"')
+    record = shop.folder / "registered.json"
+    assert shop.gate("one", "--json", record) == 0
+    assert shop.gate("two") == 0
+    started = []
+
+    def start(bundle, **_):
+        started.append(bundle)
+        raise DeployError("enough")
+
+    monkeypatch.setattr("cellvision.release.deploy.start_server", start)
+    assert shop.run("deploy", "cells", "--registered", record) == 2
+    assert started == [shop.models / "cells" / "1" / "bundle"]
+    shop.write_scores("two", 0.9)
+    shop.take_into_production("two")
+    capsys.readouterr()
+    assert shop.run("deploy", "cells", "--registered", record) == 2
+    assert "cell/f1 0.8, and cells version 3, which is in production, has 0.9" in capsys.readouterr().err
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        ('{"version": 1}', "does not say what was registered; need a file written by cellvision; try: cellvision reg"),
+        ('{"name": "cells", "version": true}', "does not say what was registered"),
+        (
+            '{"name": "dots", "version": 1}',
+            "which names a version of dots; need one of cells; try: cellvision deploy",
+        ),
+        ('{"name": "cells", "version": 7}', "cells version 7; need one of 1"),
+    ],
+)
+def test_a_file_that_names_no_version_deploys_none(shop, capsys, content, said):
+    pytest.importorskip("uvicorn", reason='needs pip install "cellvision[serve]"')
+    assert shop.gate("one") == 0
+    if content is not None:
+        (shop.folder / "a.json").write_text(content)
+    assert shop.run("deploy", "cells", "--registered", shop.folder / "a.json") == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_bundle_of_an_altered_version_is_registered_again_as_a_new_one(shop):
     shop.take_into_production("one")
     (shop.models / "cells" / "1" / "bundle" / "model.onnx").write_bytes(b"x")
