@@ -213,9 +213,9 @@ private:
                                 .smallest_px = options_.tile_px ? largest : round_up(smallest_tile_px, stride),
                                 .stride = stride,
                                 .overlap_px = overlap_px_};
-        // Measuring takes a few runs: most images are so small that the net need not be known.
-        const Costs assumed = compute_costs(assume_net(manifest_), manifest_, options_.batch);
-        if (assumed.compute_total(height, width, largest, overlap_px_) <= options_.memory_mib * 1024.0 * 1024.0) {
+        // Measuring takes a few runs: an image can be so small that the net need not be known.
+        const Costs most = compute_costs(bound_net(manifest_), manifest_, options_.batch);
+        if (most.compute_total(height, width, largest, overlap_px_) <= options_.memory_mib * 1024.0 * 1024.0) {
             return largest;
         }
         const Costs costs = compute_costs(find_net_costs(), manifest_, options_.batch);

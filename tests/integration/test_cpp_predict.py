@@ -5,9 +5,11 @@ import json
 import os
 import platform
 import re
+import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -299,6 +301,19 @@ def test_smaller_tiles_for_little_memory_are_said(tmp_path, capsys):
         )
         for said in (capsys.readouterr().err, complaints):
             assert re.fullmatch(note * notes, said), said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is that of Linux")
+@pytest.mark.skipif(cpp_build.PRESET == "sanitize", reason="sanitizers take terabytes of addresses")
+def test_too_little_memory_is_one_sentence_and_no_file(stained, tmp_path):
+    write_field(tmp_path / "large.ome.tif", np.zeros((2, 3000, 3000), np.uint16), CHANNELS)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (400 * 2**20, 400 * 2**20))  # noqa: E731
+    arguments = ["--bundle", stained / "bundle", "--threads", 1, "--no-overlay", "--out", tmp_path / "out"]
+    arguments += ["--tile-px", 4096, "--memory-mib", 100_000, tmp_path / "large.ome.tif"]
+    done = cpp_build.run("cellvision_predict", *arguments, preexec_fn=limit)
+    assert done.returncode == 2
+    assert re.fullmatch(r"large: failed\ncellvision_predict: .*memory.*; need .*; try: .*\n", done.stderr.decode())
+    assert not any((tmp_path / "out").glob("*"))
 
 
 def test_sizes_have_the_bounds_of_python(stained, tmp_path, capsys):

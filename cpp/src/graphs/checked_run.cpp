@@ -37,6 +37,10 @@ std::vector<Tensor> run_graph(GraphRunner& graph, std::span<const Tensor> feeds,
         return graph.run(feeds, wanted);
     } catch (const std::exception& error) {
         const std::string text = error.what();
+        if (text.find("std::bad_alloc") != std::string::npos) {  // of the pool, see ort_library.cpp
+            fail(ErrorKind::bundle, graph.path().filename().string() + " takes more memory than there is for " + what,
+                 "less, or more memory", "a smaller tile_px");
+        }
         const std::string line = text.substr(0, std::min<std::size_t>(text.find('\n'), 300));
         fail(ErrorKind::bundle, graph.path().filename().string() + " failed on " + what + " (" + line + ")",
              "a graph that runs at any size within the memory at hand",

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <mutex>
+#include <new>
 
 #include "cellvision/error.hpp"
 #include "graphs/tensor_pool.hpp"
@@ -24,7 +25,7 @@ constexpr const char* hint = "CELLVISION_ORT_LIBRARY=/path/to/libonnxruntime.so,
 struct PoolAllocator : OrtAllocator {
     PoolAllocator() : OrtAllocator{} {
         version = ORT_API_VERSION;
-        Alloc = Reserve = [](OrtAllocator*, std::size_t bytes) { return tensor_pool().allocate(bytes); };
+        Alloc = Reserve = [](OrtAllocator*, std::size_t bytes) { return allocate(bytes); };
         Free = [](OrtAllocator*, void* block) { tensor_pool().release(block); };
         Info = [](const OrtAllocator* self) -> const OrtMemoryInfo* {
             return static_cast<const PoolAllocator*>(self)->memory_;
@@ -32,6 +33,15 @@ struct PoolAllocator : OrtAllocator {
     }
 
 private:
+    /// ONNX Runtime does not look whether there is a block, but makes an error of what is thrown.
+    static void* allocate(std::size_t bytes) {
+        void* block = tensor_pool().allocate(bytes);
+        if (block == nullptr) {
+            throw std::bad_alloc();
+        }
+        return block;
+    }
+
     Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
 };
 
@@ -103,7 +113,7 @@ std::string find_ort_version() {
 
 Ort::Env& ort_environment() {
     static Ort::Env environment = [] {
-        Ort::Env made(ORT_LOGGING_LEVEL_ERROR, "cellvision");
+        Ort::Env made(ORT_LOGGING_LEVEL_FATAL, "cellvision");  // its errors become ours
         static PoolAllocator& allocator = *new PoolAllocator;
         Ort::ThrowOnError(Ort::GetApi().RegisterAllocator(made, &allocator));
         return made;

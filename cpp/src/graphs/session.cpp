@@ -136,7 +136,7 @@ void append_provider(Ort::SessionOptions& session, const Options& options) {
 
 Ort::SessionOptions to_session_options(const Options& options) {
     Ort::SessionOptions session;
-    session.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
+    session.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
     // Between two runs its threads would spin on the cores that the other graph, and splitting, need.
     session.AddConfigEntry("session.force_spinning_stop", "1");
     if (options.provider == "cpu") {

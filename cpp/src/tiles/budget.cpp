@@ -15,13 +15,17 @@ constexpr int small_px = 32;
 constexpr int large_px = 256;
 constexpr int drawn_px = 192;
 constexpr int fewest_cells = 16;  // to tell what one of them takes
+constexpr double mib = 1024.0 * 1024.0;
 
 // Working memory of splitting and measuring one window, per px, beside the net's own: mask, labels, padded levels and
 // labels, and the flooding queue.
 constexpr double split_bytes = 32.0;
 
 // What a cell takes of a net that takes no drawn disc for one: as much as 14 x 14 px of 256 maps some times over.
-constexpr double cell_bytes = 1.5 * 1024.0 * 1024.0;
+constexpr double cell_bytes = 1.5 * mib;
+
+// What one step leaves free does not quite fit the next: measured, up to 1.1 times as much per px at 768 px as at 256.
+constexpr double gaps = 1.1;
 
 /// An image of the manifest's kind, filled by what gives the level, 0..255, of each pixel in turn.
 template <typename Level>
@@ -48,6 +52,11 @@ std::vector<std::byte> draw_noise(const Manifest& manifest, int edge) {
     return draw(manifest, edge, [&](int) { return static_cast<double>(random() % 256U); });
 }
 
+/// Nothing but ground: what a net takes for each px, without cells.
+std::vector<std::byte> draw_ground(const Manifest& manifest, int edge) {
+    return draw(manifest, edge, [](int) { return 20.0; });
+}
+
 /// Discs of 18 px with soft edges, 24 px apart.
 std::vector<std::byte> draw_discs(const Manifest& manifest, int edge, double ground, double cell) {
     return draw(manifest, edge, [=](int at) {
@@ -56,7 +65,7 @@ std::vector<std::byte> draw_discs(const Manifest& manifest, int edge, double gro
     });
 }
 
-/// Bytes for each cell of a graph that makes the masks of all its cells at once.
+/// Bytes for each cell of a graph that makes the masks of all its cells at once, in what its maps before them leave free.
 double measure_cell(const Manifest& manifest, const Probe& probe) {
     for (const auto& [ground, cell] : {std::pair(20.0, 200.0), std::pair(200.0, 20.0)}) {
         static_cast<void>(tensor_pool().take_peak());
@@ -75,34 +84,39 @@ double measure_cell(const Manifest& manifest, const Probe& probe) {
 NetCosts assume_net(const Manifest& manifest) {
     // Measured at 520 x 704 px: 510 bytes per px of a U-Net, 270 of CenterMask2 in two graphs with the masks that it
     // makes at once; in one graph with 280 cells 1.3 MiB per cell of a lite net, 1.2 with V-39, all maps counted in.
-    constexpr double mib = 1024.0 * 1024.0;
     const bool finds_cells = manifest.kind == "instance";
     return {.per_px = 1024.0,
             .fixed = finds_cells ? 64.0 * mib : 0.0,
             .per_cell = finds_cells && !manifest.is_parted() ? 1.3 * mib : 0.0};
 }
 
+NetCosts bound_net(const Manifest& manifest) {
+    // The most that was measured is 2550 bytes per px, of a Swin-UNet in fp16.
+    const bool makes_masks = manifest.kind == "instance" && !manifest.is_parted();
+    return {.per_px = 8192.0, .fixed = 64.0 * mib, .per_cell = makes_masks ? 4.0 * mib : 0.0};
+}
+
 NetCosts measure_net(const Manifest& manifest, const Probe& probe) {
+    const bool finds_cells = manifest.kind == "instance";
+    const bool makes_masks = finds_cells && !manifest.is_parted();
     const auto measure = [&](int edge) {
         static_cast<void>(tensor_pool().take_peak());
-        static_cast<void>(probe(draw_noise(manifest, edge), edge));
+        static_cast<void>(probe(makes_masks ? draw_ground(manifest, edge) : draw_noise(manifest, edge), edge));
         return static_cast<double>(tensor_pool().take_peak());
     };
-    const double small = measure(small_px);
-    const double large = measure(large_px);
-    if (large == 0.0) {
+    // Of two graphs, few px show the masks of as many boxes as go through the second at once.
+    const double fixed = finds_cells && !makes_masks ? measure(small_px) : 0.0;
+    const double all = measure(large_px);
+    if (all == 0.0) {
         return assume_net(manifest);  // its memory is not of the pool, but of another processor
     }
-    NetCosts costs{.per_px = std::max(large - small, 0.0) / (large_px * large_px - small_px * small_px)};
-    if (manifest.kind != "instance") {
-        costs.per_px = std::max(costs.per_px, static_cast<double>(sizeof(float) * (manifest.classes.size() + 1)));
-        return costs;
-    }
     const std::size_t count_bytes = size_of(manifest.input_dtype) + sizeof(float);
-    costs.per_px = std::max(costs.per_px, static_cast<double>(manifest.channels.size() * count_bytes));
-    costs.fixed = small;
-    costs.per_cell = manifest.is_parted() ? 0.0 : measure_cell(manifest, probe);
-    return costs;
+    const std::size_t least =
+        finds_cells ? manifest.channels.size() * count_bytes : sizeof(float) * (manifest.classes.size() + 1);
+    const double per_px = gaps * std::max(all - fixed, 0.0) / (large_px * large_px);
+    return {.per_px = std::max(per_px, static_cast<double>(least)),
+            .fixed = fixed,
+            .per_cell = makes_masks ? gaps * measure_cell(manifest, probe) : 0.0};
 }
 
 Costs compute_costs(const NetCosts& net, const Manifest& manifest, int batch) {

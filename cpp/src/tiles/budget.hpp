@@ -16,13 +16,17 @@ struct NetCosts {
     double per_cell = 0.0;  ///< for each cell of a window; 0 where masks are made for a fixed number at once
 };
 
-/// What graphs are taken to need until it is measured.
+/// What graphs are taken to need where it cannot be measured, as on another processor than this one.
 [[nodiscard]] NetCosts assume_net(const Manifest& manifest);
+
+/// More than graphs need: where an image fits even so, they need not be measured.
+[[nodiscard]] NetCosts bound_net(const Manifest& manifest);
 
 /// Runs the graphs on an image, (C, edge, edge) of the manifest's input_dtype; the number of cells found, 0 for maps.
 using Probe = std::function<int(const std::vector<std::byte>& image, int edge)>;
 
-/// What the graphs need: the most that their tensors took at once, on noise and, for cells, on drawn ones.
+/// What the graphs need: the most that their tensors took at once on noise; of a graph that makes masks of all cells at
+/// once, on empty ground, and for cells on drawn ones.
 [[nodiscard]] NetCosts measure_net(const Manifest& manifest, const Probe& probe);
 
 /// What predicting an image costs beside its label image, with `batch` windows worked on at once.
