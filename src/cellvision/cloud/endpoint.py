@@ -62,7 +62,8 @@ def name_endpoint(client: MLClient, name: str) -> str:
     It ends in six digits of both, as an endpoint's name is shorter and has fewer letters than a model's can have.
     """
     place = f"{client.subscription_id}/{client.resource_group_name}/{client.workspace_name}".lower()
-    start = name.lower().replace("_", "-")[:24].rstrip("-")
+    start = name.lower().replace("_", "-")
+    start = (start if start[0].isalpha() else f"m{start}")[:24].rstrip("-")
     return f"{start}-{hashlib.sha256(f'{place}/{name}'.encode()).hexdigest()[:6]}"
 
 

@@ -93,7 +93,8 @@ def recommend(*, peak_gib: float, step_ms: float, steps: int, measured_on: str, 
     nodes = math.ceil(one / (hours * size.gpus))
     if nodes > MOST_NODES:
         got, need = f"{one:.3g} hours of one {size.gpu} in {hours:g}", f"no more than {MOST_NODES} machines"
-        raise ConfigError(explain(got=got, need=need, hint=f"hours={one / (MOST_NODES * size.gpus):.3g} or more"))
+        least = math.ceil(100 * one / (MOST_NODES * size.gpus)) / 100
+        raise ConfigError(explain(got=got, need=need, hint=f"--hours {least:g} or more"))
     return Advice(size=size, nodes=nodes, hours=one / (nodes * size.gpus))
 
 

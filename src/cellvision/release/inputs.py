@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,12 @@ from cellvision.bundle import compute_sha256
 
 _WRITTEN = ("logger", "trt.timing_cache")
 """Settings whose files a step writes, wherever they are."""
+
+_PLACES = ("root", "folder", "dir", "path", "file", "images", "labels", "annotations", "weights", "teacher", "ckpt")
+"""Ends of the names of settings that are paths: in others "train" is no folder that happens to be there."""
+
+_BASE = re.compile(r"^_BASE_\s*:\s*[\"']?([^\"'#\n]+)", re.MULTILINE)
+"""Names the file that a configuration goes on from, as detectron2 has it."""
 
 
 def find_inputs(settings: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -25,9 +32,27 @@ def find_inputs(settings: Mapping[str, Mapping[str, Any]], folder: Path) -> dict
 
 def _choose(settings: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
     texts = list_texts(settings).items()
-    named = {_find(text) for key, text in texts if not any(f"{key}.".startswith(f"{own}.") for own in _WRITTEN)}
+    read = [(key, text) for key, text in texts if not any(f"{key}.".startswith(f"{own}.") for own in _WRITTEN)]
+    named = {_find(text) for key, text in read if _is_path(key, text)}
     paths = {path for path in named if path is not None and not path.resolve().is_relative_to(folder)}
+    paths |= {base for path in paths for base in _list_bases(path)}
     return tuple(sorted(path for path in paths if paths.isdisjoint(path.parents)))
+
+
+def _is_path(key: str, text: str) -> bool:
+    return "/" in text or bool(Path(text).suffix) or key.partition("[")[0].endswith(_PLACES)
+
+
+def _list_bases(path: Path, known: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Files that a configuration goes on from, and those that these go on from."""
+    if path.suffix not in (".yaml", ".yml") or path in known:
+        return
+    with suppress(OSError, ValueError):
+        for name in _BASE.findall(path.read_text(encoding="utf-8")):
+            base = (path.parent / Path(name.strip()).expanduser()).resolve()
+            if base.is_file():
+                yield base
+                yield from _list_bases(base, known | {path})
 
 
 def _find(text: str) -> Path | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -267,7 +267,8 @@ def _staging(home: Path) -> Iterator[Path]:
     """A folder in that of a model, which is made; removed at the end unless it has got another name."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".part-", dir=home))
+        staged = home / f".part-{uuid.uuid4().hex}"
+        staged.mkdir()  # as readable as others: mkdtemp's would be its user's alone
     except OSError as error:
         got = f"{home}, which cannot be written ({error.strerror})"
         raise ConfigError(explain(got=got, need="a folder for versions", hint="another --models or --name")) from error

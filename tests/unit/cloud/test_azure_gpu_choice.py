@@ -44,7 +44,7 @@ def test_the_smallest_that_suffices(changed, name, nodes, hours):
         ({"measured_on": "T5"}, r"unknown measured_on 'T5'; need one of: A10, .*; try: 'T4'"),
         (
             {"steps": 9_000_000_000, "hours": 0.01},
-            r"hours of one T4 in 0\.01; need no more than 100 machines; try: hours=",
+            r"hours of one T4 in 0\.01; need no more than 100 machines; try: --hours ",
         ),
         ({"hours": 0.0}, r"hours=0\.0; need a number above 0"),
         ({"step_ms": float("nan")}, r"step_ms=nan; need a number above 0"),

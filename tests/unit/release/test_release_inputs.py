@@ -67,6 +67,23 @@ def test_what_settings_name_counts(find_keys, file, name, words, changed):
     assert [step for step in now if now[step] != before[step]] == changed
 
 
+def test_what_a_configuration_goes_on_from_counts(find_keys, tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "mine.yaml").write_text('_BASE_: "deep/Base.yaml"\nMODEL: {}\n')
+    (tmp_path / "deep" / "Base.yaml").write_text("_BASE_: ../first.yaml # of all\n")
+    (tmp_path / "first.yaml").write_text("_BASE_: mine.yaml\n")  # round and round
+    found = find_inputs({"train": {"model": {"config_file": str(tmp_path / "mine.yaml")}}}, tmp_path / "run")
+    assert {path.resolve().name for path in found["train"]} == {"mine.yaml", "Base.yaml", "first.yaml"}
+
+
+def test_words_are_no_paths_where_a_folder_of_that_name_happens_to_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "wells", "error"):
+        (tmp_path / name).mkdir()
+    settings = {"data": {"root": "wells", "train": {"split": "train", "faulty_cells": "error"}}}
+    assert find_inputs({"train": settings}, tmp_path / "run") == {"train": (tmp_path / "wells",)}
+
+
 def test_files_of_the_run_and_of_its_loggers_are_no_inputs(tmp_path, monkeypatch):
     run = tmp_path / "run"
     for place in ("run/validation", "logs", "wells/images", "elsewhere"):
@@ -78,7 +95,7 @@ def test_files_of_the_run_and_of_its_loggers_are_no_inputs(tmp_path, monkeypatch
         "logger": {"csv": {"save_dir": str(tmp_path / "logs")}},
         "trt": {"timing_cache": str(tmp_path / "times")},
         "data": {"root": "wells", "images": ["wells/images", "none", "", 3, None, "\0", "a" * 5000]},
-        "extra": "elsewhere",
+        "extra_file": "elsewhere",
     }
     assert find_inputs({"train": settings}, run) == {"train": (tmp_path / "elsewhere", tmp_path / "wells")}
 

@@ -188,6 +188,12 @@ def test_of_more_names_than_azure_takes_those_that_decide_are_told(capsys):
     assert capsys.readouterr().out.count("Azure takes 50 names of scores") == 1
 
 
+def test_the_score_that_a_run_is_chosen_by_is_always_told():
+    limit = NameLimit("val/instance/pq")
+    limit.choose({f"train/part_{number}": 1.0 for number in range(90)})
+    assert limit.choose({"val/instance/pq": 0.7, "val/other": 0.1}) == {"val/instance/pq": 0.7}
+
+
 def test_a_database_that_another_run_made_meanwhile_stays(database):
     path = Path(database[1].removeprefix("sqlite:///"))
     before, number = path.read_bytes(), path.stat().st_ino

@@ -33,10 +33,13 @@ class NameLimit:
     """Which scores of a run are told where it can have only so many names of them; all are in the files of the run.
 
     Those that come first are, but losses, learning rates and the scores that nets are chosen by go before others.
+
+    Args:
+        monitor: the score that this run's net is chosen by, where it is another one than usual.
     """
 
-    def __init__(self) -> None:
-        self._kept: set[str] = set()
+    def __init__(self, monitor: str | None = None) -> None:
+        self._kept: set[str] = set() if monitor is None else {monitor}
         self._is_full = False
 
     def choose(self, scores: Mapping[str, float]) -> dict[str, float]:
@@ -94,6 +97,7 @@ class MlflowLogger(Tracker):
         if database is not None and not database.exists():
             _make_database(database)
         self._client, self._is_azure = MlflowClient(tracking_uri=uri), uri.startswith("azureml")
+        self._names = NameLimit(record.get("settings", {}).get("monitor"))
         params = {_clean(name): text[:_LONGEST] for name, text in flatten(record.get("settings", {})).items()}
         tags = describe_code(record)
         if "git_commit" in tags:
@@ -117,10 +121,12 @@ class MlflowLogger(Tracker):
         if earlier is None:
             return None
         try:
-            self._client.get_run(earlier)
+            is_there = self._client.get_run(earlier).info.lifecycle_stage != "deleted"
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
+            is_there = False
+        if not is_there:
             print(f"tracking  MLflow has no run {earlier} any more, or another server was asked: a new one begins")
             return None
         self._client.update_run(earlier, status="RUNNING")
