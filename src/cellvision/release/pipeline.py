@@ -47,7 +47,7 @@ class Plan:
     metric: str = "cell/f1"
     at_least: float | None = None
     host: str | None = "127.0.0.1"
-    port: int | None = 8000
+    port: int | None = None
     keep: bool = False
 
     def __post_init__(self) -> None:
