@@ -108,7 +108,7 @@ REFUSED = [
     ([*DRY, "optim.lrr=1"], "unknown setting 'optim.lrr'"),
     ([*DRY, "+optim.lrr=1"], "unknown setting 'optim.lrr'"),
     ([*DRY, "hydra.launcher.gpu=2"], "unknown setting 'hydra.launcher.gpu'; .*; try: 'hydra.launcher.gpus'"),
-    ([*DRY, "hydra.launcher.gpus=-2"], "hydra.launcher.gpus=-2; need a number from 0 up"),
+    ([*DRY, "hydra.launcher.gpus=-2"], "hydra.launcher.gpus=-2; need a whole number from 0 up"),
     ([*DRY, "hydra.launcher.sweep=native", "-m", "seed=1,2"], "no monitor with hydra.launcher.sweep=native"),
     ([*DRY, "hydra.launcher.sweep=native", "monitor=a"], "1 points with hydra.launcher.sweep=native.*; need a grid"),
     ([*DRY, "hydra.launcher.sweep=native", "monitor=a", "model.widths=[4,8],[8,16]"], r"model.widths=\[4,8\] with .*"),

@@ -128,7 +128,7 @@ REFUSED = [
     (["target=azure", "hydra.launcher.allow_dirty=true"], "no workspace for submitting jobs: .* no config.json was fo"),
     ([*DRY, *give(data=["data=livedead", "data.root=runs/a"])], r"data\.root=runs/a, a path of this machine"),
     ([*DRY, *give(train=["trainer=cpu"])], "trainer=cpu for a job on Azure; need hydra.launcher.gpus to say it"),
-    ([*DRY, "hydra.launcher.gpus=-1"], "hydra.launcher.gpus=-1; need a number from 0 up"),
+    ([*DRY, "hydra.launcher.gpus=-1"], "hydra.launcher.gpus=-1; need a whole number from 0 up"),
     ([*DRY, "hydra.launcher.download=true"], "hydra.launcher.download=true with a pipeline; need no such option"),
     ([*DRY, "name=a b"], "name 'a b'; need letters, digits, _ and -"),
     (
@@ -138,7 +138,7 @@ REFUSED = [
     ([*DRY, *give(deploy=["--rollback"])], "settings.deploy entry '--rollback'; need none of these: what"),
     ([*DRY, *give(deploy=["--instances=0"])], "--instances 0; need a whole number from 1 up"),
     ([*DRY, "metric=null"], "metric=null; need a value"),
-    ([*DRY, "hydra.launcher.timeout_hours=0"], "hydra.launcher.timeout_hours=0.0; need a finite number above 0"),
+    ([*DRY, "hydra.launcher.timeout_hours=0"], "hydra.launcher.timeout_hours=0.0; need a number from 0.02"),
     ([*DRY, "models=runs/models"], "models=.*runs/models with target=azure; need the registry of the workspace, as no"),
     ([*DRY, "host=127.0.0.1"], "host=127.0.0.1 with target=azure; need none, as an endpoint has an address of its"),
     ([*DRY, "port=8000"], "port=8000 with target=azure; need none"),
