@@ -94,7 +94,7 @@ def recommend(*, peak_gib: float, step_ms: float, steps: int, measured_on: str, 
     if nodes > MOST_NODES:
         got, need = f"{one:.3g} hours of one {size.gpu} in {hours:g}", f"no more than {MOST_NODES} machines"
         least = math.ceil(100 * one / (MOST_NODES * size.gpus)) / 100
-        raise ConfigError(explain(got=got, need=need, hint=f"--hours {least:g} or more"))
+        raise ConfigError(explain(got=got, need=need, hint=f"--hours {least:.2f} or more"))
     return Advice(size=size, nodes=nodes, hours=one / (nodes * size.gpus))
 
 

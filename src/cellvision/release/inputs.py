@@ -8,16 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cellvision.bundle import compute_sha256
 
 _WRITTEN = ("logger", "trt.timing_cache")
 """Settings whose files a step writes, wherever they are."""
 
-_PLACES = ("root", "folder", "dir", "path", "file", "images", "labels", "annotations", "weights", "teacher", "ckpt")
-"""Ends of the names of settings that are paths: in others "train" is no folder that happens to be there."""
+_PLACE = re.compile(r"(.*_)?(root|folder|dir|path|file|images|labels|annotations|weights|teacher|ckpt)")
+"""Names of settings that are paths: in others "train" is no folder that happens to be there."""
 
-_BASE = re.compile(r"^_BASE_\s*:\s*[\"']?([^\"'#\n]+)", re.MULTILINE)
-"""Names the file that a configuration goes on from, as detectron2 has it."""
+_NO_PLACES = ("repeated_images",)
 
 
 def find_inputs(settings: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -40,16 +41,19 @@ def _choose(settings: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
 
 
 def _is_path(key: str, text: str) -> bool:
-    return "/" in text or bool(Path(text).suffix) or key.partition("[")[0].endswith(_PLACES)
+    name = re.sub(r"\[\d+\]", "", key).rpartition(".")[2]
+    return "/" in text or bool(Path(text).suffix) or (name not in _NO_PLACES and _PLACE.fullmatch(name) is not None)
 
 
 def _list_bases(path: Path, known: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Files that a configuration goes on from, and those that these go on from."""
     if path.suffix not in (".yaml", ".yml") or path in known:
         return
-    with suppress(OSError, ValueError):
-        for name in _BASE.findall(path.read_text(encoding="utf-8")):
-            base = (path.parent / Path(name.strip()).expanduser()).resolve()
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        named = content.get("_BASE_", []) if isinstance(content, dict) else []
+        for name in [named] if isinstance(named, str) else named:
+            base = (path.parent / Path(str(name)).expanduser()).resolve()
             if base.is_file():
                 yield base
                 yield from _list_bases(base, known | {path})

@@ -226,7 +226,7 @@ def forget_lost(plan: Plan) -> None:
     Else another one could have its number by now.
     """
     record, registry = plan.folder / REGISTERED_NAME, ModelRegistry(plan.models)
-    if record.is_file() and str(plan.models) != AZURE:
+    if record.is_file() and plan.models != AZURE:
         own = load_json(record)
         there = registry.list_versions(plan.name) if plan.name in registry.list_names() else []
         if (own.get("version"), own.get("created")) not in [(found.version, found.created) for found in there]:

@@ -70,17 +70,20 @@ def test_what_settings_name_counts(find_keys, file, name, words, changed):
 def test_what_a_configuration_goes_on_from_counts(find_keys, tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "mine.yaml").write_text('_BASE_: "deep/Base.yaml"\nMODEL: {}\n')
-    (tmp_path / "deep" / "Base.yaml").write_text("_BASE_: ../first.yaml # of all\n")
+    (tmp_path / "deep" / "Base.yaml").write_text('"_BASE_": [../first.yaml, more.yaml] # of all\n')
+    (tmp_path / "deep" / "more.yaml").write_text("- no\n- settings\n")
     (tmp_path / "first.yaml").write_text("_BASE_: mine.yaml\n")  # round and round
     found = find_inputs({"train": {"model": {"config_file": str(tmp_path / "mine.yaml")}}}, tmp_path / "run")
-    assert {path.resolve().name for path in found["train"]} == {"mine.yaml", "Base.yaml", "first.yaml"}
+    assert {path.resolve().name for path in found["train"]} == {"mine.yaml", "Base.yaml", "first.yaml", "more.yaml"}
 
 
 def test_words_are_no_paths_where_a_folder_of_that_name_happens_to_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("train", "wells", "error"):
         (tmp_path / name).mkdir()
-    settings = {"data": {"root": "wells", "train": {"split": "train", "faulty_cells": "error"}}}
+    settings = {
+        "data": {"root": "wells", "train": {"split": "train", "faulty_cells": "error", "repeated_images": "error"}}
+    }
     assert find_inputs({"train": settings}, tmp_path / "run") == {"train": (tmp_path / "wells",)}
 
 

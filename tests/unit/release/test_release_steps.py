@@ -16,6 +16,7 @@ from cellvision.errors import ConfigError
 from cellvision.release import steps
 from cellvision.release.lock import hold
 from cellvision.release.pipeline import Plan, build_steps, find_production, forget_lost
+from cellvision.release.record import AZURE
 from cellvision.release.registry import ModelRegistry
 from cellvision.release.steps import Step, StepError, run_steps
 from stain_net import write_bundle
@@ -273,6 +274,9 @@ def test_a_version_that_the_registry_has_lost_is_registered_again(tmp_path, chan
     record.write_text(json.dumps({"name": "a", "version": version.version, "created": version.created} | change))
     forget_lost(plan)
     assert record.exists() == stays
+    record.write_text(json.dumps({"name": "a", "version": 9}))
+    forget_lost(make_plan(tmp_path, models=AZURE, host=None, port=None, keep=True))  # nothing is known of that one here
+    assert record.exists()
     forget_lost(make_plan(tmp_path, models=tmp_path / "others"))
     assert not record.exists()
 
