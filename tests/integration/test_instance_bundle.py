@@ -187,6 +187,7 @@ def test_the_manifest_says_what_was_measured(bundle):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_bundle_with_room_for_more_cells_finds_them(net, facts, tmp_path):
     """And it agrees with PyTorch where that does the same; the net itself has room for 400."""
     manifest = export_bundle(net, tmp_path / "wide", options=options(max_cells=1000), long_cell_px=200, **facts)

@@ -259,6 +259,8 @@ def test_faults_of_the_server_stay_in_its_log(predictor, field, monkeypatch, cap
         raise error
 
     monkeypatch.setattr(Predictor, "predict_to_folder", fail)
+    # Other tests' logging configurations disable the loggers that were there before.
+    monkeypatch.setattr(logging.getLogger("cellvision.serve"), "disabled", False)
     with caplog.at_level(logging.ERROR):
         reply = predict(open_client(predictor), field)
     assert refuse(reply, status) == said
