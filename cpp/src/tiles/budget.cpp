@@ -46,13 +46,13 @@ std::vector<std::byte> draw(const Manifest& manifest, int edge, Level level) {
     return std::move(image.data);
 }
 
-/// Always the same. A net that finds more needs more, and in noise it finds much.
+/// Always the same, for nets that say something of every px.
 std::vector<std::byte> draw_noise(const Manifest& manifest, int edge) {
     std::mt19937 random(0);
     return draw(manifest, edge, [&](int) { return static_cast<double>(random() % 256U); });
 }
 
-/// Nothing but ground: what a net takes for each px, without cells.
+/// Nothing but ground, for nets that find cells: what these take for each px, without cells.
 std::vector<std::byte> draw_ground(const Manifest& manifest, int edge) {
     return draw(manifest, edge, [](int) { return 20.0; });
 }
@@ -101,7 +101,7 @@ NetCosts measure_net(const Manifest& manifest, const Probe& probe) {
     const bool makes_masks = finds_cells && !manifest.is_parted();
     const auto measure = [&](int edge) {
         static_cast<void>(tensor_pool().take_peak());
-        static_cast<void>(probe(makes_masks ? draw_ground(manifest, edge) : draw_noise(manifest, edge), edge));
+        static_cast<void>(probe(finds_cells ? draw_ground(manifest, edge) : draw_noise(manifest, edge), edge));
         return static_cast<double>(tensor_pool().take_peak());
     };
     // Of two graphs, few px show the masks of as many boxes as go through the second at once.

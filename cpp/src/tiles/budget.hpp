@@ -25,8 +25,8 @@ struct NetCosts {
 /// Runs the graphs on an image, (C, edge, edge) of the manifest's input_dtype; the number of cells found, 0 for maps.
 using Probe = std::function<int(const std::vector<std::byte>& image, int edge)>;
 
-/// What the graphs need: the most that their tensors took at once on noise; of a graph that makes masks of all cells at
-/// once, on empty ground, and for cells on drawn ones.
+/// What the graphs need: the most that their tensors took at once on noise, or on empty ground if they find cells; and of
+/// a graph that makes the masks of all cells at once, on drawn ones.
 [[nodiscard]] NetCosts measure_net(const Manifest& manifest, const Probe& probe);
 
 /// What predicting an image costs beside its label image, with `batch` windows worked on at once.
