@@ -30,13 +30,14 @@ def check_range(
         cellvision.errors.ConfigError: model.prior=2; need a number above 0 and below 1; try: model.prior=0.01
     """
     if not is_finite_number(value) or not (low <= value <= high and above < value < below):
-        words = ((above, f"above {above}"), (low, f"from {low}"), (high, f"to {high}"), (below, f"and below {below}"))
+        lowest = f"from {low}" if math.isfinite(high) else f"from {low} up"
+        words = ((above, f"above {above}"), (low, lowest), (high, f"to {high}"), (below, f"and below {below}"))
         limits = [word for limit, word in words if math.isfinite(limit)]
         raise refuse(key, value, need=" ".join(["a number", *limits]), example=example)
 
 
 def check_count(
-    key: str, value: int | None, *, low: int = 1, high: float = math.inf, or_none: bool = False, example: int
+    key: str, value: int | None, *, low: int = 1, high: float = math.inf, or_none: bool = False, example: Any
 ) -> None:
     """Raise ConfigError unless ``value`` is a whole number from ``low`` to ``high``, or None where that is allowed."""
     fits = or_none if value is None else is_whole(value) and low <= value <= high

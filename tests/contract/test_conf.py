@@ -139,7 +139,7 @@ def test_foreign_targets_are_refused(node):
         ("+data.datasets.all.hight=64", r"'data\.datasets\.all\.hight'.*try: 'data\.datasets\.all\.height'"),
         ("data.fractions.train=0.9", r"split fractions .* add up to 1"),
         ("data.augment.crop.size=-3", r"size"),
-        ("data.batch_size=0", r"data\.batch_size=0; need a number from 1 up"),
+        ("data.batch_size=0", r"data\.batch_size=0; need a whole number from 1 up"),
         ("data.workers=-1", r"data\.workers=-1"),
         ("data.channels=[pi,pi]", r"data\.channels=\['pi', 'pi'\]; need different names"),
         ("live_threshold=2", r"live_threshold=2; need a number between 0 and 1"),

@@ -138,7 +138,7 @@ REFUSED = [
     ([*DRY, *give(deploy=["--rollback"])], "settings.deploy entry '--rollback'; need none of these: what"),
     ([*DRY, *give(deploy=["--instances=0"])], "--instances 0; need a whole number from 1 up"),
     ([*DRY, "metric=null"], "metric=null; need a value"),
-    ([*DRY, "hydra.launcher.timeout_hours=0"], "hydra.launcher.timeout_hours=0.0; need a number from 0.02"),
+    ([*DRY, "hydra.launcher.timeout_hours=0"], "hydra.launcher.timeout_hours=0.0; need a number from 0.02 up"),
     ([*DRY, "models=runs/models"], "models=.*runs/models with target=azure; need the registry of the workspace, as no"),
     ([*DRY, "host=127.0.0.1"], "host=127.0.0.1 with target=azure; need none, as an endpoint has an address of its"),
     ([*DRY, "port=8000"], "port=8000 with target=azure; need none"),

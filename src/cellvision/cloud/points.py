@@ -11,7 +11,7 @@ from typing import Any
 
 from cellvision.cloud.options import KEY, LaunchOptions
 from cellvision.errors import ConfigError, explain
-from cellvision.release.inputs import list_texts
+from cellvision.release.inputs import is_path, list_texts
 
 OUTPUT = "run"
 """Name of the job's output, which is the run folder."""
@@ -116,7 +116,7 @@ def find_paths(plain: Any) -> dict[str, str]:
         ``{"compress.distill.teacher": "runs/teacher/best.ckpt"}``
     """
     texts = list_texts(plain).items()
-    return {key: text for key, text in texts if ("/" in text or Path(text).suffix) and _is_there(text)}
+    return {key: text for key, text in texts if is_path(key, text) and _is_there(text)}
 
 
 def _is_there(text: str) -> bool:

@@ -15,6 +15,7 @@ from scipy.ndimage import find_objects
 from torch.utils.data import DataLoader
 
 from cellvision.bundle import Channel
+from cellvision.checks import check_count, check_range
 from cellvision.data.augment import Augment, Step
 from cellvision.data.augment.cropping import CROPS, RandomCrop, RandomScaleCrop
 from cellvision.data.batching import Crops, Fields, SubsetView, collate, hush_unread_batches
@@ -22,7 +23,6 @@ from cellvision.data.dataset import CellDataset
 from cellvision.data.sampler import (
     EpochSampler,
     FieldSampler,
-    check_whole,
     check_world,
     compute_class_weights_per_sample,
 )
@@ -84,8 +84,11 @@ class CellDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_whole("seed", seed, low=0, example="0")
-        _check_numbers(batch_size=batch_size, workers=workers, cache_mib=cache_mib, nucleus_margin_px=nucleus_margin_px)
+        check_count("seed", seed, low=0, example=0)
+        check_count("data.batch_size", batch_size, example=8)
+        check_count("data.workers", workers, low=0, example=1)
+        check_range("data.cache_mib", cache_mib, low=0, example=1024)
+        check_count("data.nucleus_margin_px", nucleus_margin_px, low=0, example=6)
         self.views = _build_views(datasets, fractions, cache_mib=cache_mib, seed=seed)
         first = self.views["train"]
         self.classes: tuple[str, ...] = tuple(first.classes)
@@ -271,15 +274,6 @@ def _check_no_crop(augment: Augment) -> None:
         if isinstance(step, RandomCrop | RandomScaleCrop):
             got = f"data.group_by_aspect=true with data.augment.{name}, after which all fields have one size"
             raise ConfigError(explain(got=got, need="fields of their own shape", hint=f"data.augment.{name}=null"))
-
-
-def _check_numbers(**numbers: float) -> None:
-    lowest = {"batch_size": 1}
-    for key, value in numbers.items():
-        least = lowest.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-            got = f"data.{key}={value!r}"
-            raise ConfigError(explain(got=got, need=f"a number from {least} up", hint=f"data.{key}={least + 1}"))
 
 
 def _find_channels(known: Sequence[Channel], wanted: Sequence[str] | None) -> list[int]:

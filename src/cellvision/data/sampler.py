@@ -8,6 +8,7 @@ import numpy as np
 import torch.distributed as dist
 from torch.utils.data import Sampler
 
+from cellvision.checks import check_count
 from cellvision.errors import ConfigError, explain
 
 Draw = tuple[int, int, int]
@@ -43,8 +44,8 @@ class EpochSampler(Sampler[Draw]):
         aspects: Sequence[int] | None = None,
         batch_size: int = 1,
     ) -> None:
-        check_whole("data.draws_per_epoch", draws, low=1, example="null")
-        check_whole("seed", seed, low=0, example="0")
+        check_count("data.draws_per_epoch", draws, example="null")
+        check_count("seed", seed, low=0, example=0)
         self.length, self.draws, self.seed, self.epoch = length, draws, seed, 0
         self.aspects, self.batch_size = None if aspects is None else np.asarray(aspects), batch_size
         self.chances = None if weights is None else np.asarray(weights, dtype=np.float64) / np.sum(weights)
@@ -97,14 +98,6 @@ def _group_draws(order: np.ndarray, kinds: np.ndarray, in_a_row: int, rng: np.ra
         elif wanted:
             last = filled
     return np.concatenate([*(batches[i] for i in rng.permutation(len(batches))), last])
-
-
-def check_whole(key: str, value: int, *, low: int, example: str) -> None:
-    """Raise ConfigError, naming the key, unless ``value`` is a whole number from ``low`` up."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(
-            explain(got=f"{key}={value!r}", need=f"a whole number from {low} up", hint=f"{key}={example}")
-        )
 
 
 class FieldSampler(Sampler[int]):

@@ -7,14 +7,13 @@ Where no pixel is valid a term is 0 and still has a gradient (of 0), so that suc
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from cellvision.errors import ConfigError, check_choice, explain
+from cellvision.errors import check_choice
 
 ACTIVATIONS = ("softmax", "sigmoid")
 
@@ -73,9 +72,3 @@ def compute_sum_of_processes(sums: Tensor) -> Tensor:
     total = own.clone()
     distributed.all_reduce(total)
     return total + distributed.get_world_size() * (sums - own)  # the difference is 0 and has the gradient
-
-
-def check_number(key: str, value: float, *, low: float, example: float) -> None:
-    """Raise ConfigError, naming the key, unless ``value`` is a finite number from ``low`` up."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < math.inf:
-        raise ConfigError(explain(got=f"{key}={value!r}", need=f"a number from {low} up", hint=f"{key}={example}"))

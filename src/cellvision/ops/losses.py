@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cellvision.checks import check_range
 from cellvision.errors import ConfigError, check_choice, explain, unknown_name
-from cellvision.ops.loss_term import ACTIVATIONS, ClassTerm, check_number, compute_weighted_mean
+from cellvision.ops.loss_term import ACTIVATIONS, ClassTerm, compute_weighted_mean
 from cellvision.ops.overlap_losses import Dice, Tversky
 from cellvision.ops.pixel_losses import BinaryCrossEntropy, Boundary, CrossEntropy, Focal, PixelTerm
 from cellvision.types import IGNORE, Targets
@@ -47,7 +48,7 @@ class Distance(nn.Module):
         """``method``: one of DISTANCE_METHODS; a pixel of a cell weighs ``foreground_weight``, one outside 1."""
         super().__init__()
         check_choice("model.loss.distance.method", method, DISTANCE_METHODS)
-        check_number("model.loss.distance.foreground_weight", foreground_weight, low=0, example=1.0)
+        check_range("model.loss.distance.foreground_weight", foreground_weight, low=0, example=1.0)
         self.method = method
         self.foreground_weight = foreground_weight
 
@@ -166,7 +167,7 @@ def _take_weight(name: str, given: dict[str, Any]) -> float:
     if "weight" not in given:
         raise ConfigError(explain(got=f"{key} is missing", need="a number from 0 up", hint=f"{key}=1.0"))
     weight = given.pop("weight")
-    check_number(key, weight, low=0, example=1.0)
+    check_range(key, weight, low=0, example=1.0)
     return float(weight)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cellvision.ops.loss_term import ClassTerm, check_number, compute_sum_of_processes
+from cellvision.checks import check_range
+from cellvision.ops.loss_term import ClassTerm, compute_sum_of_processes
 
 
 class Tversky(ClassTerm):
@@ -22,9 +23,9 @@ class Tversky(ClassTerm):
     ) -> None:
         """``alpha`` weighs false positives, ``beta`` misses; ``smoothing`` px > 0 keep absent classes defined."""
         super().__init__(activation=activation, class_count=class_count)
-        check_number(f"model.loss.{self.name}.alpha", alpha, low=0, example=0.5)
-        check_number(f"model.loss.{self.name}.beta", beta, low=0, example=0.5)
-        check_number(f"model.loss.{self.name}.smoothing", smoothing, low=1e-7, example=1.0)
+        check_range(f"model.loss.{self.name}.alpha", alpha, low=0, example=0.5)
+        check_range(f"model.loss.{self.name}.beta", beta, low=0, example=0.5)
+        check_range(f"model.loss.{self.name}.smoothing", smoothing, low=1e-7, example=1.0)
         self.alpha, self.beta, self.smoothing = alpha, beta, smoothing
 
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -48,5 +49,5 @@ class Dice(Tversky):
 
     def __init__(self, *, activation: str, class_count: int, smoothing: float = 1.0) -> None:
         """``smoothing`` px > 0 are added to numerator and denominator of 2 TP / (2 TP + FP + FN)."""
-        check_number("model.loss.dice.smoothing", smoothing, low=1e-6, example=1.0)
+        check_range("model.loss.dice.smoothing", smoothing, low=1e-6, example=1.0)
         super().__init__(activation=activation, class_count=class_count, alpha=0.5, beta=0.5, smoothing=smoothing / 2)

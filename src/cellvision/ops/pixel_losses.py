@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cellvision.checks import check_range
 from cellvision.errors import ConfigError, explain
-from cellvision.ops.loss_term import TINY, ClassTerm, check_number, compute_weighted_mean
+from cellvision.ops.loss_term import TINY, ClassTerm, compute_weighted_mean
 
 
 def compute_class_weights(class_pixels: Sequence[int]) -> tuple[float, ...]:
@@ -92,7 +93,7 @@ class PixelTerm(ClassTerm):
                 )
             )
         for value in given:
-            check_number(key, value, low=0, example=1.0)
+            check_range(key, value, low=0, example=1.0)
         return torch.tensor([float(value) for value in given])
 
 
@@ -129,7 +130,7 @@ class Focal(PixelTerm):
     ) -> None:
         """``gamma`` >= 0; at 0 this is cross-entropy."""
         super().__init__(activation=activation, class_count=class_count, class_weights=class_weights)
-        check_number("model.loss.focal.gamma", gamma, low=0, example=2.0)
+        check_range("model.loss.focal.gamma", gamma, low=0, example=2.0)
         self.gamma = gamma
 
     def pixel_losses(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ class Boundary(PixelTerm):
         if not isinstance(radius_px, int) or radius_px < 1:
             key = "model.loss.boundary.radius_px"
             raise ConfigError(explain(got=f"{key}={radius_px!r}", need="a whole number from 1 up", hint=f"{key}=3"))
-        check_number("model.loss.boundary.strength", strength, low=0, example=5.0)
+        check_range("model.loss.boundary.strength", strength, low=0, example=5.0)
         self.radius_px = radius_px
         self.strength = strength
 

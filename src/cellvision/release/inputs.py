@@ -34,15 +34,10 @@ def find_inputs(settings: Mapping[str, Mapping[str, Any]], folder: Path) -> dict
 def _choose(settings: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
     texts = list_texts(settings).items()
     read = [(key, text) for key, text in texts if not any(f"{key}.".startswith(f"{own}.") for own in _WRITTEN)]
-    named = {_find(text) for key, text in read if _is_path(key, text)}
+    named = {_find(text) for key, text in read if is_path(key, text)}
     paths = {path for path in named if path is not None and not path.resolve().is_relative_to(folder)}
     paths |= {base for path in paths for base in _list_bases(path)}
     return tuple(sorted(path for path in paths if paths.isdisjoint(path.parents)))
-
-
-def _is_path(key: str, text: str) -> bool:
-    name = re.sub(r"\[\d+\]", "", key).rpartition(".")[2]
-    return "/" in text or bool(Path(text).suffix) or (name not in _NO_PLACES and _PLACE.fullmatch(name) is not None)
 
 
 def _list_bases(path: Path, known: frozenset[Path] = frozenset()) -> Iterator[Path]:
@@ -88,6 +83,17 @@ def list_texts(plain: Any, key: str = "") -> dict[str, str]:
     elif isinstance(plain, str):
         found[key] = plain
     return found
+
+
+def is_path(key: str, text: str) -> bool:
+    """Whether a setting's text is meant as a path: by how it is written, or by the setting's name.
+
+    Example:
+        >>> [is_path("logger.tags.plate", "train"), is_path("data.root", "train"), is_path("ckpt", "best.ckpt")]
+        [False, True, True]
+    """
+    name = re.sub(r"\[\d+\]", "", key).rpartition(".")[2]
+    return "/" in text or bool(Path(text).suffix) or (name not in _NO_PLACES and _PLACE.fullmatch(name) is not None)
 
 
 def hash_folder(folder: Path, *, without: Path) -> list[list[str]]:

@@ -12,11 +12,11 @@ from cellvision.errors import ConfigError
 @pytest.mark.parametrize(
     ("name", "value", "need"),
     [
-        ("timeout_hours", 0.0001, "a number from 0.02"),
-        ("timeout_hours", -1.0, "a number from 0.02"),
-        ("timeout_hours", math.nan, "a number from 0.02"),
-        ("poll_s", 0.0, "a number from 0.01"),
-        ("max_snapshot_mib", math.nan, "a number from 0.01"),
+        ("timeout_hours", 0.0001, "a number from 0.02 up"),
+        ("timeout_hours", -1.0, "a number from 0.02 up"),
+        ("timeout_hours", math.nan, "a number from 0.02 up"),
+        ("poll_s", 0.0, "a number from 0.01 up"),
+        ("max_snapshot_mib", math.nan, "a number from 0.01 up"),
         ("max_trials", 0, "a whole number from 1 up"),
         ("concurrent", 0, "a whole number from 1 up"),
     ],

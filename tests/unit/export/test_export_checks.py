@@ -35,7 +35,7 @@ WRONG_OPTIONS = [
     ({"max_cells": 10**8}, "max_cells=100000000; need a whole number from 1 to 100000"),
     ({"max_cells": "many"}, "max_cells='many'; need a whole number"),
     ({"max_cells": True}, "max_cells=True; need a whole number"),
-    ({"min_score": 2}, "min_score=2; need a number from 0 and below 1; try: min_score=0.1"),
+    ({"min_score": 2}, "min_score=2; need a number from 0 up and below 1; try: min_score=0.1"),
     ({"min_score": float("nan")}, "min_score=nan; need a number"),
     ({"form": "half"}, "unknown form 'half'; need one of: parted, whole"),
     ({"input_dtype": "int3"}, "unknown input_dtype 'int3'"),

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cellvision.checks import check_count, check_range
 from cellvision.compression.distill.adapters import Adapter
 from cellvision.compression.distill.detection_losses import CONFIDENT
 from cellvision.compression.distill.feature_losses import compute_channel_loss, compute_focus_loss, weigh_cells
 from cellvision.compression.distill.taps import Seen
-from cellvision.errors import ConfigError, explain, is_finite_number
-from cellvision.ops.loss_term import check_number
 from cellvision.types import Batch
 
 
@@ -37,20 +36,11 @@ class Manner:
     confident: float = CONFIDENT
 
     def __post_init__(self) -> None:
-        for key in ("temperature", "channel_temperature"):
-            value = getattr(self, key)
-            if not is_finite_number(value) or value <= 0:
-                got = f"compress.distill.{key}={value!r}"
-                raise ConfigError(explain(got=got, need="a number above 0", hint=f"compress.distill.{key}=2.0"))
-        if not isinstance(self.boundary_px, int) or self.boundary_px < 1:
-            got = f"compress.distill.boundary_px={self.boundary_px!r}"
-            raise ConfigError(explain(got=got, need="a whole number from 1 up", hint="compress.distill.boundary_px=2"))
-        check_number("compress.distill.quality_power", self.quality_power, low=0, example=1.0)
-        if not is_finite_number(self.confident) or not 0 <= self.confident < 1:
-            got = f"compress.distill.confident={self.confident!r}"
-            raise ConfigError(
-                explain(got=got, need="a number from 0 up and below 1", hint="compress.distill.confident=0.3")
-            )
+        for name in ("temperature", "channel_temperature"):
+            check_range(f"compress.distill.{name}", getattr(self, name), above=0, example=2.0)
+        check_count("compress.distill.boundary_px", self.boundary_px, example=2)
+        check_range("compress.distill.quality_power", self.quality_power, low=0, example=1.0)
+        check_range("compress.distill.confident", self.confident, low=0, below=1, example=0.3)
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cellvision.checks import check_switch, refuse
+from cellvision.checks import check_range, check_switch, refuse
 from cellvision.compression.distill.adapters import Adapter, build_adapters
 from cellvision.compression.distill.cell_lesson import CellLesson, list_missing_of_cells
 from cellvision.compression.distill.lesson import Lesson, Manner
@@ -24,7 +24,6 @@ from cellvision.errors import ConfigError, explain
 from cellvision.models.base import SegNet
 from cellvision.models.centermask2.model import CenterMask2
 from cellvision.models.map_net import MapNet
-from cellvision.ops.loss_term import check_number
 from cellvision.training.phases import BASE
 from cellvision.types import Batch
 
@@ -83,8 +82,8 @@ class Distill(Step):
         super().__init__(epochs=epochs, lr=lr)
         _check_kinds(teacher, weights)
         check_switch("compress.distill.throughout", throughout)
-        check_number("compress.distill.weight", weight, low=0, example=1.0)
-        check_number("compress.distill.cache_mib", cache_mib, low=0, example=512)
+        check_range("compress.distill.weight", weight, low=0, example=1.0)
+        check_range("compress.distill.cache_mib", cache_mib, low=0, example=512)
         compute_share(schedule, 0, 1)
         self.manner = Manner(
             temperature=temperature,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cellvision.checks import check_range
 from cellvision.errors import ConfigError, explain, unknown_name
-from cellvision.ops.loss_term import check_number
 
 MAP_TERMS: Mapping[str, float | None] = {
     "classes": 1.0,
@@ -56,7 +56,7 @@ def choose_terms(
                 unknown_name("loss of this net", key, [f"compress.distill.weights.{each}" for each in usual])
             )
         if weight is not None:
-            check_number(key, weight, low=0, example=1.0)
+            check_range(key, weight, low=0, example=1.0)
             if name in missing:
                 raise ConfigError(explain(got=f"{key}={weight} and {missing[name]}", need="both", hint=f"{key}=null"))
     weights = {name: float(weight) for name, weight in {**usual, **given}.items() if weight}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cellvision.checks import check_switch
+from cellvision.checks import check_range, check_switch
 from cellvision.compression.patterns import check_patterns
 from cellvision.compression.prune.cut import Cut
 from cellvision.compression.prune.latency import LatencyTrial, search_latency
@@ -25,7 +25,6 @@ from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, explain
 from cellvision.models.build import build_model
 from cellvision.models.structure.widths import read_widths
-from cellvision.ops.loss_term import check_number
 
 T = TypeVar("T")
 
@@ -87,7 +86,7 @@ class Prune(Step):
         zeros: dict[str, Any] = {"masks": masks, "sparsity": sparsity}
         self.options = PruneOptions(steps=steps, protected=protected, **targets, **choice, **limits, **zeros)
         check_switch("compress.prune.sensitivity", sensitivity)
-        check_number("compress.prune.sparse_strength", sparse_strength, low=0, example=1e-4)
+        check_range("compress.prune.sparse_strength", sparse_strength, low=0, example=1e-4)
         check_counts(every=every, batches=batches, sparse_epochs=sparse_epochs, latency_px=latency_px)
         self.every, self.count, self.sensitivity = every, batches, sensitivity
         self.latency_ms, self.latency_px = latency_ms, latency_px

@@ -11,7 +11,7 @@ from cellvision.models.centermask2.settings import NetSettings
 GROUPS = ("assigning", "fcos_loss", "decoding", "proposals", "roi_sampling", "mask_loss", "semantic")
 NAN, INF = float("nan"), float("inf")
 SWITCH, COUNT = "need true or false; try:", "need a whole number from 1 up; try:"
-RATE, AMOUNT = "need a number from 0 to 1; try:", "need a number from 0; try:"
+RATE, AMOUNT = "need a number from 0 to 1; try:", "need a number from 0 up; try:"
 SHARE, ABOVE = "need a number above 0 to 1; try:", "need a number above 0; try:"
 RISING, WEIGHTS = "need rising numbers above 0; try:", "need numbers, one per cell class; try:"
 WRONG = [
