@@ -1,7 +1,6 @@
 #include "arguments.hpp"
 
 #include <charconv>
-#include <cmath>
 #include <functional>
 #include <map>
 #include <string_view>
@@ -54,10 +53,11 @@ int to_count(const std::string& option, const std::string& text, int most = cell
     return value;
 }
 
-double to_positive(const std::string& option, const std::string& text) {
-    const auto value = to_number<double>(option, text, "a number above 0", "257");
-    if (!(value > 0.0) || !std::isfinite(value)) {
-        cellvision::fail(ErrorKind::config, option + " " + text, "a number above 0", option + " 257");
+double to_intensity_scale(const std::string& option, const std::string& text) {
+    const std::string need(cellvision::intensity_scales);
+    const auto value = to_number<double>(option, text, need.c_str(), "257");
+    if (!cellvision::is_intensity_scale(value)) {
+        cellvision::fail(ErrorKind::config, option + " " + text, need, option + " 257");
     }
     return value;
 }
@@ -110,7 +110,7 @@ std::map<std::string, Setter> list_setters(Arguments& found) {
         {"--batch", [&](Text option, Text value) { found.options.batch = to_count(option, value); }},
         {"--arena", [&](Text, Text value) { found.options.arena = value; }},
         {"--channels", [&](Text, Text value) { found.channel_names = split_names(value); }},
-        {"--intensity-scale", [&](Text option, Text value) { found.intensity_scale = to_positive(option, value); }},
+        {"--intensity-scale", [&](Text option, Text value) { found.intensity_scale = to_intensity_scale(option, value); }},
         {"--pixel-size-um", [&](Text option, Text value) { found.pixel_size_um = to_pixel_size(option, value); }},
         {"--ort-library", [&](Text, Text value) { found.options.ort_library = value; }},
     };

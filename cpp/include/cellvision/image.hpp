@@ -31,6 +31,12 @@ inline constexpr std::string_view pixel_sizes = "a number of micrometres from 0.
     return size_um >= smallest_pixel_um && size_um <= largest_pixel_um;
 }
 
+/// What the factor from an image's counts to the training counts can be.
+inline constexpr std::string_view intensity_scales = "a factor from 1e-9 to 1e9";
+
+/// Whether a value is one of `intensity_scales`.
+[[nodiscard]] constexpr bool is_intensity_scale(double scale) noexcept { return scale >= 1e-9 && scale <= 1e9; }
+
 /// Raw counts of one image, planar: channel by channel, row by row, (C, H, W).
 struct Image {
     int channels = 0;

@@ -147,8 +147,8 @@ InputMatch match_input(const Manifest& manifest, const Image& image, std::option
                  std::to_string(image.width) + " px and " + std::to_string(image.data.size()) + " bytes",
              "at least 1x1 px, and the bytes of all its counts", "check channels, height, width and dtype");
     }
-    if (intensity_scale && !(*intensity_scale > 0.0 && std::isfinite(*intensity_scale))) {
-        fail(ErrorKind::config, "intensity_scale=" + format(*intensity_scale), "a number above 0",
+    if (intensity_scale && !is_intensity_scale(*intensity_scale)) {
+        fail(ErrorKind::config, "intensity_scale=" + format(*intensity_scale), std::string(intensity_scales),
              "intensity_scale=257");
     }
     if (image.pixel_size_um && !is_pixel_size(*image.pixel_size_um)) {

@@ -217,7 +217,7 @@ def test_an_image_too_large_for_the_memory(stain_bundle, tmp_path):
         ({"overlay": "yes"}, "unknown overlay 'yes'; need one of: 0, 1, false, true; try: "),
         ({"pixel_size_um": "a"}, "pixel_size_um='a'; need a number; try: pixel_size_um=0.65"),
         ({"pixel_size_um": "nan"}, "pixel_size_um=nan; need a number of micrometres from 0.0001 to 1000000; try: "),
-        ({"intensity_scale": "-1"}, "intensity_scale=-1.0; need a number above 0; try: intensity_scale=257"),
+        ({"intensity_scale": "-1"}, "intensity_scale=-1.0; need a factor from 1e-9 to 1e9; try: intensity_scale=257"),
         ({"channels": "a"}, "1 channel names .* for the image of 2 channels; need one name per channel; try: channels"),
     ],
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from cellvision.bundle import PIXEL_SIZES, Manifest, is_pixel_size
 from cellvision.errors import BundleError, ConfigError, DataError, explain
+
+INTENSITY_SCALES = "a factor from 1e-9 to 1e9"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +73,11 @@ def match_input(
 
     Raises:
         BundleError: the image's dtype, number of channels or channel names do not suit the bundle.
-        ConfigError: intensity_scale is not above 0, or there are not as many names as channels.
+        ConfigError: intensity_scale is not one of INTENSITY_SCALES, or there are not as many names as channels.
     """
-    if intensity_scale is not None and not 0.0 < intensity_scale < math.inf:
+    if intensity_scale is not None and not 1e-9 <= intensity_scale <= 1e9:
         raise ConfigError(
-            explain(got=f"intensity_scale={intensity_scale}", need="a number above 0", hint="intensity_scale=257")
+            explain(got=f"intensity_scale={intensity_scale}", need=INTENSITY_SCALES, hint="intensity_scale=257")
         )
     _check_dtype(manifest, name, dtype, intensity_scale)
     order = _order_channels(manifest, name, channels, channel_names)
