@@ -210,14 +210,24 @@ class Run:
             if isinstance(callback, Ema):
                 callback.restart(self.task)
 
+    def keep(self, score: float) -> None:
+        """Keep the net as it is as the best of this phase, until an epoch has a better score."""
+        for best in self._list_best():
+            best.save(self.trainer, score)
+
+    def is_best(self, score: float) -> bool:
+        """Whether the net that was kept with this score is still the best of its phase."""
+        return any(best.score == score for best in self._list_best())
+
     def stop(self, why: str, *, score: float) -> None:
         """End training with the net as it is, which is kept as the best of this phase."""
         self.say(why)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks:
-            if isinstance(callback, BestCheckpoint):
-                callback.save(self.trainer, score)
+        self.keep(score)
         self.task.ends_now = self.trainer.should_stop = True
+
+    def _list_best(self) -> list[BestCheckpoint]:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if isinstance(callback, BestCheckpoint)]
 
 
 def _take_named(cut: Cut) -> Callable[[str, Tensor], Tensor]:

@@ -103,6 +103,21 @@ def test_where_little_is_lost_nothing_is_trained(tmp_path, capsys):
     assert is_rounding(net)
 
 
+@pytest.mark.parametrize(("rounded", "is_kept"), [(0.0, False), (2.0, True)])
+def test_rounding_alone_is_kept_unless_an_epoch_is_better(tmp_path, monkeypatch, capsys, rounded, is_kept):
+    monkeypatch.setattr("cellvision.compression.run.Run.score", lambda run, net=None: rounded)
+    step = Quantize(epochs=2, freeze_epochs=1, when="always", calibration_batches=1)
+    _, trainer, best = fit(tmp_path, [step])
+    assert ("no epoch of training was better" in capsys.readouterr().out) == is_kept
+    kept = torch.load(tmp_path / "checkpoints" / "quantize.ckpt", weights_only=True)
+    assert (kept["global_step"] == 0) == is_kept
+    assert trainer.global_step > 0
+    assert (best.score == rounded) == is_kept
+    net, _ = load_net(tmp_path / "checkpoints" / "quantize.ckpt")
+    assert is_rounding(net)
+    assert all(quant.bound > 0 for quant in find_fake_quants(net))
+
+
 def test_layers_that_cost_most_stay_float_until_the_budget_is_met(tmp_path, monkeypatch):
     costly = "decoder.0.convolve.0"
 

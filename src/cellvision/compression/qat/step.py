@@ -40,6 +40,7 @@ class Quantize(Step):
     """Lets the net round to 8 bits as its INT8 bundle will, and trains it with that.
 
     Ranges are found first, without training: where the score falls by no more than ``tolerance_points``, that is all.
+    Else the net as it was rounded counts as one epoch more: training never ends with a worse one.
 
     Args:
         epochs, lr: see Step.
@@ -102,16 +103,17 @@ class Quantize(Step):
         self.keep_float = to_patterns("compress.qat.keep_float", keep_float)
         self.budget, self.sensitivity = _check_budget(budget_points, budget_ms), sensitivity
         self._is_frozen = False
-        self._score_untrained: float | None = None
+        self._score_rounded: float | None = None
+        self._is_enough = False
 
     @property
     def state(self) -> dict[str, Any]:
-        """The score of the rounded net, once it needs no training."""
-        return {} if self._score_untrained is None else {"score_untrained": self._score_untrained}
+        """The score of the net when it had been rounded, and whether that needs no training."""
+        return {"score_rounded": self._score_rounded, "is_enough": self._is_enough}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Remember that no training is needed."""
-        self._score_untrained = state.get("score_untrained")
+        """Remember what rounding alone has given."""
+        self._score_rounded, self._is_enough = state.get("score_rounded"), state.get("is_enough", False)
 
     def attach(self, run: Run) -> None:
         """Look whether the net can round so, and learn its ranges: their steps are relative with AdamW only."""
@@ -125,8 +127,9 @@ class Quantize(Step):
         """Let the net round, before the first epoch; fix ranges and statistics, before the last ones."""
         if not is_rounding(run.net):
             self._begin(run)
-        if self._score_untrained is not None:
-            run.stop("quantize  no training needed", score=self._score_untrained)
+        if self._is_enough:
+            assert self._score_rounded is not None
+            run.stop("quantize  no training needed", score=self._score_rounded)
         self._is_frozen = epoch >= self.epochs - self.freeze_epochs
         set_phase(run.net, observing=not self._is_frozen, rounding=True)
         for module in run.net.modules():
@@ -139,6 +142,11 @@ class Quantize(Step):
             for quant in find_fake_quants(run.net):
                 assert quant.growth is not None
                 quant.growth.grad = None
+
+    def end_run(self, run: Run) -> None:
+        """Say so where training has been of no use."""
+        if not self._is_enough and self._score_rounded is not None and run.is_best(self._score_rounded):
+            run.say("quantize  no epoch of training was better than rounding alone: the net from before them is kept")
 
     def _begin(self, run: Run) -> None:
         batches, before = run.batches(self.count), run.score()
@@ -165,8 +173,9 @@ class Quantize(Step):
         run.say(
             f"quantize  {len(plan.layers)} layers round; {lost:.2f} points lost in {run.task.monitor} by that{allowed}"
         )
-        if enough:
-            self._score_untrained = after
+        self._score_rounded, self._is_enough = after, enough
+        if not enough:
+            run.keep(after)
 
     def _round(self, run: Run, batches: Sequence[Batch], names: Sequence[str] = ()) -> QuantPlan:
         """The plan that keeps some more layers float, which the net follows from now on."""
