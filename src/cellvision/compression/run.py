@@ -17,10 +17,10 @@ from cellvision.compression.prune.cut import Cut
 from cellvision.compression.prune.statistics import refresh_batch_norm
 from cellvision.data.datamodule import CellDataModule
 from cellvision.errors import CellvisionError, ConfigError, explain
-from cellvision.models.base import SegNet
+from cellvision.models.base import SegNet, keep_modes
 from cellvision.training.averaging import Ema
 from cellvision.training.callbacks import BestCheckpoint
-from cellvision.training.checkpoint import NET_PREFIX, load_plain_checkpoint
+from cellvision.training.checkpoint import NET_PREFIX, load_plain_checkpoint, replace_in_record
 from cellvision.training.gathering import share_buffers
 from cellvision.training.task import SegmentationTask
 from cellvision.training.validating import score_net
@@ -29,7 +29,9 @@ from cellvision.types import Batch
 LARGEST_FIELD_PX = 512
 """An edge of what is counted of a field, as in reports."""
 
-Measure = Callable[[SegNet, Tensor], float]
+Measure = Callable[[SegNet, Tensor, int | None], float]
+"""Latency in ms of a net on an image (1, C, H, W) with so many cells, None for nets that draw no masks of each."""
+
 T = TypeVar("T")
 
 
@@ -41,7 +43,7 @@ class Run:
         task: what it fits.
         folder: of the run, for what steps draw and tell.
         teacher: checkpoint of the net before the first step; made in the course of the run where that is trained in it.
-        measure_ms: latency in ms of a net on an image (1, C, H, W), on this machine as it will be used.
+        measure_ms: on this machine, of the net as it will be used.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Run:
     ) -> None:
         self.trainer, self.task, self.folder, self.teacher = trainer, task, folder, teacher
         self._measure_ms = measure_ms
+        self._scores: dict[str, float] = {}
         self._earlier = 0 if task.record is None else len(task.record.recipe)
 
     @property
@@ -128,10 +131,25 @@ class Run:
         if self.task.monitor not in scores:
             got = f"monitor={self.task.monitor}, which is not measured between two epochs"
             raise ConfigError(explain(got=got, need=f"one of {', '.join(sorted(scores))}", hint="monitor=null"))
+        if net is None:
+            self._scores = scores
         return scores[self.task.monitor]
 
-    def measure_ms(self, net: SegNet, image: Tensor) -> float:
-        """Latency in ms of a net on an image (1, C, H, W) of raw counts on this machine, as it will be used.
+    def count_cells(self, image: Tensor) -> int | None:
+        """How many cells the net as it is finds in an image (1, C, H, W); None for one that draws no masks of each."""
+        if self.net.detecting is None:
+            return None
+        with keep_modes(self.net), torch.no_grad():
+            scores = self.net.eval()(image)["scores"]
+        return int((scores > self.task.splitting.score_threshold).sum())
+
+    def measure_ms(self, net: SegNet, image: Tensor, cells: int | None) -> float:
+        """Latency in ms of a net on this machine, as it will be used.
+
+        Args:
+            net: that may find no cells yet, or too many.
+            image: (1, C, H, W) raw counts.
+            cells: that it is to draw masks of; see `count_cells`.
 
         Raises:
             ConfigError: this run cannot measure.
@@ -139,7 +157,7 @@ class Run:
         if self._measure_ms is None:
             got, need = "a latency to be met", "a run that can measure"
             raise ConfigError(explain(got=got, need=need, hint="compress.py, or Compression(measure_ms=...)"))
-        return self._measure_ms(net, image)
+        return self._measure_ms(net, image, cells)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Let the checkpoints tell what a step of this run has done so far: plain data, with its name as "step"."""
@@ -212,8 +230,11 @@ class Run:
 
     def keep(self, score: float) -> None:
         """Keep the net as it is as the best of this phase, until an epoch has a better score."""
+        known = self._scores.get(self.task.monitor) == score
         for best in self._list_best():
             best.save(self.trainer, score)
+            if self.is_lead:  # what was saved as its scores is of the epoch before
+                replace_in_record(best.path, accuracy=self._scores if known else {self.task.monitor: score})
 
     def is_best(self, score: float) -> bool:
         """Whether the net that was kept with this score is still the best of its phase."""

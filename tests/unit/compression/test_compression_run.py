@@ -101,12 +101,13 @@ def test_statistics_are_those_of_the_pruned_net(tmp_path):
 def test_a_latency_is_looked_for_and_met_after_the_last_cut(tmp_path, capsys):
     """By gradients and in two cuts, so that which layers lose channels is not what the first search saw."""
 
-    def measure(net, image):
+    def measure(net, image, cells):
+        assert cells is None
         return sum(value.numel() for value in net.parameters()) / 1000
 
     steps = [Prune(epochs=2, steps=2, latency_ms=2.0, importance="taylor", batches=1)]
     task, _, best = fit(tmp_path, steps, measure_ms=measure)
-    assert 1.5 < measure(task.net, None) <= 2.0
+    assert 1.5 < measure(task.net, None, None) <= 2.0
     assert capsys.readouterr().out.count("ms, 100% of the MACs") == 1
     best.publish()
     (record,) = load_net(tmp_path / "checkpoints" / "best.ckpt")[1].recipe
@@ -116,7 +117,7 @@ def test_a_latency_is_looked_for_and_met_after_the_last_cut(tmp_path, capsys):
 
 def test_a_latency_that_is_met_already_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"prune\.latency_ms=5, which the net meets already"):
-        fit(tmp_path, [Prune(epochs=1, latency_ms=5, batches=1)], measure_ms=lambda net, image: 1.0)
+        fit(tmp_path, [Prune(epochs=1, latency_ms=5, batches=1)], measure_ms=lambda net, image, cells: 1.0)
     with pytest.raises(ConfigError, match="a latency to be met; need a run that can measure"):
         fit(tmp_path / "other", [Prune(epochs=1, latency_ms=5, batches=1)])
 

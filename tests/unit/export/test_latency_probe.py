@@ -12,6 +12,20 @@ from cellvision.export import latency_probe
 from cellvision.models.build import build_model
 from cellvision.models.structure.fake_quant import find_fake_quants, is_rounding, set_fake_quant
 
+DETECTOR = {
+    "name": "centermask2",
+    "backbone": "vovnet19_slim_dw",
+    "levels": [3, 4],
+    "roi_levels": [3, 4],
+    "top_levels": 0,
+    "fpn_channels": 32,
+    "class_convs": 1,
+    "box_convs": 1,
+    "mask_convs": 1,
+    "mask_iou": False,
+    "assigning": {"sizes_of_interest": [32]},
+}
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -40,3 +54,27 @@ def test_a_net_that_rounds_is_timed_with_integers(keep_float, monkeypatch):
     assert seen == {"graphs": 1, "integer": len(layers)}
     assert is_rounding(net) is (keep_float is not None)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cells", "drawn"), [(0, 1), (7, 7)])
+@pytest.mark.parametrize("bias", [-9.0, 5.0])
+def test_a_net_that_finds_no_cell_is_timed_with_as_many_as_one_that_finds_cells_everywhere(
+    bias, cells, drawn, monkeypatch
+):
+    net = build_model(in_channels=1, classes=("background", "cell"), **DETECTOR).eval()
+    with torch.no_grad():
+        net.detector.proposal_generator.fcos_head.cls_logits.bias.fill_(bias)
+        net.detector.proposal_generator.fcos_head.bbox_pred.bias.fill_(0.1)
+    seen, opened = [], latency_probe.open_onnx_graph
+
+    def look(path, settings):
+        graph = opened(path, settings)
+        run = graph.run
+        graph.run = lambda inputs, names: seen.append(run(inputs, names))
+        return graph
+
+    monkeypatch.setattr(latency_probe, "open_onnx_graph", look)
+    assert latency_probe.measure_graph_ms(net, 255 * torch.rand(1, 1, 96, 96), cells, threads=1, runs=1) > 0
+    assert all(found["valid"].sum() == found["masks"].shape[1] == drawn for found in seen)
+    assert seen

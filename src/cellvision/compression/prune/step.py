@@ -168,13 +168,14 @@ class Prune(Step):
     def _find_ratio(self, run: Run, image: Tensor, number: int, *, target_ms: float) -> float:
         """The ratio that a latency needs, by the net and its gradients as they are before this cut."""
         timed = image if self.latency_px is None else _repeat(image, self.latency_px)
+        cells = run.count_cells(timed)
         gone = self._state["ratio"] * self.options.share_done(number) if number else 0.0
 
         def search() -> LatencyTrial:
             found = search_latency(
                 run.net,
                 image,
-                lambda net: run.measure_ms(net, timed),
+                lambda net: run.measure_ms(net, timed, cells),
                 target_ms=target_ms,
                 options=self.options,
                 state=self._state.get("pruner"),

@@ -187,6 +187,7 @@ class Quantize(Step):
     def _choose(self, run: Run, batches: Sequence[Batch], before: float) -> Mixed:
         """Which layers have to stay float."""
         image = run.sample_image()
+        cells = run.count_cells(image)
 
         @contextmanager
         def rounded(names: Sequence[str]) -> Iterator[None]:
@@ -202,7 +203,7 @@ class Quantize(Step):
 
         def time(names: Sequence[str]) -> float:
             with rounded(names):
-                return run.ask_lead(lambda: run.measure_ms(run.net, image))
+                return run.ask_lead(lambda: run.measure_ms(run.net, image, cells))
 
         mixed = choose_float(
             lose,

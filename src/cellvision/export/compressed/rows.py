@@ -22,7 +22,7 @@ from cellvision.export.writer import export_checkpoint
 from cellvision.models.build import build_model
 from cellvision.models.structure.restore import restore_structure
 from cellvision.report.record import ROLES
-from cellvision.training.checkpoint import load_net
+from cellvision.training.checkpoint import BEST, load_net
 from cellvision.types import Sample
 
 PHASES = ("prune", "distill", "quantize")
@@ -55,6 +55,9 @@ class Row:
 def list_rows(run: Path, *, base: Path, scratch: Path | None = None, static: Sequence[str] = ("base",)) -> list[Row]:
     """The rows of a run: the base, the best of each of its phases, those of them rounded after training, the small net.
 
+    That of the last phase is the best of the run, whose score threshold was fitted at the end, as that of the base and
+    of the small net was; a net between them has the base's.
+
     Args:
         run: folder; its phases are in ``checkpoints``.
         base: checkpoint of the uncompressed net.
@@ -67,6 +70,8 @@ def list_rows(run: Path, *, base: Path, scratch: Path | None = None, static: Seq
     """
     found = {name: run / "checkpoints" / f"{name}.ckpt" for name in PHASES}
     steps = {"base": base, **{name: path for name, path in found.items() if path.is_file()}}
+    if len(steps) > 1 and (best := run / "checkpoints" / BEST).is_file():
+        steps[list(steps)[-1]] = best
     rows = [Row(name=name, checkpoint=path) for name, path in steps.items()]
     steps |= {"scratch": scratch} if scratch else {}
     check_static(static, list(steps))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from cellvision.compression.prune.options import PruneOptions
 from cellvision.compression.prune.pruner import Pruner
-from cellvision.compression.prune.runs import REGIONS
 from cellvision.errors import ConfigError, explain
 from cellvision.export.latency_probe import open_graph
 from cellvision.export.progress import Tell, say_nothing
@@ -77,8 +76,8 @@ def shrink_to_latency(
 
     Every prunable layer loses the same share of its channels, which is searched for. A time in ms of another minute
     is worth little on a machine that does other work, so each candidate takes turns with the compressed net. Both have
-    fresh weights, for times depend on widths and not on weights, and draw as many masks where they draw each on its
-    own: a fresh net would find no cell, and a trained one many.
+    fresh weights, for times depend on widths and not on weights; how many masks they draw neither does, see
+    `open_graph`.
 
     Args:
         config: of the uncompressed net.
@@ -98,14 +97,14 @@ def shrink_to_latency(
     """
     config = dict(config)
     steps = [step for step in recipe if step["step"] != "quantize"]
-    reference = _open(start_fresh(config, _join(config, steps)), image, threads)
+    reference = open_graph(start_fresh(config, _join(config, steps)), image, threads=threads)
     tried: dict[float, float] = {}
     records: dict[float, dict[str, Any]] = {}
     low, high = 0.0, MAX_RATIO
     while len(tried) < trials and not any(abs(times - 1) <= tolerance for times in tried.values()):
         ratio = _choose(tried, low, high)
         records[ratio] = narrow(config, image, ratio)
-        candidate = _open(start_fresh(config, records[ratio]), image, threads)
+        candidate = open_graph(start_fresh(config, records[ratio]), image, threads=threads)
         tried[ratio] = _compare(candidate, reference, runs)
         tell(f"small net: {tried[ratio]:.3f} times as long with {1 - ratio:.1%} of the channels")
         low, high = (ratio, high) if tried[ratio] > 1 else (low, ratio)
@@ -209,11 +208,6 @@ def _choose(tried: Mapping[float, float], low: float, high: float) -> float:
         share = above / (above - below)
         return low + (high - low) * min(max(share, 0.1), 0.9)
     return (low + high) / 2
-
-
-def _open(net: SegNet, image: Tensor, threads: int) -> Callable[[], object]:
-    detecting = net.detecting and replace(net.detecting, min_score=0.0, max_cells=REGIONS)
-    return open_graph(net, image, threads=threads, detecting=detecting)
 
 
 def _compare(candidate: Callable[[], object], reference: Callable[[], object], runs: int) -> float:

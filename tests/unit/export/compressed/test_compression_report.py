@@ -202,3 +202,19 @@ def test_the_small_net_can_be_rounded_too(run):
         ("scratch", "scratch"),
     ]
     assert rows[-2].checkpoint == rows[-1].checkpoint
+
+
+@pytest.mark.parametrize("phases", [("prune",), ("prune", "distill")])
+def test_the_last_net_is_the_best_of_the_run_once_there_is_one(tmp_path, phases):
+    """Its threshold is fitted and its scores are final; a row that rounds it is of the same net."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in phases:
+        (folder / f"{name}.ckpt").touch()
+    unfinished = list_rows(tmp_path, base=tmp_path / "base.ckpt", static=(phases[-1],))
+    assert unfinished[len(phases)].checkpoint == folder / f"{phases[-1]}.ckpt"
+    (folder / "best.ckpt").touch()
+    rows = {row.name: row.checkpoint for row in list_rows(tmp_path, base=tmp_path / "base.ckpt", static=(phases[-1],))}
+    assert rows[phases[-1]] == rows[f"{phases[-1]} ptq"] == folder / "best.ckpt"
+    assert rows["base"] == tmp_path / "base.ckpt"
+    assert len(phases) == 1 or rows["prune"] == folder / "prune.ckpt"

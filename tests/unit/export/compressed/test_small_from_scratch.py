@@ -113,7 +113,7 @@ def count(net):
 @pytest.fixture
 def stopwatch(monkeypatch):
     """Times in place of measured ones: a net takes as long as it has parameters."""
-    monkeypatch.setattr(scratch, "_open", lambda net, image, threads: count(net))
+    monkeypatch.setattr(scratch, "open_graph", lambda net, image, *, threads: count(net))
     monkeypatch.setattr(scratch, "_compare", lambda one, other, runs: one / other)
 
 
