@@ -67,6 +67,10 @@ def read_plan(cfg: DictConfig) -> "Plan":
         raise ConfigError(explain(got=got, need="a value", hint=f"leave {empty[0]} out for the usual one"))
     plain["folder"] = Path(plain["folder"]).absolute()
     plain["models"] = AZURE if plain["models"] == str(AZURE) else Path(plain["models"]).absolute()
+    for name, words in plain["settings"].items():
+        if isinstance(words, str):
+            got, need = f"settings.{name}={words}, a text", "a list of settings"
+            raise ConfigError(explain(got=got, need=need, hint=f"'settings.{name}=[\"{words}\"]'"))
     nothing = {"compress": None}  # leaves the step out; of others, no settings
     settings = {
         name: nothing.get(name, ()) if words is None else tuple(map(str, words))

@@ -141,7 +141,7 @@ def build_trainer(
 
     from cellvision.training.callbacks import LastValidation, SameNet
     from cellvision.training.checkpoint import AtomicCheckpointIO
-    from cellvision.training.distributed import Together
+    from cellvision.training.distributed import Together, check_processes
 
     groups = (
         {"callbacks": cfg.callbacks or {}, "logger": cfg.logger or {}} if record else {"callbacks": {}, "logger": {}}
@@ -154,7 +154,7 @@ def build_trainer(
     if compression is not None and record is not None:
         given["max_epochs"] = compression.epochs
         callbacks.insert(0, compression)
-    return build(
+    trainer: Trainer = build(
         cfg.trainer,
         "trainer",
         callbacks=callbacks + ([Together(folder=folder), SameNet(), LastValidation(), record] if record else []),
@@ -167,6 +167,8 @@ def build_trainer(
         enable_model_summary=False,
         **given,
     )
+    check_processes(trainer)
+    return trainer
 
 
 def quieten() -> None:

@@ -21,7 +21,7 @@ OPEN_GROUPS = {"compress": ("data",), "export": ("data",)}
 """By script, groups that are null unless asked for; a setting of theirs is accepted all the same, and the script knows
 what it is laid over."""
 
-OPEN_SETTINGS = ("compress.distill.weights",)
+OPEN_SETTINGS = ("compress.distill.weights", "hydra.launcher.environment_variables")
 """Settings that hold others of any name, which their class looks at."""
 
 

@@ -94,8 +94,14 @@ def test_a_multirun_is_one_valid_job_for_each_point(train, tmp_path, capsys, azu
     assert not azure.calls
 
 
+def test_variables_of_the_job_are_told_on_the_command_line(train, tmp_path):
+    train(*DRY, f"run_dir={tmp_path / 's'}", "hydra.launcher.environment_variables={A: b}")
+    assert "  A: b\n" in (tmp_path / "s" / "0" / "job.yml").read_text()
+
+
 REFUSED = [
     (["trainer=azure"], "no workspace for submitting jobs: .* no config.json was found; .*dry_run=true to see the job"),
+    ([*DRY, "data=livedead", "data.root=azureml:a"], r"data\.root=azureml:a without a version; need a data asset with"),
     (["-m", "trainer=azure,cpu"], "trainer=azure,cpu; need trainer=azure alone, as where jobs run is chosen once"),
     (["-m", "trainer=choice(cpu,azure)"], "trainer=choice.cpu,azure.; need trainer=azure alone"),
     (["trainer=azure", "hydra/launcher=basic"], "trainer=azure with hydra/launcher=basic; need the launcher that"),

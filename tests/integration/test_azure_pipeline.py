@@ -137,6 +137,8 @@ REFUSED = [
     ),
     ([*DRY, *give(deploy=["--rollback"])], "settings.deploy entry '--rollback'; need none of these: what"),
     ([*DRY, *give(deploy=["--instances=0"])], "--instances 0; need a whole number from 1 up"),
+    ([*DRY, "keep=maybe"], "keep='maybe'; need true or false; try: keep=false"),
+    ([*DRY, "settings.data='seed=1'"], "settings.data=seed=1, a text; need a list of settings"),
     ([*DRY, "metric=null"], "metric=null; need a value"),
     ([*DRY, "hydra.launcher.timeout_hours=0"], "hydra.launcher.timeout_hours=0.0; need a number from 0.02 up"),
     ([*DRY, "models=runs/models"], "models=.*runs/models with target=azure; need the registry of the workspace, as no"),

@@ -253,6 +253,22 @@ def test_no_workspace_is_one_sentence(azure, tree, monkeypatch):
     assert not azure.calls
 
 
+@pytest.mark.parametrize("text", ["", "no json", "[1]", '{"subscription_id": "a"}'])
+def test_a_workspace_file_that_names_none_is_one_sentence(azure, tree, monkeypatch, text):
+    (tree / "config.json").write_text(text)
+    monkeypatch.chdir(tree)
+    with pytest.raises(CellvisionError, match=r"a config\.json here .* cannot be read .*; need that of the portal"):
+        launch_points([point()], LaunchOptions(), root=tree, folder=tree.parent / "sweep")
+    assert not azure.calls
+
+
+def test_an_empty_name_of_a_workspace_is_none(azure, tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    options = LaunchOptions(subscription_id="", resource_group="", workspace="")
+    with pytest.raises(CloudError, match="no workspace for submitting jobs"):
+        launch_points([point()], options, root=tree, folder=tree.parent / "sweep")
+
+
 def test_a_sweep_of_azures_own_maps_dotted_names(azure, tree):
     grid = [(rate, depth) for rate in ("0.1", "0.2") for depth in ("4", "5")]
     points = [point(f"optim.lr={a}", f"model.depth={b}", "seed=1", index=i) for i, (a, b) in enumerate(grid)]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import hydra
@@ -77,3 +79,16 @@ def test_slurm_is_asked_for_a_task_per_gpu(tmp_path, monkeypatch):
     script = executor._executor._make_submission_file_text("train", "1")
     for line in ("partition=gpu", "nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "cpus-per-task=8", "time=1440"):
         assert f"#SBATCH --{line}\n" in script
+
+
+def test_another_number_of_processes_than_was_started_is_one_sentence(tmp_path):
+    started = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    started |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    words = ["trainer=ddp", "trainer.devices=3", "trainer.accelerator=cpu", "trainer.precision=32-true"]
+    ended = subprocess.run(
+        [sys.executable, "train.py", *words, f"run_dir={tmp_path / 'run'}", "data.datasets.all.fields=8"],
+        cwd=ROOT, env=os.environ | started, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    said = "need those of the 2 processes that were started; try: trainer.devices=2"
+    assert ended.stderr.strip() == f"error: trainer.devices=3 and trainer.num_nodes=1; {said}"

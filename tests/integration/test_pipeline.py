@@ -7,6 +7,7 @@ import pytest
 
 from cellvision.bundle import Channel, load_manifest
 from cellvision.release.gate import Bar
+from cellvision.release.pipeline import write_setting
 from cellvision.release.record import Scores
 from cellvision.release.registry import ModelRegistry
 from cellvision.serve.server import open_socket
@@ -35,7 +36,8 @@ def run(folder, *more):
         port = free.getsockname()[1]
     given = {"data": DATA, "train": TRAIN, "compress": COMPRESS, "export": ["samples=2"]}
     settings = [f"settings.{name}={json.dumps(words, separators=(',', ':'))}" for name, words in given.items()]
-    settings += [f"folder={folder / 'run'}", f"models={folder / 'models'}", f"port={port}", "metric=pixel/miou"]
+    settings += [write_setting("folder", folder / "run"), write_setting("models", folder / "models")]
+    settings += [f"port={port}", "metric=pixel/miou"]
     return call("pipeline.py", *settings, "at_least=0.01", *more, timeout=800)
 
 
@@ -54,6 +56,7 @@ def put_into_production(registry, folder):
 
 
 def test_one_command_from_data_to_production_unless_what_is_there_is_better(tmp_path):
+    tmp_path /= "Löwe, it's (2)"  # signs that mean something else in settings
     registry = ModelRegistry(tmp_path / "models")
     put_into_production(registry, tmp_path)
     worse = run(tmp_path)

@@ -43,11 +43,20 @@ def explain_fault(error: BaseException, doing: str, otherwise: str = DRY_RUN) ->
         if explained := _explain_status(one, doing, otherwise):
             return explained
     text = find_first_line(error)
+    if "does not seem to contain" in text:  # the page of advice has no more to say
+        return explain_config(text)
     if "config.json" in text:
         got, need = f"no workspace for {doing}: none is named and no config.json was found", "one"
         names = f"{', '.join(VARIABLES.values())} in the environment, or config.json from the portal"
         return explain(got=got, need=need, hint=f"{names}{otherwise}")
     return explain(got=f"{doing} failed ({text})", need="what Azure takes", hint="docs/azure.md")
+
+
+def explain_config(why: str) -> str:
+    """One sentence for a file of the workspace that names none."""
+    need = "that of the portal, with subscription_id, resource_group and workspace_name"
+    got, hint = f"a config.json here or further up that cannot be read ({why})", "download it again, or remove it"
+    return explain(got=got, need=need, hint=hint)
 
 
 def _explain_status(error: BaseException, doing: str, otherwise: str) -> str | None:

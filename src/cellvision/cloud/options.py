@@ -152,7 +152,7 @@ class LaunchOptions:
 
     def _check_workspace(self) -> None:
         names = ("subscription_id", "resource_group", "workspace")
-        missing = [f"{KEY}.{name}" for name in names if getattr(self, name) is None]
+        missing = [f"{KEY}.{name}" for name in names if not getattr(self, name)]
         if 0 < len(missing) < len(names):
             got, need = f"no {' and no '.join(missing)}", "all three, or none where config.json has them"
             raise ConfigError(explain(got=got, need=need, hint=" ".join(f"{name}=..." for name in missing)))

@@ -17,10 +17,11 @@ from cellvision.cloud.points import Word, drop_local, find_paths, list_trainer_w
 from cellvision.cloud.sdk import connect, quiet_sdk
 from cellvision.cloud.snapshot import check_copy, copy_snapshot
 from cellvision.errors import ConfigError, explain
+from cellvision.release.lock import hold
 from cellvision.release.options import parse_deploy
 from cellvision.release.pipeline import Plan, build_steps
 from cellvision.release.record import AZURE
-from cellvision.release.steps import Step
+from cellvision.release.steps import LOCK_NAME, Step
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -53,8 +54,9 @@ def launch_pipeline(
     words = {name: _read_words(getattr(plan, name) or ()) for name in SETTINGS}
     assets = _collect_assets(words)
     copy = plan.folder / "code"
-    check_copy(copy, plan.folder / "environment", plan.folder / "pipeline.yml")
-    with quiet_sdk():
+    check_copy(copy, root, plan.folder / "environment", plan.folder / "pipeline.yml")
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with hold(plan.folder / LOCK_NAME, work="work there"), quiet_sdk():
         client = None if options.dry_run else connect(options)
         if client is not None:
             options = replace(options, **_name_workspace(client))

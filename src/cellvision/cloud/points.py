@@ -141,6 +141,9 @@ def check_paths(paths: Iterable[tuple[str, str]], files: Collection[str]) -> Non
 
 def refuse_path(key: str, path: str) -> ConfigError:
     """The error for a setting that names something of this machine."""
+    if path.startswith("azureml:"):
+        got, need = f"{key}={path} without a version", "a data asset with one"
+        return ConfigError(explain(got=got, need=need, hint=f"{key}={path}:1, or :latest"))
     kind = "uri_file" if key == "ckpt" or Path(path).is_file() else "uri_folder"
     hint = f"az ml data create --name NAME --version 1 --type {kind} --path {path}, then {key}=azureml:NAME:1"
     got = f"{key}={path}, a path of this machine, for a job on Azure"

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cellvision.cloud.faults import DRY_RUN, explained
+from cellvision.cloud.faults import DRY_RUN, explain_config, explained, find_first_line
 from cellvision.cloud.options import VARIABLES, LaunchOptions
 from cellvision.errors import ConfigError, MissingExtraError, explain
 
@@ -65,6 +65,7 @@ def connect(options: LaunchOptions, *, doing: str = "submitting jobs", otherwise
 
     Raises:
         CloudError: no workspace is named, and no ``config.json`` names one.
+        ConfigError: that cannot be read.
     """
     from azure.ai.ml import MLClient
     from azure.identity import DefaultAzureCredential
@@ -75,8 +76,11 @@ def connect(options: LaunchOptions, *, doing: str = "submitting jobs", otherwise
         exclude_interactive_browser_credential=True, managed_identity_client_id=identity
     )
     with explained(doing, otherwise=otherwise):
-        if options.workspace is None:
-            return MLClient.from_config(credential, enable_telemetry=False)
+        if not options.workspace:
+            try:
+                return MLClient.from_config(credential, enable_telemetry=False)
+            except (ValueError, TypeError, AttributeError, UnicodeError) as error:  # the SDK looks at nothing in it
+                raise ConfigError(explain_config(find_first_line(error))) from error
         names = (options.subscription_id, options.resource_group, options.workspace)
         return MLClient(credential, *names, enable_telemetry=False)
 

@@ -75,8 +75,7 @@ def copy_snapshot(snapshot: Snapshot, folder: Path) -> Snapshot:
     Raises:
         ConfigError: something else is there, or the copy would become part of the code.
     """
-    check_copy(folder)
-    _check_left_out(folder, snapshot.root)
+    check_copy(folder, snapshot.root)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / MARK).touch()
@@ -86,8 +85,13 @@ def copy_snapshot(snapshot: Snapshot, folder: Path) -> Snapshot:
     return replace(snapshot, root=folder)
 
 
-def check_copy(folder: Path, *beside: Path) -> None:
-    """Raise ConfigError where something else than an earlier copy is in the place of one, or of what goes with it."""
+def check_copy(folder: Path, root: Path, *beside: Path) -> None:
+    """Look whether a copy of the code in ``root`` can be in a place, and what goes with it ``beside``.
+
+    Raises:
+        ConfigError: something else than an earlier copy is there, or the copy would become part of the code.
+    """
+    _check_left_out(folder, root)
     if (folder / MARK).is_file():
         return
     for path in (folder, *beside):
@@ -124,7 +128,8 @@ def list_files(root: Path) -> list[str]:
         place = Path(folder).relative_to(root)
         if not takes_back:
             folders[:] = [name for name in folders if not rules.match_file(f"{(place / name).as_posix()}/")]
-        found += [path for name in names if not rules.match_file(path := (place / name).as_posix())]
+        kept = [path for name in names if not rules.match_file(path := (place / name).as_posix())]
+        found += [path for path in kept if (root / path).is_file()]  # no broken link, and nothing that would not end
     return sorted(found)
 
 

@@ -96,7 +96,8 @@ def _choose_scores(scores: Scores, production: ModelVersion, given: Scores | Non
             return found
     got = f"{production.title}, which is in production, was scored on other fields"
     need = f"scores of both on the same {scores.images} fields"
-    hint = f"cellvision evaluate --bundle {production.bundle} .. --json FILE, and --production-scores FILE"
+    hint = f"cellvision evaluate --bundle {production.bundle} .. --json FILE"
+    hint += ", and cellvision register .. --production-scores FILE"
     raise GateError(explain(got=got, need=need, hint=hint))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cellvision.checks import check_switch
 from cellvision.errors import ConfigError, explain
 from cellvision.release.draft import check_name
 from cellvision.release.gate import Bar
@@ -60,6 +62,7 @@ class Plan:
                 got, need = f"settings.deploy entry {word!r}", "none of these: what was registered is deployed"
                 raise ConfigError(explain(got=got, need=need, hint="leave it out"))
         check_name(self.name)
+        check_switch("keep", self.keep)
         Bar(metric=self.metric, at_least=self.at_least)
 
     @property
@@ -120,7 +123,7 @@ def _prepare(plan: Plan) -> Step:
     """Every field is read and checked; the held-out ones are written as files that anybody can score a bundle on."""
     return Step(
         name="prepare",
-        command=("python", "prepare.py", f"folder={plan.validation}", *plan.data),
+        command=("python", "prepare.py", write_setting("folder", plan.validation), *plan.data),
         inputs=_list_settings(plan),
         outputs=(plan.validation,),
     )
@@ -128,7 +131,7 @@ def _prepare(plan: Plan) -> Step:
 
 def _train(plan: Plan) -> Step:
     run = plan.folder / "train"
-    fixed = (f"run_dir={run}", "resume=auto", "bundle=false")
+    fixed = (write_setting("run_dir", run), "resume=auto", "bundle=false")
     return Step(
         name="train",
         command=("python", "train.py", *fixed, *plan.data, *plan.train),
@@ -140,9 +143,10 @@ def _train(plan: Plan) -> Step:
 
 def _compress(plan: Plan, settings: Sequence[str]) -> Step:
     run, ckpt = plan.folder / "compress", _name_checkpoint(plan.folder / "train")
+    start = ("python", "compress.py", write_setting("ckpt", ckpt))
     return Step(
         name="compress",
-        command=("python", "compress.py", f"ckpt={ckpt}", f"run_dir={run}", "resume=auto", *settings),
+        command=(*start, write_setting("run_dir", run), "resume=auto", *settings),
         inputs=(*_list_settings(plan), ckpt),
         outputs=(run,),
         resumes=True,
@@ -151,9 +155,10 @@ def _compress(plan: Plan, settings: Sequence[str]) -> Step:
 
 def _export(plan: Plan, run: Path) -> Step:
     ckpt = _name_checkpoint(run)
+    places = (write_setting("ckpt", ckpt), write_setting("bundle", plan.bundle))
     return Step(
         name="export",
-        command=("python", "export.py", f"ckpt={ckpt}", f"bundle={plan.bundle}", *plan.export),
+        command=("python", "export.py", *places, *plan.export),
         inputs=(*_list_settings(plan), ckpt),
         outputs=(plan.bundle,),
     )
@@ -231,6 +236,20 @@ def forget_lost(plan: Plan) -> None:
         there = registry.list_versions(plan.name) if plan.name in registry.list_names() else []
         if (own.get("version"), own.get("created")) not in [(found.version, found.created) for found in there]:
             record.unlink()
+
+
+def write_setting(key: str, path: Path) -> str:
+    r"""A setting of a script that names a path, in quotes where Hydra would read its signs as something else.
+
+    Example:
+        >>> write_setting("run_dir", Path("runs/a b")), write_setting("run_dir", Path("löwe's (2)"))
+        ('run_dir=runs/a b', "run_dir='löwe\\'s (2)'")
+    """
+    text = str(path)
+    if re.fullmatch(r"[A-Za-z0-9_./:@%+$ -]+", text) and text == text.strip():
+        return f"{key}={text}"
+    quoted = text.replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def _name_checkpoint(run: Path) -> Path:

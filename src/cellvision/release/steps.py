@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cellvision
 from cellvision.bundle import compute_sha256
@@ -21,7 +22,10 @@ from cellvision.release.lock import hold
 from cellvision.release.record import load_json, write_json
 
 STATE_NAME = "pipeline.json"
-_LOCK_NAME = ".pipeline.lock"
+EARLIER = "earlier"
+"""Folder, inside that of a chain, of what long steps made with other settings."""
+
+LOCK_NAME = ".pipeline.lock"
 _GRACE_SECONDS = 10.0
 
 
@@ -38,7 +42,8 @@ class Step:
         command: words; "python SCRIPT.py .." is a script of the repository, "cellvision .." the command of that name.
         inputs: files and folders that decide what comes out, beside the command itself.
         outputs: files and folders that it makes, inside the folder of the chain; a step without any is never skipped.
-        resumes: whether the command goes on from what it left behind when it was broken off; else that is removed.
+        resumes: whether it takes long: its command goes on from what it left behind when it was broken off, and what it
+            made with other settings is set aside. Of other steps both are removed.
     """
 
     name: str
@@ -53,7 +58,8 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
 
     A step is skipped where its outputs are there and its command, the contents of its inputs and the version of the
     library are those that they were made with. Else its outputs are removed first, unless it was broken off and can
-    go on. What a command prints comes through.
+    go on. Those of a long step are set aside in EARLIER, of each step the last that were finished and the last that
+    were not, and come back once they are asked for. What a command prints comes through.
 
     Args:
         steps: in order.
@@ -66,16 +72,27 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
         ConfigError: an input is missing, another process works in the folder, such as a step whose pipeline was killed,
             or what a step would make is there, and not by such a step.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder / _LOCK_NAME, work="work there", left="a step of a killed pipeline") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got, need = f"folder={folder}, which cannot be made ({error.strerror})", "a folder that can be written to"
+        raise ConfigError(explain(got=got, need=need, hint="folder=runs/another")) from error
+    with hold(folder / LOCK_NAME, work="work there", left="a step of a killed pipeline") as lock:
         state = folder / STATE_NAME
         done = load_json(state) if state.is_file() else {}
-        _check_own([path for step in steps if step.name not in done for path in step.outputs])
+        new = [path for step in steps if step.name not in done for path in step.outputs]
+        _check_own(new if done else [*new, folder / EARLIER])
         for number, step in enumerate(steps, start=1):
             assert all(output.is_relative_to(folder) for output in step.outputs), "would remove what is not its own"
             title = f"{number}/{len(steps)} {step.name}"
             key = _compute_key(step, folder)
             there = done.get(step.name, {})
+            if step.resumes and there.get("key", key) != key:
+                if _set_aside(step, folder / EARLIER, there, wanted=key):
+                    tell(f"[{title}] what it made with other settings is in {folder / EARLIER}")
+                write_json(state, done | {step.name: {"key": key, "done": False}})  # so that nothing has a wrong key
+                there = _put_back(step, folder / EARLIER, key)
+                write_json(state, done := done | {step.name: there})
             if step.outputs and there == {"key": key, "done": True} and all(map(Path.exists, step.outputs)):
                 tell(f"[{title}] is there already")
                 continue
@@ -87,6 +104,40 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
             _run(step, scripts, lock)
             write_json(state, done := done | {step.name: {"key": key, "done": True}})
             tell(f"[{title}] took {time.monotonic() - began:.0f} s")
+
+
+def _set_aside(step: Step, earlier: Path, there: Mapping[str, Any], *, wanted: str) -> bool:
+    """Move the outputs of a step into a folder named by their key; whether there were any.
+
+    Older ones that were as far as these are removed, but for those with the key that is ``wanted``.
+    """
+    found = [path for path in step.outputs if path.exists()]
+    if not found:
+        return False
+    aside = _name_aside(step, earlier, there["key"], is_done=there["done"])
+    for older in earlier.glob(f"{step.name}-*"):
+        if older.suffix == aside.suffix and older != _name_aside(step, earlier, wanted, is_done=there["done"]):
+            shutil.rmtree(older)
+    aside.mkdir(parents=True)
+    for path in found:
+        path.rename(aside / path.name)
+    return True
+
+
+def _put_back(step: Step, earlier: Path, key: str) -> dict[str, Any]:
+    """Move back what was set aside with a key, and say how far it was; "done" is false too where there is nothing."""
+    for is_done in (True, False):
+        if (aside := _name_aside(step, earlier, key, is_done=is_done)).is_dir():
+            for path in step.outputs:
+                if (aside / path.name).exists():
+                    (aside / path.name).rename(path)
+            shutil.rmtree(aside)
+            return {"key": key, "done": is_done}
+    return {"key": key, "done": False}
+
+
+def _name_aside(step: Step, earlier: Path, key: str, *, is_done: bool) -> Path:
+    return earlier / f"{step.name}-{key[:16]}{'' if is_done else '.unfinished'}"
 
 
 def _run(step: Step, scripts: Path, lock: tuple[int, ...]) -> None:

@@ -31,6 +31,24 @@ def build_ddp(*, timeout_s: float = 600.0, find_unused_parameters: bool = False)
     return DDPStrategy(timeout=timedelta(seconds=timeout_s), find_unused_parameters=find_unused_parameters)
 
 
+def check_processes(trainer: Trainer) -> None:
+    """Look whether as many processes were started as a trainer is told of, where it does not start them itself.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is None:
+        return
+    try:
+        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+    except ValueError as error:
+        each = environment.world_size() // trainer.num_nodes
+        got = f"trainer.devices={trainer.num_devices} and trainer.num_nodes={trainer.num_nodes}"
+        need = f"those of the {environment.world_size()} processes that were started"
+        raise ConfigError(explain(got=got, need=need, hint=f"trainer.devices={each}")) from error
+
+
 class Together(Callback):
     """One run folder for all processes, and a line on how to go on where one of them was lost.
 

@@ -1,5 +1,6 @@
 """Which code goes along, what it runs in, and what is refused before anything is uploaded."""
 
+import os
 import subprocess
 
 import pytest
@@ -42,6 +43,14 @@ def test_amlignore_wins_over_gitignore(tree):
 def test_a_file_can_be_taken_back_in_from_an_excluded_folder(tree):
     (tree / ".amlignore").write_text("src/\n!src/b\n.*\n")
     assert list_files(tree) == ["deep/runs/x", "runs/best", "src/b", "train"]
+
+
+def test_what_is_no_file_does_not_go_along(tree):
+    """Such as an editor's broken link, and a pipe, whose reading would not end."""
+    (tree / ".#train").symlink_to("nobody@nowhere.1:2")
+    os.mkfifo(tree / "pipe")
+    assert list_files(tree) == ["deep/runs/x", "runs/best", "src/a", "src/b", "train"]
+    assert len(read_snapshot(tree, max_mib=1).files) == 5
 
 
 def test_the_digest_follows_names_and_contents(tree):

@@ -170,7 +170,7 @@ def test_scores_of_other_fields_are_not_compared(registry, bundles):
     scores = give_scores(new, 0.8, data="new fields")
     said = (
         "a version 1, which is in production, was scored on other fields; need scores of both on the same 7 fields; "
-        "try: cellvision evaluate --bundle .*/a/1/bundle .. --json FILE, and --production-scores FILE"
+        "try: cellvision evaluate --bundle .*/a/1/bundle .. --json FILE, and cellvision register .. --production-scores"
     )
     with pytest.raises(GateError, match=said):
         registry.register(new, "a", scores=scores, bar=BAR)

@@ -18,7 +18,7 @@ from cellvision.release.lock import hold
 from cellvision.release.pipeline import Plan, build_steps, find_production, forget_lost
 from cellvision.release.record import AZURE
 from cellvision.release.registry import ModelRegistry
-from cellvision.release.steps import Step, StepError, run_steps
+from cellvision.release.steps import EARLIER, Step, StepError, run_steps
 from stain_net import write_bundle
 
 COPY = """
@@ -115,6 +115,46 @@ def test_files_of_somebody_else_are_not_removed(chain, kind):
 def test_a_step_without_outputs_is_done_each_time(chain):
     assert chain.run(last=()) == ["first", "second"]
     assert chain.run(last=()) == ["second"]
+
+
+def test_what_a_long_step_made_with_other_settings_is_set_aside_and_comes_back(chain):
+    chain.run(resumes=True)
+    chain.source.write_text("b")
+    chain.source.with_name("fail").touch()
+    with pytest.raises(StepError):
+        chain.run(resumes=True)
+    (aside,) = (chain.folder / EARLIER).iterdir()
+    assert (aside / "one").read_text() == "a"
+    chain.source.with_name("fail").unlink()
+    chain.source.write_text("a")
+    assert chain.run(resumes=True) == []
+    assert chain.one.read_text() == "a"
+    chain.source.write_text("b")  # which had been broken off, and goes on
+    assert chain.run(resumes=True) == ["first", "second"]
+    assert chain.one.read_text() == "bb"
+
+
+def test_of_what_was_set_aside_the_last_is_kept(chain):
+    for text in "abc":
+        chain.source.write_text(text)
+        chain.run(resumes=True)
+    (aside,) = (chain.folder / EARLIER).iterdir()
+    assert (aside / "one").read_text() == "b"
+    assert chain.one.read_text() == "c"
+    assert "what it made with other settings is in" in chain.lines[0]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(chain):
+    chain.folder = chain.source
+    with pytest.raises(ConfigError, match=r"folder=.*input\.txt, which cannot be made \(File exists\); need a folder"):
+        chain.run()
+
+
+def test_a_folder_for_what_is_set_aside_that_is_somebodys_is_not_used(chain):
+    (chain.folder / EARLIER).mkdir(parents=True)
+    (chain.folder / EARLIER / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=f"{EARLIER} is there, and was not made by a pipeline"):
+        chain.run(resumes=True)
 
 
 @pytest.mark.parametrize(("resumes", "left"), [(True, "aa"), (False, "a")])
