@@ -40,9 +40,10 @@ def check_order(steps: Sequence[Step], before: Sequence[Mapping[str, Any]] = ())
         at = ORDER.index(name)
         if at <= last:
             why = _WHY_NOT[name, ORDER[last]]
-            right = ",".join(each for each in ORDER if each in names)
+            keys = ",".join(step.key for step in sorted(steps, key=lambda step: ORDER.index(step.name)))
+            hint = "a checkpoint from before that" if behind else f"compress=[{keys}]"
             got = f"{name} after {ORDER[last]}: {behind or why}"
-            raise ConfigError(explain(got=got, need=" < ".join(ORDER), hint=f"steps in the order {right}"))
+            raise ConfigError(explain(got=got, need=" < ".join(ORDER), hint=hint))
         last = at
 
 

@@ -204,9 +204,9 @@ class Pruner:
         lowest = self._weigh(chooser, 1.0)
         if lowest > wanted:
             got = f"compress.prune.{key}={wanted}, and {lowest:.2f} is left at the least ({self._tell_limits(chooser)})"
-            raise ConfigError(
-                explain(got=got, need=f"at least {lowest:.2f}", hint=f"compress.prune.{key}={lowest + 0.01:.2f}")
-            )
+            hint = f"compress.prune.{key}={lowest + 0.01:.2f}"
+            hint += ", or compress.prune.round_to=1" if self.options.round_to > 1 else ""
+            raise ConfigError(explain(got=got, need=f"at least {lowest:.2f}", hint=hint))
 
     def _check_reached(self, found: float) -> None:
         key, wanted = self._target
