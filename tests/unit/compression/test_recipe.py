@@ -24,7 +24,7 @@ def test_the_usual_orders_are_fine():
     ("names", "before", "message"),
     [
         ([], [], "no step of compression"),
-        (["quantize", "prune"], [], "prune after quantize: what was learned of rounding.*compress=\[prune,quantize\]"),
+        (["quantize", "prune"], [], r"prune after quantize: what was learned of rounding.*compress=\[prune,quantize\]"),
         (["quantize", "distill"], [], "distill after quantize: a net that rounds"),
         (["prune", "prune"], [], "prune twice in one run"),
         (["prune"], ["quantize"], "prune after quantize: the checkpoint's net was quantised already"),
