@@ -13,16 +13,19 @@ from cellvision.report.record import CompressionReport
 LABEL_WIDTH = 11
 """Of the longest word: narrow consoles break labels between words only."""
 
+WORDS_WIDTH = 16
+"""Of a value with its factor, and of what is beside the longest word of a label."""
+
 
 def print_report(report: CompressionReport, console: Console | None = None) -> None:
     """Print a column for each net, which are few, and a line for each quantity; then what is to be said of them."""
-    console = console or Console()
+    console = console or _open_console(len(report.rows))
     height, width = report.size
     title = f"{report.fields} fields; times of {height}x{width} px on {report.machine.get('processor', 'this machine')}"
     table = Table(box=SIMPLE_HEAD, title=Text(title))
     table.add_column("", min_width=LABEL_WIDTH)
     for row in report.rows:
-        table.add_column(Text(row.name), justify="right")
+        table.add_column(Text(row.name), justify="right", overflow="fold")
     for line in list_lines(report):
         if line.begins:
             table.add_section()
@@ -31,6 +34,14 @@ def print_report(report: CompressionReport, console: Console | None = None) -> N
     console.print(Text(ABOUT_FACTORS), soft_wrap=True)
     for text in describe_findings(report):
         console.print(Text(text), soft_wrap=True)
+
+
+def _open_console(columns: int) -> Console:
+    """Of a terminal as wide as that is, and of a file, whose width nobody knows, as wide as the table."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, LABEL_WIDTH + WORDS_WIDTH * (columns + 1))
+    return console
 
 
 def describe_findings(report: CompressionReport) -> list[str]:
