@@ -59,8 +59,8 @@ class EpochLines(ProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
         is_validated, self._validated = self._validated, False
-        if not (self._enabled and trainer.is_global_zero):
-            return
+        if not (self._enabled and trainer.is_global_zero) or getattr(pl_module, "ends_now", False):
+            return  # an epoch that ends before its first batch has nothing to tell
         seconds = time.monotonic() - self._started
         shown = ("train/loss", *(("val/loss", getattr(pl_module, "monitor", "")) if is_validated else ()))
         scores = trainer.callback_metrics

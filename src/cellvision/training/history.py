@@ -52,7 +52,9 @@ class History(Callback):
         self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the epoch and rewrite both files."""
+        """Add the epoch and rewrite both files, unless it ended before its first batch."""
+        if getattr(pl_module, "ends_now", False):
+            return
         rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
         stages = ("train/", "val/") if self._validated else ("train/",)
         self._validated = False
