@@ -34,14 +34,17 @@ def run(cfg: DictConfig) -> None:
     from cellvision.release.inputs import find_inputs
     from cellvision.release.options import parse_deploy
     from cellvision.release.pipeline import build_steps, find_production, forget_lost
-    from cellvision.release.steps import run_steps
+    from cellvision.release.steps import compute_key, is_there, run_steps
 
     plan = read_plan(cfg)
     named = find_inputs(check_plan(plan), plan.folder)
     forget_lost(plan)
-    steps = build_steps(plan, find_production(plan), named)
+    first = build_steps(plan, named=named)[0]
+    keys = {first.name: compute_key(first, plan.folder)}
+    production = find_production(plan, has_new_fields=not is_there(first, plan.folder, keys[first.name]))
+    steps = build_steps(plan, production, named)
     parse_deploy(steps[-1].command[2:])
-    run_steps(steps, plan.folder, scripts=CONF.parent, tell=lambda line: print(line, flush=True))
+    run_steps(steps, plan.folder, scripts=CONF.parent, keys=keys, tell=lambda line: print(line, flush=True))
 
 
 def submit(cfg: DictConfig) -> None:
@@ -68,9 +71,10 @@ def read_plan(cfg: DictConfig) -> "Plan":
     plain["folder"] = Path(plain["folder"]).absolute()
     plain["models"] = AZURE if plain["models"] == str(AZURE) else Path(plain["models"]).absolute()
     for name, words in plain["settings"].items():
-        if isinstance(words, str):
-            got, need = f"settings.{name}={words}, a text", "a list of settings"
-            raise ConfigError(explain(got=got, need=need, hint=f"'settings.{name}=[\"{words}\"]'"))
+        if words is not None and not isinstance(words, list):
+            shown = str(words).lower() if isinstance(words, bool) else words
+            hint = "settings.compress=null to leave it out" if name == "compress" else f"'settings.{name}=[\"seed=1\"]'"
+            raise ConfigError(explain(got=f"settings.{name}={shown}", need="a list of settings", hint=hint))
     nothing = {"compress": None}  # leaves the step out; of others, no settings
     settings = {
         name: nothing.get(name, ()) if words is None else tuple(map(str, words))

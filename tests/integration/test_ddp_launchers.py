@@ -90,5 +90,5 @@ def test_another_number_of_processes_than_was_started_is_one_sentence(tmp_path):
         cwd=ROOT, env=os.environ | started, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert ended.returncode == 2
-    said = "need those of the 2 processes that were started; try: trainer.devices=2"
-    assert ended.stderr.strip() == f"error: trainer.devices=3 and trainer.num_nodes=1; {said}"
+    said = "need 2 in all, as many as processes were started; try: trainer.devices=2"
+    assert ended.stderr.strip() == f"error: trainer.devices=3 on trainer.num_nodes=1; {said}"

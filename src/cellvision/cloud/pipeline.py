@@ -21,7 +21,7 @@ from cellvision.release.lock import hold
 from cellvision.release.options import parse_deploy
 from cellvision.release.pipeline import Plan, build_steps
 from cellvision.release.record import AZURE
-from cellvision.release.steps import LOCK_NAME, Step
+from cellvision.release.steps import LOCK_NAME, Step, make_folder
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -55,7 +55,7 @@ def launch_pipeline(
     assets = _collect_assets(words)
     copy = plan.folder / "code"
     check_copy(copy, root, plan.folder / "environment", plan.folder / "pipeline.yml")
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.folder)
     with hold(plan.folder / LOCK_NAME, work="work there"), quiet_sdk():
         client = None if options.dry_run else connect(options)
         if client is not None:

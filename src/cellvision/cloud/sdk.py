@@ -78,9 +78,13 @@ def connect(options: LaunchOptions, *, doing: str = "submitting jobs", otherwise
     with explained(doing, otherwise=otherwise):
         if not options.workspace:
             try:
-                return MLClient.from_config(credential, enable_telemetry=False)
+                client = MLClient.from_config(credential, enable_telemetry=False)
             except (ValueError, TypeError, AttributeError, UnicodeError) as error:  # the SDK looks at nothing in it
                 raise ConfigError(explain_config(find_first_line(error))) from error
+            named = (client.subscription_id, client.resource_group_name, client.workspace_name)
+            if not all(name and isinstance(name, str) for name in named):
+                raise ConfigError(explain_config("names that are empty, or no texts"))
+            return client
         names = (options.subscription_id, options.resource_group, options.workspace)
         return MLClient(credential, *names, enable_telemetry=False)
 

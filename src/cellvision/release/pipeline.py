@@ -209,8 +209,12 @@ def _deploy(plan: Plan) -> Step:
     )
 
 
-def find_production(plan: Plan) -> Path | None:
-    """Bundle of the version in production on this machine, unless this run has registered it.
+def find_production(plan: Plan, *, has_new_fields: bool = False) -> Path | None:
+    """Bundle of the version in production on this machine, unless this run has registered it by the same fields.
+
+    Args:
+        plan: of the run.
+        has_new_fields: whether the run takes other held-out fields than it had.
 
     Raises:
         BundleError: it was altered, so that its scores would be those of another one.
@@ -219,7 +223,7 @@ def find_production(plan: Plan) -> Path | None:
     registry = ModelRegistry(plan.models)
     production = registry.find_production(plan.name)
     record = plan.folder / REGISTERED_NAME
-    own = load_json(record) if record.is_file() else {}
+    own = load_json(record) if record.is_file() and not has_new_fields else {}
     if production is None or (own.get("name"), own.get("version")) == (production.name, production.version):
         return None
     return registry.get(plan.name, production.version).bundle

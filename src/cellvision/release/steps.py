@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cellvision
@@ -53,7 +54,14 @@ class Step:
     resumes: bool = False
 
 
-def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Callable[[str], None] = print) -> None:
+def run_steps(
+    steps: Sequence[Step],
+    folder: Path,
+    *,
+    scripts: Path,
+    keys: Mapping[str, str] = MappingProxyType({}),
+    tell: Callable[[str], None] = print,
+) -> None:
     """Run a chain of steps, and go on from where an earlier one has ended.
 
     A step is skipped where its outputs are there and its command, the contents of its inputs and the version of the
@@ -65,6 +73,7 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
         steps: in order.
         folder: of the chain, which notes in STATE_NAME what is done.
         scripts: where the scripts are.
+        keys: of `compute_key`, by step, where they are known already.
         tell: called with a line at the beginning and the end of each step.
 
     Raises:
@@ -72,11 +81,7 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
         ConfigError: an input is missing, another process works in the folder, such as a step whose pipeline was killed,
             or what a step would make is there, and not by such a step.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got, need = f"folder={folder}, which cannot be made ({error.strerror})", "a folder that can be written to"
-        raise ConfigError(explain(got=got, need=need, hint="folder=runs/another")) from error
+    make_folder(folder)
     with hold(folder / LOCK_NAME, work="work there", left="a step of a killed pipeline") as lock:
         state = folder / STATE_NAME
         done = load_json(state) if state.is_file() else {}
@@ -85,7 +90,7 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
         for number, step in enumerate(steps, start=1):
             assert all(output.is_relative_to(folder) for output in step.outputs), "would remove what is not its own"
             title = f"{number}/{len(steps)} {step.name}"
-            key = _compute_key(step, folder)
+            key = keys.get(step.name) or compute_key(step, folder)
             there = done.get(step.name, {})
             if step.resumes and there.get("key", key) != key:
                 if _set_aside(step, folder / EARLIER, there, wanted=key):
@@ -96,9 +101,10 @@ def run_steps(steps: Sequence[Step], folder: Path, *, scripts: Path, tell: Calla
             if step.outputs and there == {"key": key, "done": True} and all(map(Path.exists, step.outputs)):
                 tell(f"[{title}] is there already")
                 continue
-            if not (step.resumes and there == {"key": key, "done": False}):
-                _remove(step.outputs)
+            goes_on = step.resumes and there == {"key": key, "done": False}
             write_json(state, done := done | {step.name: {"key": key, "done": False}})
+            if not goes_on:
+                _remove(step.outputs)
             tell(f"[{title}] {' '.join(step.command)}")
             began = time.monotonic()
             _run(step, scripts, lock)
@@ -117,7 +123,7 @@ def _set_aside(step: Step, earlier: Path, there: Mapping[str, Any], *, wanted: s
     aside = _name_aside(step, earlier, there["key"], is_done=there["done"])
     for older in earlier.glob(f"{step.name}-*"):
         if older.suffix == aside.suffix and older != _name_aside(step, earlier, wanted, is_done=there["done"]):
-            shutil.rmtree(older)
+            _discard(older)
     aside.mkdir(parents=True)
     for path in found:
         path.rename(aside / path.name)
@@ -131,9 +137,17 @@ def _put_back(step: Step, earlier: Path, key: str) -> dict[str, Any]:
             for path in step.outputs:
                 if (aside / path.name).exists():
                     (aside / path.name).rename(path)
-            shutil.rmtree(aside)
+            _discard(aside)
             return {"key": key, "done": is_done}
     return {"key": key, "done": False}
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder, which has another name as soon as something in it is gone."""
+    going = folder.with_name(f".{folder.name}")
+    if going.exists():  # of one that was killed at it
+        shutil.rmtree(going)
+    shutil.rmtree(folder.rename(going))
 
 
 def _name_aside(step: Step, earlier: Path, key: str, *, is_done: bool) -> Path:
@@ -161,8 +175,32 @@ def _run(step: Step, scripts: Path, lock: tuple[int, ...]) -> None:
         raise StepError(explain(got=got, need=need, hint="see above"))
 
 
-def _compute_key(step: Step, folder: Path) -> str:
-    """SHA-256 over all that decides what comes out."""
+def make_folder(folder: Path) -> None:
+    """Make the folder of a chain, if there is none.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got, need = f"folder={folder}, which cannot be made ({error.strerror})", "a folder that can be written to"
+        raise ConfigError(explain(got=got, need=need, hint="folder=runs/another")) from error
+
+
+def is_there(step: Step, folder: Path, key: str) -> bool:
+    """Whether a step's outputs are in the folder of its chain, made with this key."""
+    state = folder / STATE_NAME
+    done = load_json(state) if state.is_file() else {}
+    return done.get(step.name) == {"key": key, "done": True} and all(map(Path.exists, step.outputs))
+
+
+def compute_key(step: Step, folder: Path) -> str:
+    """SHA-256 over all that decides what comes out.
+
+    Raises:
+        ConfigError: an input is missing.
+    """
     inputs = {str(path): _hash(step, path, folder) for path in step.inputs}
     text = json.dumps([cellvision.__version__, step.command, inputs])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -43,10 +44,12 @@ def check_processes(trainer: Trainer) -> None:
     try:
         environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
     except ValueError as error:
-        each = environment.world_size() // trainer.num_nodes
-        got = f"trainer.devices={trainer.num_devices} and trainer.num_nodes={trainer.num_nodes}"
-        need = f"those of the {environment.world_size()} processes that were started"
-        raise ConfigError(explain(got=got, need=need, hint=f"trainer.devices={each}")) from error
+        started = environment.world_size()
+        each = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or started)
+        got = f"trainer.devices={trainer.num_devices} on trainer.num_nodes={trainer.num_nodes}"
+        nodes = "" if started // each == trainer.num_nodes else f" ++trainer.num_nodes={started // each}"
+        need = f"{started} in all, as many as processes were started"
+        raise ConfigError(explain(got=got, need=need, hint=f"trainer.devices={each}{nodes}")) from error
 
 
 class Together(Callback):

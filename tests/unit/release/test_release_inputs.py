@@ -26,7 +26,7 @@ def find_keys(tmp_path, monkeypatch):
                 if path.name == "best.ckpt":
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.touch()
-            keys[step.name] = steps._compute_key(step, folder)
+            keys[step.name] = steps.compute_key(step, folder)
 
     monkeypatch.setattr(steps, "run_steps", note)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,27 @@ def test_of_what_was_set_aside_the_last_is_kept(chain):
     assert (aside / "one").read_text() == "b"
     assert chain.one.read_text() == "c"
     assert "what it made with other settings is in" in chain.lines[0]
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_killed_while_it_removes_what_was_there_it_begins_again(chain, monkeypatch, resumes):
+    """Half of what was there is nothing that was made."""
+    for text in "ab":
+        chain.source.write_text(text)
+        chain.run(resumes=resumes)
+    chain.source.write_text("c")
+
+    def die(path, *_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", die)
+        patch.setattr(Path, "unlink", die)
+        with pytest.raises(KeyboardInterrupt):
+            chain.run(resumes=resumes)
+    chain.source.write_text("b" if not resumes else "a")
+    assert "first" in chain.run(resumes=resumes)
+    assert chain.one.read_text() == chain.source.read_text()
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(chain):
@@ -299,6 +321,7 @@ def test_another_version_in_production_is_scored_on_the_same_fields(tmp_path):
     assert find_production(plan) == version.bundle
     (plan.folder / "registered.json").write_text('{"name": "a", "version": 1}')
     assert find_production(plan) is None
+    assert find_production(plan, has_new_fields=True) == version.bundle
 
 
 @pytest.mark.parametrize(
