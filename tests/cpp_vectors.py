@@ -351,6 +351,12 @@ def _add_unfit(cases: CaseFolder) -> None:
         (image, "stain", "intensity_scale=-1", {"intensity_scale": -1.0}),
         (image, "stain", "intensity_scale=1e+38", {"intensity_scale": 1e38}),
         (image, "stain", "intensity_scale=1e-300; need a factor", {"intensity_scale": 1e-300}),
+        (
+            image,
+            "stain",
+            "at intensity_scale=100; need 0 to 65535",
+            {"intensity_scale": 100.0},
+        ),
         (image, "stain", "pixel_size_um=0; need a number of micrometres", {"pixel_size_um": 0.0}),
         (image, "stain", "pixel_size_um=6.5e-07; need a number of micrometres", {"pixel_size_um": 6.5e-7}),
         (image, "stain", "pixel_size_um=1e+300; need a number of micrometres", {"pixel_size_um": 1e300}),

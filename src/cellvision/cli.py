@@ -92,7 +92,7 @@ class _PrintVersion(argparse.Action):
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="TIFF, PNG or JPEG, or a folder of them")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the results of this run alone"
+        "--out", type=_to_folder, required=True, metavar="DIR", help="folder for the results of this run alone"
     )
     add_engine(parser)
     _add_image_meaning(parser, channels_help="names of the images' channels in order, e.g. hoechst,pi")
@@ -148,6 +148,12 @@ def _add_debug(parser: argparse.ArgumentParser, run: object) -> None:
 
 def _split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
+
+
+def _to_folder(text: str) -> Path:
+    if not text:  # of a variable of the shell that is not set; it would be the folder where one is
+        raise argparse.ArgumentTypeError("'' is no folder like cells; . is the one here")
+    return Path(text)
 
 
 def _split_numbers(text: str) -> tuple[int, ...]:

@@ -191,7 +191,8 @@ Manifest read_manifest(const json& object) {
 
 json read_json(const std::filesystem::path& folder) {
     std::ifstream stream(folder / "manifest.json", std::ios::binary);
-    if (!stream) {
+    std::error_code unseen;
+    if (!stream || !std::filesystem::is_regular_file(folder / "manifest.json", unseen)) {
         fail(ErrorKind::bundle, folder.string() + " has no manifest.json", "a bundle folder",
              "python export.py ckpt=... bundle=DIR");
     }

@@ -98,8 +98,14 @@ To convert(From count, std::optional<float> scale) {
     if constexpr (std::is_floating_point_v<To>) {
         return scaled;
     } else {
-        const auto most = static_cast<float>(std::numeric_limits<To>::max());
-        return static_cast<To>(std::clamp(std::nearbyint(scaled), 0.0F, most));
+        const float rounded = std::nearbyint(scaled);
+        if (rounded < 0.0F || rounded > static_cast<float>(std::numeric_limits<To>::max())) {
+            fail(ErrorKind::data, "a count of " + format(scaled) + " at intensity_scale=" + format(*scale),
+                 "0 to " + std::to_string(std::numeric_limits<To>::max()) + ", which the bundle's " +
+                     (sizeof(To) == 1 ? "uint8" : "uint16") + " holds",
+                 "another factor, or a bundle of export.py with input_dtype=float32");
+        }
+        return static_cast<To>(rounded);
     }
 }
 

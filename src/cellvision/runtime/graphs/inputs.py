@@ -34,7 +34,8 @@ class InputMatch:
         """What the graph reads, from what `pick_channels` gave.
 
         Raises:
-            DataError: the image holds NaN or infinity, or intensity_scale makes a count infinite.
+            DataError: the image holds NaN or infinity, or intensity_scale makes a count infinite, or one that an input
+                of integers does not hold: nothing is cut.
         """
         scale = self.intensity_scale
         with np.errstate(over="ignore", invalid="ignore"):
@@ -47,7 +48,13 @@ class InputMatch:
             return image.astype(self.dtype, copy=False)
         if np.dtype(self.dtype).kind == "f":
             return scaled.astype(self.dtype, copy=False)
-        return np.clip(np.rint(scaled), 0, np.iinfo(self.dtype).max).astype(self.dtype)
+        rounded, most = np.rint(scaled), np.iinfo(self.dtype).max
+        beyond = (rounded < 0) | (rounded > most)
+        if beyond.any():
+            got = f"a count of {scaled[beyond][0]:g} at intensity_scale={scale:g}"
+            hint = "another factor, or a bundle of export.py with input_dtype=float32"
+            raise DataError(explain(got=got, need=f"0 to {most}, which the bundle's {self.dtype} holds", hint=hint))
+        return rounded.astype(self.dtype)
 
 
 def match_input(
