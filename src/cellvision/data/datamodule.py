@@ -84,11 +84,8 @@ class CellDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_count("seed", seed, low=0, example=0)
-        check_count("data.batch_size", batch_size, example=8)
-        check_count("data.workers", workers, low=0, example=1)
+        _check_counts(seed, batch_size, workers, nucleus_margin_px)
         check_range("data.cache_mib", cache_mib, low=0, example=1024)
-        check_count("data.nucleus_margin_px", nucleus_margin_px, low=0, example=6)
         self.views = _build_views(datasets, fractions, cache_mib=cache_mib, seed=seed)
         first = self.views["train"]
         self.classes: tuple[str, ...] = tuple(first.classes)
@@ -274,6 +271,13 @@ def _check_no_crop(augment: Augment) -> None:
         if isinstance(step, RandomCrop | RandomScaleCrop):
             got = f"data.group_by_aspect=true with data.augment.{name}, after which all fields have one size"
             raise ConfigError(explain(got=got, need="fields of their own shape", hint=f"data.augment.{name}=null"))
+
+
+def _check_counts(seed: int, batch_size: int, workers: int, nucleus_margin_px: int) -> None:
+    check_count("seed", seed, low=0, example=0)
+    check_count("data.batch_size", batch_size, example=8)
+    check_count("data.workers", workers, low=0, example=1)
+    check_count("data.nucleus_margin_px", nucleus_margin_px, low=0, example=6)
 
 
 def _find_channels(known: Sequence[Channel], wanted: Sequence[str] | None) -> list[int]:

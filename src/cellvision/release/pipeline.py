@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cellvision.checks import check_switch
 from cellvision.errors import ConfigError, explain
 from cellvision.release.draft import check_name
 from cellvision.release.gate import Bar
@@ -62,7 +61,8 @@ class Plan:
                 got, need = f"settings.deploy entry {word!r}", "none of these: what was registered is deployed"
                 raise ConfigError(explain(got=got, need=need, hint="leave it out"))
         check_name(self.name)
-        check_switch("keep", self.keep)
+        if not isinstance(self.keep, bool):
+            raise ConfigError(explain(got=f"keep={self.keep!r}", need="true or false", hint="keep=false"))
         Bar(metric=self.metric, at_least=self.at_least)
 
     @property
