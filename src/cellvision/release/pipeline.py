@@ -223,10 +223,16 @@ def find_production(plan: Plan, *, has_new_fields: bool = False) -> Path | None:
     registry = ModelRegistry(plan.models)
     production = registry.find_production(plan.name)
     record = plan.folder / REGISTERED_NAME
-    own = load_json(record) if record.is_file() and not has_new_fields else {}
+    # Fields that were written since are new, too: that run was broken off before it came to register.
+    is_of_fields = record.is_file() and not has_new_fields and not _is_newer(plan.validation, record)
+    own = load_json(record) if is_of_fields else {}
     if production is None or (own.get("name"), own.get("version")) == (production.name, production.version):
         return None
     return registry.get(plan.name, production.version).bundle
+
+
+def _is_newer(path: Path, than: Path) -> bool:
+    return path.exists() and path.stat().st_mtime > than.stat().st_mtime
 
 
 def forget_lost(plan: Plan) -> None:

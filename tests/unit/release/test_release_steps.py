@@ -322,6 +322,9 @@ def test_another_version_in_production_is_scored_on_the_same_fields(tmp_path):
     (plan.folder / "registered.json").write_text('{"name": "a", "version": 1}')
     assert find_production(plan) is None
     assert find_production(plan, has_new_fields=True) == version.bundle
+    plan.validation.mkdir()
+    os.utime(plan.validation, (2e9, 2e9))  # written since, by a run that was broken off
+    assert find_production(plan) == version.bundle
 
 
 @pytest.mark.parametrize(
