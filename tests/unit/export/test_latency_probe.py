@@ -57,8 +57,7 @@ def test_a_net_that_rounds_is_timed_with_integers(keep_float, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cells", "drawn"), [(0, 1), (7, 7)])
-@pytest.mark.parametrize("bias", [-9.0, 5.0])
+@pytest.mark.parametrize(("bias", "cells", "drawn"), [(-9.0, 7, 7), (5.0, 7, 7), (-9.0, 0, 1)])
 def test_a_net_that_finds_no_cell_is_timed_with_as_many_as_one_that_finds_cells_everywhere(
     bias, cells, drawn, monkeypatch
 ):
