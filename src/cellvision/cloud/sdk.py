@@ -83,7 +83,7 @@ def connect(options: LaunchOptions, *, doing: str = "submitting jobs", otherwise
                 raise ConfigError(explain_config(find_first_line(error))) from error
             named = (client.subscription_id, client.resource_group_name, client.workspace_name)
             if not all(name and isinstance(name, str) for name in named):
-                raise ConfigError(explain_config("names that are empty, or no texts"))
+                raise ConfigError(explain_config("names that are empty"))
             return client
         names = (options.subscription_id, options.resource_group, options.workspace)
         return MLClient(credential, *names, enable_telemetry=False)
