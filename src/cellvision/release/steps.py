@@ -98,7 +98,7 @@ def run_steps(
                 write_json(state, done | {step.name: {"key": key, "done": False}})  # so that nothing has a wrong key
                 there = _put_back(step, folder / EARLIER, key)
                 write_json(state, done := done | {step.name: there})
-            if step.outputs and there == {"key": key, "done": True} and all(map(Path.exists, step.outputs)):
+            if step.outputs and _is_made(step, there, key):
                 tell(f"[{title}] is there already")
                 continue
             goes_on = step.resumes and there == {"key": key, "done": False}
@@ -192,7 +192,11 @@ def is_there(step: Step, folder: Path, key: str) -> bool:
     """Whether a step's outputs are in the folder of its chain, made with this key."""
     state = folder / STATE_NAME
     done = load_json(state) if state.is_file() else {}
-    return done.get(step.name) == {"key": key, "done": True} and all(map(Path.exists, step.outputs))
+    return _is_made(step, done.get(step.name, {}), key)
+
+
+def _is_made(step: Step, there: Mapping[str, Any], key: str) -> bool:
+    return there == {"key": key, "done": True} and all(map(Path.exists, step.outputs))
 
 
 def compute_key(step: Step, folder: Path) -> str:

@@ -11,20 +11,7 @@ from cellvision.compression.qat.plan import plan_rounding
 from cellvision.export import latency_probe
 from cellvision.models.build import build_model
 from cellvision.models.structure.fake_quant import find_fake_quants, is_rounding, set_fake_quant
-
-DETECTOR = {
-    "name": "centermask2",
-    "backbone": "vovnet19_slim_dw",
-    "levels": [3, 4],
-    "roi_levels": [3, 4],
-    "top_levels": 0,
-    "fpn_channels": 32,
-    "class_convs": 1,
-    "box_convs": 1,
-    "mask_convs": 1,
-    "mask_iou": False,
-    "assigning": {"sizes_of_interest": [32]},
-}
+from small_detector import DETECTOR
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

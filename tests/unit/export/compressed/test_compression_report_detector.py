@@ -12,21 +12,8 @@ from cellvision.export.compressed.rows import list_rows
 from cellvision.export.gate.found import open_bundle
 from cellvision.metrics.accuracy import Accuracy
 from cellvision.training.checkpoint import load_net
+from small_detector import DETECTOR
 
-DETECTOR = {
-    "name": "centermask2",
-    "backbone": "vovnet19_slim_dw",
-    "levels": [3, 4],
-    "roi_levels": [3, 4],
-    "top_levels": 0,
-    "fpn_channels": 32,
-    "class_convs": 1,
-    "box_convs": 1,
-    "mask_convs": 1,
-    "mask_iou": False,
-    "assigning": {"sizes_of_interest": [32]},
-    "decoding": {"score_threshold": 0.0, "post_nms": 20},
-}
 pytestmark = pytest.mark.slow
 INSTANCES = Splitting(method="instances", score_threshold=0.01, min_visible=0.1, min_area_px=2)
 
@@ -34,7 +21,7 @@ INSTANCES = Splitting(method="instances", score_threshold=0.01, min_visible=0.1,
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    net = start(**DETECTOR)
+    net = start(**DETECTOR, decoding={"score_threshold": 0.0, "post_nms": 20})
     with torch.no_grad():  # boxes and masks with an area
         net.detector.proposal_generator.fcos_head.bbox_pred.bias.fill_(0.8)
         net.detector.roi_heads.mask_head.predictor.bias.fill_(1.0)
