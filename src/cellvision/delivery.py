@@ -151,6 +151,7 @@ def train_scratch(
     from cellvision.training.checkpoint import choose_resume
     from cellvision.training.finish import finish_run
     from cellvision.training.record import RunRecord
+    from cellvision.training.validating import count_cells
 
     own = folder / "scratch"
     best, known = own / "checkpoints" / "best.ckpt", task.record
@@ -161,7 +162,7 @@ def train_scratch(
         tell("looking for a small net that is as fast")
         samples = data.collect_held_out(1)
         image = torch.from_numpy(cut(samples[0].image, *choose_case(samples)[0]))[None]  # as the report times
-        found = shrink_to_latency(known.net, known.recipe, image, tell=tell)
+        found = shrink_to_latency(known.net, known.recipe, image, cells=count_cells(task, image), tell=tell)
     alone = copy.deepcopy(cfg)
     OmegaConf.update(alone, "compress", None, force_add=True)
     alone.run_dir = str(own)

@@ -17,13 +17,13 @@ from cellvision.compression.prune.cut import Cut
 from cellvision.compression.prune.statistics import refresh_batch_norm
 from cellvision.data.datamodule import CellDataModule
 from cellvision.errors import CellvisionError, ConfigError, explain
-from cellvision.models.base import SegNet, keep_modes
+from cellvision.models.base import SegNet
 from cellvision.training.averaging import Ema
 from cellvision.training.callbacks import BestCheckpoint
 from cellvision.training.checkpoint import NET_PREFIX, load_plain_checkpoint, replace_in_record
 from cellvision.training.gathering import share_buffers
 from cellvision.training.task import SegmentationTask
-from cellvision.training.validating import score_net
+from cellvision.training.validating import count_cells, score_net
 from cellvision.types import Batch
 
 LARGEST_FIELD_PX = 512
@@ -137,11 +137,7 @@ class Run:
 
     def count_cells(self, image: Tensor) -> int | None:
         """How many cells the net as it is finds in an image (1, C, H, W); None for one that draws no masks of each."""
-        if self.net.detecting is None:
-            return None
-        with keep_modes(self.net), torch.no_grad():
-            scores = self.net.eval()(image)["scores"]
-        return int((scores > self.task.splitting.score_threshold).sum())
+        return count_cells(self.task, image)
 
     def measure_ms(self, net: SegNet, image: Tensor, cells: int | None) -> float:
         """Latency in ms of a net on this machine, as it will be used.

@@ -1,10 +1,11 @@
-"""The scores of a net between two epochs, outside of Lightning's own validation."""
+"""What a task's net finds between two epochs, outside of Lightning's own validation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from cellvision.models.base import keep_modes
 from cellvision.training.scoring import Scores
@@ -30,3 +31,18 @@ def score_net(task: SegmentationTask, batches: Iterable[Batch]) -> dict[str, flo
             for field in task.predict_fields(batch.to(task.device)):
                 scores.update(field)
     return {f"val/{name}": value for name, value in scores.compute().items()}
+
+
+@torch.no_grad()
+def count_cells(task: SegmentationTask, image: Tensor) -> int | None:
+    """How many cells a task's net as it is finds in an image; None for a net that draws no masks of each.
+
+    Args:
+        task: its net keeps its mode.
+        image: (1, C, H, W) raw counts.
+    """
+    if task.net.detecting is None:
+        return None
+    with keep_modes(task.net):
+        scores = task.net.eval()(image.to(task.device))["scores"]
+    return int((scores > task.splitting.score_threshold).sum())

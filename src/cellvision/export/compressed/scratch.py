@@ -66,6 +66,7 @@ def shrink_to_latency(
     recipe: Sequence[Mapping[str, Any]],
     image: Tensor,
     *,
+    cells: int | None = None,
     tolerance: float = TOLERANCE,
     trials: int = 10,
     threads: int = 1,
@@ -76,13 +77,13 @@ def shrink_to_latency(
 
     Every prunable layer loses the same share of its channels, which is searched for. A time in ms of another minute
     is worth little on a machine that does other work, so each candidate takes turns with the compressed net. Both have
-    fresh weights, for times depend on widths and not on weights; how many masks they draw neither does, see
-    `open_graph`.
+    fresh weights, for times depend on widths and not on weights, and draw as many masks as each other.
 
     Args:
         config: of the uncompressed net.
         recipe: of the compressed net's record; what it says of rounding is left out.
         image: (1, C, H, W) raw counts, of the size that is timed.
+        cells: that the compressed net finds in it, for an instance net; see `open_graph`.
         tolerance: largest difference of the two times that counts as none, as a share.
         trials: widths to measure at most.
         threads: of the processor.
@@ -97,14 +98,14 @@ def shrink_to_latency(
     """
     config = dict(config)
     steps = [step for step in recipe if step["step"] != "quantize"]
-    reference = open_graph(start_fresh(config, _join(config, steps)), image, threads=threads)
+    reference = open_graph(start_fresh(config, _join(config, steps)), image, threads=threads, cells=cells)
     tried: dict[float, float] = {}
     records: dict[float, dict[str, Any]] = {}
     low, high = 0.0, MAX_RATIO
     while len(tried) < trials and not any(abs(times - 1) <= tolerance for times in tried.values()):
         ratio = _choose(tried, low, high)
         records[ratio] = narrow(config, image, ratio)
-        candidate = open_graph(start_fresh(config, records[ratio]), image, threads=threads)
+        candidate = open_graph(start_fresh(config, records[ratio]), image, threads=threads, cells=cells)
         tried[ratio] = _compare(candidate, reference, runs)
         tell(f"small net: {tried[ratio]:.3f} times as long with {1 - ratio:.1%} of the channels")
         low, high = (ratio, high) if tried[ratio] > 1 else (low, ratio)

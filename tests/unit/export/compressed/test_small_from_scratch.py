@@ -113,7 +113,7 @@ def count(net):
 @pytest.fixture
 def stopwatch(monkeypatch):
     """Times in place of measured ones: a net takes as long as it has parameters."""
-    monkeypatch.setattr(scratch, "open_graph", lambda net, image, *, threads: count(net))
+    monkeypatch.setattr(scratch, "open_graph", lambda net, image, *, threads, cells: count(net))
     monkeypatch.setattr(scratch, "_compare", lambda one, other, runs: one / other)
 
 
@@ -125,6 +125,21 @@ def test_the_search_ends_within_the_tolerance(stopwatch):
     assert count(start_fresh(config, found.record)) / count(net) == pytest.approx(found.times)
     assert abs(found.times - 1) <= 0.05
     assert [abs(trial.times - 1) <= 0.05 for trial in found.trials] == [False] * (len(found.trials) - 1) + [True]
+
+
+def test_both_draw_as_many_masks_as_the_compressed_net_finds_cells(stopwatch, monkeypatch):
+    """Where masks are half of the time, nets that are equally fast with few of them are not with many."""
+    net = build_model(**DETECTOR)
+    config, record, asked = net.config, narrow(net.config, IMAGE, 0.4), []
+
+    def time(net, image, *, threads, cells):
+        asked.append(cells)
+        return count(net)
+
+    monkeypatch.setattr(scratch, "open_graph", time)
+    shrink_to_latency(config, [record], IMAGE, cells=7, tolerance=0.3)
+    assert set(asked) == {7}
+    assert len(asked) >= 2
 
 
 def test_a_time_that_no_width_has_is_explained(stopwatch, monkeypatch):
