@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from cellvision.compression.callback import Compression
     from cellvision.data.datamodule import CellDataModule
+    from cellvision.export.compressed.scratch import SmallNet
     from cellvision.training.task import SegmentationTask
 
 PARITY_FIELDS = 4
@@ -142,27 +143,17 @@ def train_scratch(
     Raises:
         ConfigError: no width makes it as fast.
     """
-    import torch
-
-    from cellvision.export.compressed.measure import choose_case
-    from cellvision.export.compressed.scratch import shrink_to_latency, start_fresh
-    from cellvision.export.parity.comparison import cut
-    from cellvision.export.progress import PhaseLines
+    from cellvision.export.compressed.scratch import start_fresh
     from cellvision.training.checkpoint import choose_resume
     from cellvision.training.finish import finish_run
     from cellvision.training.record import RunRecord
-    from cellvision.training.validating import count_cells
 
     own = folder / "scratch"
     best, known = own / "checkpoints" / "best.ckpt", task.record
     assert known is not None
     if (own / "results.json").is_file():
         return best
-    with PhaseLines() as tell:
-        tell("looking for a small net that is as fast")
-        samples = data.collect_held_out(1)
-        image = torch.from_numpy(cut(samples[0].image, *choose_case(samples)[0]))[None]  # as the report times
-        found = shrink_to_latency(known.net, known.recipe, image, cells=count_cells(task, image), tell=tell)
+    found = _find_small_net(data, task)
     alone = copy.deepcopy(cfg)
     OmegaConf.update(alone, "compress", None, force_add=True)
     alone.run_dir = str(own)
@@ -180,6 +171,25 @@ def train_scratch(
     trainer.fit(fresh, datamodule=data, ckpt_path=choose_resume("auto", own / "checkpoints"))
     finish_run(trainer, fresh, data, folder=own, fit_score=net.spec.kind == "instance")
     return best
+
+
+def _find_small_net(data: CellDataModule, task: SegmentationTask) -> SmallNet:
+    """The narrower net that is as fast as the compressed one, on what a report times, with the cells found there."""
+    import torch
+
+    from cellvision.export.compressed.measure import choose_case
+    from cellvision.export.compressed.scratch import shrink_to_latency
+    from cellvision.export.parity.comparison import cut
+    from cellvision.export.progress import PhaseLines
+    from cellvision.training.validating import count_cells
+
+    assert task.record is not None
+    with PhaseLines() as tell:
+        tell("looking for a small net that is as fast")
+        samples = data.collect_held_out(1)
+        image = torch.from_numpy(cut(samples[0].image, *choose_case(samples)[0]))[None]
+        cells = count_cells(task, image)
+        return shrink_to_latency(task.record.net, task.record.recipe, image, cells=cells, tell=tell)
 
 
 def choose_optim(cfg: DictConfig, start: Path | None) -> tuple[Any, str]:

@@ -96,8 +96,8 @@ def test_each_step_is_trained_saved_and_rebuilt(run):
         assert any(all(torch.equal(value, again[key]) for key, value in said.items()) for said in best), name
 
 
-@pytest.mark.parametrize("name", ["prune", "quantize"])
-def test_other_structures_are_exported_and_agree_with_their_nets(run, tmp_path, name):
+@pytest.mark.parametrize("name", STEPS)
+def test_the_net_of_each_step_is_exported_and_agrees_with_its_graph(run, tmp_path, name):
     """The export itself compares every output with the net, and fails where they differ."""
     folder, data, _ = run
     export_checkpoint(folder / "checkpoints" / f"{name}.ckpt", tmp_path / "bundle", samples=data.collect_held_out(2))

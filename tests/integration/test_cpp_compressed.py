@@ -1,6 +1,7 @@
-"""A net that was pruned and rounds gives the same cells in C++ as in Python."""
+"""Nets that were pruned and round give the same cells in C++ as in Python."""
 
 import pytest
+import tifffile
 import torch
 
 import cpp_build
@@ -8,6 +9,7 @@ from cellvision.bundle import Splitting, load_manifest
 from cellvision.cli import main
 from cellvision.compression.prune.options import PruneOptions
 from cellvision.compression.prune.pruner import Pruner
+from cellvision.compression.prune.runs import run_layers
 from cellvision.compression.qat.plan import plan_rounding
 from cellvision.data.augment import RandomCrop
 from cellvision.data.datamodule import CellDataModule
@@ -17,6 +19,7 @@ from cellvision.export.writer import export_bundle
 from cellvision.models.build import build_model
 from cellvision.models.structure.fake_quant import find_fake_quants, set_fake_quant, set_phase
 from cellvision.models.structure.widths import read_widths
+from small_detector import DETECTOR
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
@@ -39,34 +42,57 @@ def data():
     return module
 
 
-def compress(data):
-    """A small net that has learned a little, without half of its channels, with ranges of a batch; and its recipe."""
+def teach_unet(data):
+    """A small net that has learned a little."""
     torch.manual_seed(0)
     net = build_model(name="unet", kind="viability", in_channels=3, classes=data.classes, widths=(8, 16))
     net.set_statistics(data.stats)
     (batch,) = data.collect_batches(1, epoch=0)
-    images = batch.images
     optimizer = torch.optim.Adam(net.train().parameters(), lr=1e-2)
     for _ in range(40):
         optimizer.zero_grad()
-        sum(net.losses(images, batch.targets).values()).backward()
+        sum(net.losses(batch.images, batch.targets).values()).backward()
         optimizer.step()
+    return net
+
+
+def make_detector(data):
+    """A small net that has learned nothing, but finds boxes with an area and fills them."""
+    torch.manual_seed(0)
+    decoding = {"score_threshold": 0.0, "post_nms": 400}
+    net = build_model(in_channels=3, classes=data.classes, **DETECTOR, decoding=decoding)
+    net.set_statistics(data.stats)
+    with torch.no_grad():
+        net.detector.proposal_generator.fcos_head.bbox_pred.bias.fill_(0.8)
+        net.detector.roi_heads.mask_head.predictor.bias.fill_(1.0)
+        net.train().logits(data.collect_batches(1, epoch=0)[0].images)  # statistics of the normalisations
+    return net
+
+
+def compress(net, data):
+    """The net without half of its channels, with ranges of a batch; and its recipe."""
+    images = data.collect_batches(1, epoch=0)[0].images
     Pruner(net.eval(), images[:1], PruneOptions(ratio=0.5)).step()
     recipe = [{"step": "prune", **read_widths(net, build_model(**net.config))}]
-    plan = plan_rounding(net, lambda: net.logits(images[:1]))
+    plan = plan_rounding(net, lambda: run_layers(net, images[:1]))
     set_fake_quant(net, plan)
     set_phase(net, observing=True, rounding=False)
     for quant in find_fake_quants(net):
         quant.train()
     with torch.no_grad():
-        net(images)
+        run_layers(net, images)
     set_phase(net, observing=False, rounding=True)
     return net.eval(), [*recipe, {"step": "quantize", "plan": plan.to_plain()}]
 
 
-def test_the_compressed_bundle_gives_the_same_cells(data, tmp_path):
+MAPS = Splitting(method="distance", min_area_px=5)
+INSTANCES = Splitting(method="instances", score_threshold=0.01, min_visible=0.1, min_area_px=2)
+
+
+@pytest.mark.parametrize(("make", "splitting"), [(teach_unet, MAPS), (make_detector, INSTANCES)])
+def test_the_compressed_bundle_gives_the_same_cells(make, splitting, data, tmp_path):
     samples = data.collect_held_out(3)
-    net, recipe = compress(data)
+    net, recipe = compress(make(data), data)
     export_bundle(
         net,
         tmp_path / "bundle",
@@ -74,7 +100,7 @@ def test_the_compressed_bundle_gives_the_same_cells(data, tmp_path):
         channels=data.channels,
         image_dtypes=data.image_dtypes,
         pixel_size_um=None,
-        splitting=Splitting(method="distance", min_area_px=5),
+        splitting=splitting,
         accuracy={},
         provenance={},
         recipe=recipe,
@@ -90,5 +116,8 @@ def test_the_compressed_bundle_gives_the_same_cells(data, tmp_path):
     done = cpp_build.run("cellvision_predict", *arguments, "--out", tmp_path / "cpp")
     assert (done.returncode, done.stderr.decode()) == (0, "")
     expected, found = ((tmp_path / side / "cells.csv").read_text() for side in ("python", "cpp"))
-    assert len(expected.splitlines()) > 5
+    assert len(expected.splitlines()) > 10
     assert found == expected
+    for number in range(len(samples)):
+        labels, found = (tifffile.imread(tmp_path / side / f"field_{number}_labels.tif") for side in ("python", "cpp"))
+        assert (found == labels).all()

@@ -30,7 +30,7 @@ NETS = {
     **{attention: VIABILITY | {"attention": attention} for attention in ("gate", "se", "cbam", "self")},
     "semantic": SEMANTIC | {"name": "unet", "widths": (4, 8), "attention": "none", "norm": "group"},
     "resnet18": VIABILITY | {"widths": (4, 8, 8), "attention": "none", "encoder": "resnet18"},
-    "swin_unet": SEMANTIC | {"name": "swin_unet", "depths": (2, 2), "widths": (16, 32), "heads": (1, 2)},
+    "swin_unet": SEMANTIC | {"name": "swin_unet", "depths": (2, 1), "widths": (16, 32), "heads": (1, 2)},
 }
 SIZES = {"batch": (1, 2, 4), "height": (64, 128, 256), "width": (64, 96, 256)}
 

@@ -54,9 +54,14 @@ def half_parts(net, tmp_path_factory):
     return write_parts(to_half(net), tmp_path_factory.mktemp("half"))
 
 
-def write_parts(net, folder, *, max_cells=20):
-    split = split_net(net, detecting=Detecting(max_cells=max_cells), parted=True)
+def write_parts(net, folder):
+    split = split_net(net, detecting=Detecting(max_cells=20), parted=True)
     return {part.role: export_part(part, folder / f"{part.role}.onnx") for part in split}
+
+
+def write_trunk(net, folder, *, max_cells=20):
+    trunk, _ = split_net(net, detecting=Detecting(max_cells=max_cells), parted=True)
+    return export_part(trunk, folder / f"{trunk.role}.onnx")
 
 
 def choose(net, role, precision):
@@ -112,14 +117,14 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def trunk(family, tmp_path_factory):
-    return write_parts(family, tmp_path_factory.mktemp("family"))["trunk"]
+    return write_trunk(family, tmp_path_factory.mktemp("family"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_trunk_of_every_family_of_backbones_builds(family, trunk, precision, tmp_path):
     path = trunk
     if precision == "fp16":
-        path = write_parts(to_half(family), tmp_path)["trunk"]
+        path = write_trunk(to_half(family), tmp_path)
     elif precision == "int8":
         path = tmp_path / "int8.onnx"
         quantize_int8(trunk, path, feeds=[make_feed(family, "trunk")], form="tensorrt")
@@ -162,7 +167,7 @@ def crowded():
 
 @pytest.fixture(scope="module")
 def crowded_trunk(crowded, tmp_path_factory):
-    return write_parts(crowded, tmp_path_factory.mktemp("crowded"), max_cells=3000)["trunk"]
+    return write_trunk(crowded, tmp_path_factory.mktemp("crowded"), max_cells=3000)
 
 
 def test_more_candidates_than_an_engine_finds_at_once_are_those_of_the_net(crowded, crowded_trunk):
@@ -190,7 +195,7 @@ def test_more_candidates_than_an_engine_finds_at_once_are_those_of_the_net(crowd
 def test_a_trunk_for_3000_cells_builds(crowded, crowded_trunk, precision, tmp_path):
     path = crowded_trunk
     if precision == "fp16":
-        path = write_parts(to_half(crowded), tmp_path, max_cells=3000)["trunk"]
+        path = write_trunk(to_half(crowded), tmp_path, max_cells=3000)
     elif precision == "int8":
         path = tmp_path / "int8.onnx"
         quantize_int8(crowded_trunk, path, feeds=[make_feed(crowded, "trunk")], form="tensorrt")
