@@ -96,12 +96,15 @@ def test_each_step_is_trained_saved_and_rebuilt(run):
         assert any(all(torch.equal(value, again[key]) for key, value in said.items()) for said in best), name
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_the_net_of_each_step_is_exported_and_agrees_with_its_graph(run, tmp_path, name):
+def test_the_nets_of_all_steps_are_exported_and_agree_with_their_graphs(run, tmp_path, request):
     """The export itself compares every output with the net, and fails where they differ."""
     folder, data, _ = run
-    export_checkpoint(folder / "checkpoints" / f"{name}.ckpt", tmp_path / "bundle", samples=data.collect_held_out(2))
-    manifest = load_manifest(tmp_path / "bundle")
-    assert [each["step"] for each in manifest.recipe] == list(STEPS[: STEPS.index(name) + 1])
-    assert manifest.graphs[0].precision == ("int8" if name == "quantize" else "fp32")
-    assert open_session(tmp_path / "bundle") is not None
+    # Another backbone or encoder is cut and taught in the same way: the graph of its last step is enough.
+    names = STEPS[-1:] if " with " in request.node.callspec.id else STEPS
+    for name in names:
+        bundle = tmp_path / name
+        export_checkpoint(folder / "checkpoints" / f"{name}.ckpt", bundle, samples=data.collect_held_out(2))
+        manifest = load_manifest(bundle)
+        assert [each["step"] for each in manifest.recipe] == list(STEPS[: STEPS.index(name) + 1])
+        assert manifest.graphs[0].precision == ("int8" if name == "quantize" else "fp32")
+        assert open_session(bundle) is not None
