@@ -229,6 +229,12 @@ class SegmentationTask(LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             return self._predict(batch, self.net.logits(batch.images))
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the scores of an earlier epoch, which Lightning keeps: one without a value now has none."""
+        scores = self.trainer.callback_metrics
+        for name in [name for name in scores if name.startswith("val/")]:
+            del scores[name]
+
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores."""
         self._validated = True

@@ -12,10 +12,12 @@ from cellvision.data.synthetic import SyntheticLiveDead
 from cellvision.errors import CellvisionError, ConfigError
 from cellvision.metrics.cells import has_viability
 from cellvision.models.build import build_model
+from cellvision.training.callbacks import BestCheckpoint
 from cellvision.training.checkpoint import AtomicCheckpointIO, load_net
 from cellvision.training.finish import score_baseline
+from cellvision.training.history import History
 from cellvision.training.optim import Optim
-from cellvision.training.scoring import build_true_cells
+from cellvision.training.scoring import Scores, build_true_cells
 from cellvision.training.skipped_steps import MAX_SKIPPED_STEPS
 from cellvision.training.task import SegmentationTask
 
@@ -69,6 +71,38 @@ def test_fit_validates_and_its_checkpoint_rebuilds_the_net(data, tmp_path):
     assert record.fingerprint == data.fingerprint()
     assert record.accuracy["val/pixel/miou"] == pytest.approx(float(scores["val/pixel/miou"]))
     assert [channel.name for channel in record.channels] == ["hoechst", "calcein", "pi"]
+
+
+def test_a_score_without_a_value_is_not_that_of_an_earlier_epoch(data, tmp_path, monkeypatch):
+    """Neither in the table of epochs nor where the best net is chosen."""
+    task, history = build(data, monitor="val/cell/f1"), History(folder=tmp_path)
+    compute, told = Scores.compute, []
+
+    def miss(scores):
+        told.append({name: value for name, value in compute(scores).items() if len(told) != 1 or name != "cell/f1"})
+        return told[-1]
+
+    monkeypatch.setattr(Scores, "compute", miss)
+    best = BestCheckpoint(folder=tmp_path, monitor="val/cell/f1", mode="min")
+    forget = Forget(best, before=1)
+    callbacks = [history, best, forget]
+    build_trainer(tmp_path, max_epochs=3, callbacks=callbacks, enable_checkpointing=True).fit(task, datamodule=data)
+    assert ["val/cell/f1" in row for row in history.rows] == [True, False, True]
+    assert all("val/pixel/miou" in row for row in history.rows)
+    assert forget.scores == [None, pytest.approx(told[0]["cell/f1"]), None]
+    assert best.score == pytest.approx(told[2]["cell/f1"])
+
+
+class Forget(Callback):
+    """Notes the best score before each epoch, and has it forgotten, as when the structure of a net changes."""
+
+    def __init__(self, best, *, before):
+        self.best, self.before, self.scores = best, before, []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.scores.append(self.best.score)
+        if trainer.current_epoch == self.before:
+            self.best.forget(trainer)
 
 
 def test_extra_losses_take_part(data, tmp_path):
