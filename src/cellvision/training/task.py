@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -231,9 +231,8 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of an earlier epoch, which Lightning keeps: one without a value now has none."""
-        scores = self.trainer.callback_metrics
-        for name in [name for name in scores if name.startswith("val/")]:
-            del scores[name]
+        for name in [name for name in self.trainer.callback_metrics if name.startswith("val/")]:
+            del self.trainer.callback_metrics[name]
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores."""
@@ -266,15 +265,12 @@ class SegmentationTask(LightningModule):
         return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
     def _is_finite(self, total: Tensor) -> bool:
-        fine = bool(torch.isfinite(total.detach()))
-        return bool(self.trainer.strategy.reduce_boolean_decision(fine, all=True))
+        return bool(self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(total.detach())), all=True))
 
     def _score(self, batch: Batch, stage: str) -> list[FieldPrediction]:
         logits = self.net.logits(batch.images)
-        losses = self.net.losses_from(logits, batch.targets)
-        total = torch.stack(list(losses.values())).sum()
-        size = len(batch.names)
-        self.log(f"{stage}/loss", total, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        total = torch.stack(list(self.net.losses_from(logits, batch.targets).values())).sum()
+        self.log(f"{stage}/loss", total, on_step=False, on_epoch=True, batch_size=len(batch.names), sync_dist=True)
         fields = self._predict(batch, logits)
         for field in fields:
             self._scores(stage).update(field)
@@ -301,6 +297,4 @@ class SegmentationTask(LightningModule):
         scores.reset()
 
     def _scores(self, stage: str) -> Scores:
-        scores = self.scores[stage]
-        assert isinstance(scores, Scores)
-        return scores
+        return cast(Scores, self.scores[stage])
