@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +26,16 @@ from cellvision.building import (
     quieten,
 )
 from cellvision.bundle import compute_sha256
-from cellvision.composition import GROUPS, build, build_data, check_groups, check_settings, resolve
+from cellvision.composition import (
+    GROUPS,
+    build,
+    build_data,
+    check_compression,
+    check_groups,
+    check_settings,
+    choose_steps,
+    resolve,
+)
 from cellvision.delivery import check_report, deliver
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.training.stopping import Stopped, stopping
@@ -41,7 +49,8 @@ if TYPE_CHECKING:
 def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Run a job; an error that a user can mend is one sentence on stderr and exit status 2.
 
-    So is Ctrl-C, with exit status 130, and SIGTERM, with 143.
+    So is Ctrl-C, with exit status 130, and SIGTERM, with 143. In a sweep the jobs after one with an error run all the
+    same, and the exit status comes at the end.
     """
     try:
         with stopping():
@@ -55,7 +64,15 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             raise
         # An error of a loader process carries that process's traceback; its last line is the error itself.
         print(f"error: {str(error).strip().splitlines()[-1].removeprefix(_prefix(error))}", file=sys.stderr)
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise _explain_job(HydraConfig.get()) from error  # which Hydra keeps until all jobs have run
         sys.exit(2)
+
+
+def _explain_job(hydra: Any) -> ConfigError:
+    settings = " ".join(hydra.overrides.task)
+    got, need = f"job {hydra.job.num} of the sweep ended with an error, told above", "sweeps whose jobs all end well"
+    return ConfigError(explain(got=got, need=need, hint=f"that one again, mended: {settings}"))
 
 
 def _prefix(error: BaseException) -> str:
@@ -71,8 +88,8 @@ def train(cfg: DictConfig) -> float | None:
         The best value of ``cfg.monitor``, which sweepers compare; None where no checkpoint was kept.
     """
     check_settings(cfg)
+    choose_steps(cfg, _list_words())
     _check_place(cfg)
-    _check_twice()
     folder = _find_run_folder(cfg)
     # All settings are checked before a long time goes into reading: names before any file is opened, values before
     # pixels are.
@@ -87,8 +104,8 @@ def compress(cfg: DictConfig) -> float | None:
         The best value of ``cfg.monitor`` of the compressed net, which sweepers compare.
     """
     check_settings(cfg)
+    check_compression(cfg, _list_words())
     _check_place(cfg)
-    _check_steps(cfg)
     folder = _find_run_folder(cfg)
     check_groups(resolve(cfg), GROUPS)
     OmegaConf.update(cfg, "data", _choose_data(cfg, Path(cfg.ckpt)), force_add=True)
@@ -97,24 +114,9 @@ def compress(cfg: DictConfig) -> float | None:
     return _fit(cfg, data, folder, start=load_start(checkpoint, data))
 
 
-def _check_steps(cfg: DictConfig) -> None:
-    """Raise ConfigError for a compression without steps, or with one twice."""
-    if not cfg.get("compress"):
-        got, need = "compress=[], no step of compression", "one or more"
-        raise ConfigError(explain(got=got, need=need, hint="compress=[prune,distill,qat]"))
-    _check_twice()
-
-
-def _check_twice() -> None:
-    """Raise ConfigError for a step that is chosen twice: Hydra makes one of them."""
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    chosen = next((word for word in reversed(words) if word.startswith("compress=")), "")
-    names = re.findall(r"\w+", chosen)[1:]
-    for name in names:
-        if names.count(name) > 1:
-            got, need = f"{chosen}, with {name} twice in one run", "each step once"
-            hint = f"one {name} of more epochs, or another run after it"
-            raise ConfigError(explain(got=got, need=need, hint=hint))
+def _list_words() -> list[str]:
+    """The settings of the command line."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | None = None) -> float | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra.errors
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
 from cellvision.settings import check_arguments, check_targets
@@ -38,6 +39,47 @@ def check_groups(plain: dict[str, Any], groups: Sequence[str]) -> None:
     for group in groups:
         check_targets(plain.get(group), group)
         check_arguments(plain.get(group), group)
+
+
+def choose_steps(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Leave the settings of steps of compression out that were not chosen, as an experiment may have them, and say so.
+
+    Args:
+        cfg: its "compress" is changed.
+        words: of the command line.
+
+    Raises:
+        ConfigError: a step that is chosen twice, of which Hydra makes one.
+    """
+    chosen = next((word for word in reversed(words) if word.startswith("compress=")), "")
+    names = re.findall(r"\w+", chosen)[1:]
+    for name in names:
+        if names.count(name) > 1:
+            got, need = f"{chosen}, with {name} twice in one run", "each step once"
+            hint = f"one {name} of more epochs, or another run after it"
+            raise ConfigError(explain(got=got, need=need, hint=hint))
+    for name, node in dict(cfg.get("compress") or {}).items():
+        if node is not None and "_target_" not in node:
+            with open_dict(cfg):
+                cfg.compress[name] = None
+            given = ", ".join(f"{key}={value}" for key, value in node.items())
+            print(f"compress  {name} was not chosen, and its settings are left out: {given}")
+
+
+def check_compression(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Raise ConfigError for a compression without steps, or with a number of epochs besides theirs; see `choose_steps`.
+
+    Args:
+        cfg: its "compress" is changed.
+        words: of the command line.
+    """
+    choose_steps(cfg, words)
+    if not any((cfg.get("compress") or {}).values()):
+        got, need = "compress=[], no step of compression", "one or more"
+        raise ConfigError(explain(got=got, need=need, hint="compress=[prune,distill,qat]"))
+    if given := [word for word in words if word.lstrip("+").startswith("trainer.max_epochs=")]:
+        need = "epochs of each step, of which a compression consists"
+        raise ConfigError(explain(got=given[-1], need=need, hint="compress.prune.epochs=4 compress.distill.epochs=4"))
 
 
 def build(cfg: Any, key: str, **arguments: Any) -> Any:

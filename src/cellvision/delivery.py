@@ -34,7 +34,7 @@ def check_report(cfg: DictConfig, compression: Compression) -> None:
     from cellvision.export.compressed.rows import check_static
     from cellvision.export.gate.decision import check_tolerance
 
-    check_tolerance(cfg.report.tolerance_points)
+    check_tolerance(cfg.report.tolerance_points, name="report.tolerance_points")
     check_count("report.samples", cfg.report.samples, example=20)
     check_count("report.calibration_fields", cfg.report.calibration_fields, example=16)
     check_static(cfg.report.ptq, [step.name for step in compression.steps] + ["scratch"] * bool(cfg.report.scratch))
@@ -93,12 +93,19 @@ def _report(
 ) -> None:
     from cellvision.export.compressed.report import report_compression
     from cellvision.export.compressed.rows import list_rows
+    from cellvision.export.compressed.scratch import NoSuchWidthError
+    from cellvision.export.folder import make_folder
     from cellvision.export.progress import PhaseLines
     from cellvision.export.quantize.calibration import collect_training_fields
     from cellvision.training.checkpoint import check_start
 
     base = compression.start or folder / "checkpoints" / "base.ckpt"
-    scratch = train_scratch(cfg, data, task, folder, compression=compression) if cfg.report.scratch else None
+    scratch, missed = None, None
+    try:
+        scratch = train_scratch(cfg, data, task, folder, compression=compression) if cfg.report.scratch else None
+    except NoSuchWidthError as error:
+        missed = error  # raised once all else is there
+        print(f"scratch   none: {error}")
     check_start(resolve(cfg), base)  # hours may have passed
     rows = list_rows(folder, base=base, scratch=scratch, static=tuple(cfg.report.ptq))
     with PhaseLines() as tell:
@@ -112,13 +119,15 @@ def _report(
             tell=tell,
         )
     last = [row.name for row in rows if row.role == "step"][-1]
-    shutil.rmtree(folder / "bundle", ignore_errors=True)  # of the same run, before it was resumed
-    shutil.copytree(folder / "report" / last, folder / "bundle")
+    with make_folder(folder / "bundle", overwrite=True) as made:
+        shutil.copytree(folder / "report" / last, made, dirs_exist_ok=True)
     print(f"bundle    {folder / 'bundle'}  ({last})")
     print(f"report    {folder / 'report'}: compression.html, compression.png, pareto.png, compression.json")
     if cfg.predict >= 1:
         predict_held_out(data, folder / "bundle", folder, count=cfg.predict)
     report.raise_if_lost()
+    if missed is not None:
+        raise missed
 
 
 def train_scratch(
@@ -141,7 +150,7 @@ def train_scratch(
         taken as it is.
 
     Raises:
-        ConfigError: no width makes it as fast.
+        NoSuchWidthError: no width makes it as fast.
     """
     from cellvision.export.compressed.scratch import start_fresh
     from cellvision.training.checkpoint import choose_resume

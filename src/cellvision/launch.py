@@ -83,6 +83,11 @@ def compose_script(script: str, words: Sequence[str]) -> DictConfig:
         raise ConfigError(explain_composition(error)) from error
 
 
+def _find_conf() -> Path:
+    """Folder of the settings of the script that runs."""
+    return Path(sys.argv[0]).resolve().parent / "conf"
+
+
 def _check_trainer(words: Sequence[str]) -> None:
     """Raise ConfigError for Azure's trainer in a sweep over several, or with a launcher that is not Azure's.
 
@@ -113,9 +118,12 @@ def explain_composition(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         got = f"{error.override}, which cannot be read ({str(error).splitlines()[0]})"
         return explain(got=got, need="key=value", hint="quotes around it all: 'model.widths=[16,32]'")
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return unknown_name(group, name, error.options)
+        # Hydra lists the choices of groups of one alone.
+        options = error.options or [path.stem for path in sorted((_find_conf() / group).glob("*.yaml"))]
+        if group and options:
+            return unknown_name(group, name, options)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         group = str(cause.full_key).removesuffix(str(cause.key))
         known = [f"{group}{key}" for key in map(str, cause.parent_node) if key != "_target_"]

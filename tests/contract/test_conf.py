@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import hydra
 import pytest
@@ -250,14 +251,41 @@ def test_errors_are_one_line_without_traceback(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_trains_every_point(tmp_path):
+    """Also those after one with an error, which the exit status tells in the end."""
     printed = call(
-        "train.py", "-m", "model=unet", "optim.lr=1e-3,3e-4", "trainer=debug", f"hydra.sweep.dir={tmp_path}",
+        "train.py", "-m", "model=unet", "optim.lr=1e-3,-1,3e-4", "trainer=debug", f"hydra.sweep.dir={tmp_path}",
         "data.datasets.all.fields=12", "bundle=false", "model.widths=[4,8]",
     )  # fmt: skip
-    assert printed.returncode == 0, printed.stderr
+    assert printed.returncode == 2, printed.stderr
     assert (tmp_path / "0/results.json").is_file()
-    assert (tmp_path / "1/results.json").is_file()
-    assert '"lr": 0.0003' in (tmp_path / "1/run.json").read_text()
+    assert (tmp_path / "2/results.json").is_file()
+    assert '"lr": 0.0003' in (tmp_path / "2/run.json").read_text()
+    assert not (tmp_path / "1/results.json").is_file()
+    assert re.search("^error: .*lr=-1", printed.stderr, re.MULTILINE)
+    assert "error: job 1 of the sweep ended with an error, told above; need sweeps whose jobs" in printed.stderr
+    assert "Traceback" not in printed.stderr
+
+
+def test_settings_of_a_step_that_was_not_chosen_are_left_out(capsys):
+    cfg = compose("experiment=compress_livedead", "compress=[prune]", name="compress")
+    app.check_compression(cfg, ["compress=[prune]"])
+    assert [name for name, node in cfg.compress.items() if node is not None] == ["prune"]
+    assert capsys.readouterr().out == "compress  qat was not chosen, and its settings are left out: when=always\n"
+    assert (
+        len(building.build_compression(cfg, Path("run"), start=SimpleNamespace(checkpoint=Path("a.ckpt"))).steps) == 1
+    )
+
+
+def test_a_compression_is_counted_in_epochs_of_its_steps():
+    with pytest.raises(ConfigError, match=r"trainer\.max_epochs=3; need epochs of each step, .*prune\.epochs=4"):
+        app.check_compression(compose(name="compress"), ["trainer.max_epochs=3"])
+
+
+@pytest.mark.parametrize("name", ["foo", "quantise"])
+def test_an_unknown_step_is_told_with_those_there_are(name, tmp_path):
+    printed = call("compress.py", f"compress=[prune,{name}]", f"run_dir={tmp_path / 'run'}")
+    assert (printed.returncode, printed.stdout) == (2, "")
+    assert printed.stderr.startswith(f"error: unknown compress '{name}'; need one of: distill, prune, qat; try: ")
 
 
 @pytest.mark.parametrize(

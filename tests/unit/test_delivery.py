@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from cellvision.bundle import compute_sha256
 from cellvision.delivery import choose_optim, deliver
 from cellvision.errors import ConfigError
+from cellvision.export.compressed.scratch import NoSuchWidthError
 
 
 def test_no_report_compares_with_another_net_than_the_run_began_with(tmp_path):
@@ -21,6 +22,34 @@ def test_no_report_compares_with_another_net_than_the_run_began_with(tmp_path):
     compression = SimpleNamespace(start=base)
     with pytest.raises(ConfigError, match="which the run began with; try: the same file again, or a new run_dir"):
         deliver(cfg, None, task, tmp_path, best=base, compression=compression)
+
+
+def test_a_report_is_there_also_where_no_small_net_is_as_fast(tmp_path, monkeypatch, capsys):
+    """Times vary on a machine that does other work; hours of compression are not to be lost by that."""
+    base = tmp_path / "best.ckpt"
+    base.write_bytes(b"the net of the beginning")
+    (tmp_path / "bundle").mkdir()
+
+    def report(rows, folder, **_):
+        (folder / "prune").mkdir(parents=True)
+        (folder / "prune" / "graph.onnx").touch()
+        return SimpleNamespace(raise_if_lost=lambda: None)
+
+    def search(*_, **__):
+        raise NoSuchWidthError("no width")
+
+    rows = [SimpleNamespace(name=name, role="step") for name in ("base", "prune")]
+    monkeypatch.setattr("cellvision.delivery.train_scratch", search)
+    monkeypatch.setattr("cellvision.export.compressed.rows.list_rows", lambda *_, scratch, **__: rows)
+    monkeypatch.setattr("cellvision.export.compressed.report.report_compression", report)
+    settings = {"scratch": True, "ptq": [], "samples": 1, "tolerance_points": 1.0}
+    cfg = OmegaConf.create({"ckpt_sha256": compute_sha256(base), "report": settings, "predict": 0})
+    task = SimpleNamespace(net=SimpleNamespace(spec=SimpleNamespace(exportable=True)))
+    data = SimpleNamespace(collect_held_out=lambda count: [])
+    with pytest.raises(NoSuchWidthError):
+        deliver(cfg, data, task, tmp_path, best=base, compression=SimpleNamespace(start=base))
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["graph.onnx"]
+    assert "scratch   none: no width" in capsys.readouterr().out
 
 
 def test_a_fresh_net_learns_as_the_uncompressed_one_did(tmp_path):

@@ -43,6 +43,18 @@ def test_the_smallest_ratio_that_is_fast_enough_is_found(net):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def test_multiplications_are_counted_on_the_same_image_throughout(net):
+    """Of a second search: what is left of the whole net, and not of the training crop beside a field."""
+    field, options = torch.zeros(1, 1, 64, 64), replace(OPTIONS, macs=None, ratio=0.4, steps=1)
+    pruner = Pruner(net.eval(), IMAGE, options, counted=field)
+    left = pruner.step().macs
+    found = search_latency(
+        net, IMAGE, measure, target_ms=measure(net) * 0.8, options=OPTIONS, counted=field, state=pruner.state, gone=0.4
+    )
+    assert found.trials[0].macs == pytest.approx(left)
+    assert all(trial.macs < left for trial in found.trials[1:])
+
+
 @pytest.mark.parametrize("importance", ["magnitude", "taylor"])
 def test_a_net_pruned_by_what_was_found_is_as_fast_as_the_one_that_was_timed(net, importance):
     """At once; and in the second of two steps, from a net that has lost channels and was trained since."""

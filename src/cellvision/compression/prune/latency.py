@@ -52,6 +52,7 @@ def search_latency(
     *,
     target_ms: float,
     options: PruneOptions,
+    counted: Tensor | None = None,
     state: Mapping[str, Any] | None = None,
     gone: float = 0.0,
     trials: int = 7,
@@ -68,6 +69,7 @@ def search_latency(
         measure: latency in ms of a net in evaluation mode, as it will be used: exported and run, or as it is.
         target_ms: at most so long.
         options: all but the target count; ``steps`` does not.
+        counted: (1, C, H, W) raw counts that multiplications are counted on; None for ``image``.
         state: of a `Pruner` that took channels from the net before.
         gone: ratio that it took.
         trials: nets to measure besides the whole one and the smallest.
@@ -79,10 +81,11 @@ def search_latency(
     def attempt(ratio: float) -> LatencyTrial:
         trial = _copy_with_gradients(net)
         chosen = replace(options, ratio=ratio, macs=None, parameters=None, steps=1)
-        pruner = Pruner(trial, image, chosen, state=None if state is None else {**state, "done": 0})
+        pruner = Pruner(trial, image, chosen, counted=counted, state=None if state is None else {**state, "done": 0})
         return LatencyTrial(ratio=ratio, macs=pruner.step().macs, latency_ms=measure(trial.eval()))
 
-    left = 1.0 if state is None else count_cost(net, image).macs / state["cost"]["macs"]
+    shown = image if counted is None else counted
+    left = 1.0 if state is None else count_cost(net, shown).macs / state["cost"]["macs"]
     tried = [LatencyTrial(ratio=gone, macs=left, latency_ms=measure(copy.deepcopy(net).eval()))]
     if tried[0].latency_ms > target_ms:
         tried.append(attempt(options.max_ratio))

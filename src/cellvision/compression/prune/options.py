@@ -82,7 +82,7 @@ class PruneOptions:
         """Raise ConfigError where not exactly one target is given."""
         if len(self.target) != 1:
             given = " and ".join(f"{key}={value}" for key, value in self.target.items()) or "no target"
-            need = "one of ratio, macs, parameters"
+            need = "one of ratio, macs, parameters, latency_ms, or masks"
             raise ConfigError(explain(got=f"compress.prune has {given}", need=need, hint="compress.prune.macs=0.5"))
 
     def share_done(self, step: int) -> float:

@@ -156,7 +156,7 @@ class Prune(Step):
         if self.options.importance == "taylor":
             _take_gradients(run, batches)
         if self.latency_ms is not None and number in (0, self.options.steps - 1):
-            self._state["ratio"] = self._find_ratio(run, image, number, target_ms=self.latency_ms)
+            self._state["ratio"] = self._find_ratio(run, image, counted, number, target_ms=self.latency_ms)
         options = replace(self.options, ratio=self._state.get("ratio", self.options.ratio))
         pruner = Pruner(run.net, image, options, counted=counted, state=self._state.get("pruner"))
         done = pruner.apply(run.ask_lead(pruner.plan))
@@ -165,7 +165,7 @@ class Prune(Step):
         self._state |= {"pruner": pruner.state, "counted_px": list(counted.shape[-2:])}
         return done
 
-    def _find_ratio(self, run: Run, image: Tensor, number: int, *, target_ms: float) -> float:
+    def _find_ratio(self, run: Run, image: Tensor, counted: Tensor, number: int, *, target_ms: float) -> float:
         """The ratio that a latency needs, by the net and its gradients as they are before this cut."""
         timed = image if self.latency_px is None else _repeat(image, self.latency_px)
         cells = run.count_cells(timed)
@@ -178,6 +178,7 @@ class Prune(Step):
                 lambda net: run.measure_ms(net, timed, cells),
                 target_ms=target_ms,
                 options=self.options,
+                counted=counted,
                 state=self._state.get("pruner"),
                 gone=gone,
             )

@@ -29,6 +29,10 @@ TOLERANCE = 0.05
 MAX_RATIO = 0.97
 
 
+class NoSuchWidthError(ConfigError):
+    """No width that was tried makes a net as fast as the compressed one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SmallTrial:
     """A width that was tried.
@@ -91,8 +95,8 @@ def shrink_to_latency(
         tell: called with lines on the progress.
 
     Raises:
-        ConfigError: no width comes as near, because layers that keep their channels take too long or because time
-            moves by jumps.
+        NoSuchWidthError: no width comes as near, because layers that keep their channels take too long, because time
+            moves by jumps, or because other work on the machine does.
         DataError: the recipe does not fit the configuration.
         ExportError: a net has no graph.
     """
@@ -112,10 +116,8 @@ def shrink_to_latency(
     best = min(tried, key=lambda ratio: abs(math.log(tried[ratio])))
     if abs(tried[best] - 1) > tolerance:
         got = f"the nearest of {len(tried)} widths takes {tried[best]:.3f} times as long as the compressed net"
-        enough = math.ceil(100 * abs(tried[best] - 1)) / 100
-        raise ConfigError(
-            explain(got=got, need=f"1 within tolerance={tolerance}", hint=f"tolerance={enough}, or more trials")
-        )
+        hint = "resume=auto on a machine without other work, or report.scratch=false"
+        raise NoSuchWidthError(explain(got=got, need=f"1 within {tolerance:g}", hint=hint))
     found = tuple(SmallTrial(ratio=ratio, times=times) for ratio, times in tried.items())
     return SmallNet(config=config, record=records[best], ratio=best, times=tried[best], trials=found)
 

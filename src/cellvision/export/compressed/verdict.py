@@ -34,8 +34,8 @@ def find_fault(report: CompressionReport) -> str:
 
 
 def find_warnings(report: CompressionReport) -> tuple[str, ...]:
-    """Sentences on steps that are sure to have made a net slower, and on a small net of its own that does better."""
-    return (*_find_slower(report), *_find_better(report))
+    """Sentences on steps that are sure to have made a net slower, and on simpler ways that do as well or better."""
+    return (*_find_slower(report), *_find_better(report), *_find_simpler(report))
 
 
 def _find_slower(report: CompressionReport) -> Iterator[str]:
@@ -43,6 +43,8 @@ def _find_slower(report: CompressionReport) -> Iterator[str]:
         if row.before is None or row.role == "scratch":
             continue
         before = report.find(row.before)
+        if _describe_work(row) == _describe_work(before):  # times can only differ by what else went on
+            continue
         times = report.compare(row, before).latency
         slow = [
             f"{times[number]:.2f} times as long with {count_threads(number)}"
@@ -68,6 +70,28 @@ def _find_better(report: CompressionReport) -> Iterator[str]:
                 f"{row.name}, a small net trained on its own, does better than {beside.name} by {' and '.join(won)},"
                 f" in {ratio:.2f} times its time"
             )
+
+
+def _find_simpler(report: CompressionReport) -> Iterator[str]:
+    """Rounding alone, of a net from before some steps, that beats what all of them made."""
+    final = report.final
+    for row in report.rows:
+        if row.role != "static" or row.before == final.before:
+            continue
+        change = report.compare(row, final)
+        known = [change.lost_points.get(one.score) for one in report.headlines]
+        is_as_good = bool(known) and all(points is not None and points <= 0 for points in known)
+        if is_as_good and max(change.latency.values()) < 1:
+            ratio = change.latency[report.threads[0]]
+            yield (
+                f"{row.name}, {row.before} rounded without training, is as accurate as {final.name}, in {ratio:.2f}"
+                f" times its time and {change.size:.2f} times its size"
+            )
+
+
+def _describe_work(row: ReportRow) -> tuple[object, ...]:
+    """What a net's time depends on."""
+    return row.precision, row.parameters, row.macs
 
 
 def _show(row: ReportRow, headline: Headline) -> str:

@@ -186,11 +186,11 @@ def mark_bundle(folder: Path, verdict: Verdict, name: str) -> Manifest:
     return manifest
 
 
-def check_tolerance(tolerance_points: float) -> None:
-    """Raise ConfigError unless the tolerance is a number of points from 0 up."""
+def check_tolerance(tolerance_points: float, *, name: str = "tolerance_points") -> None:
+    """Raise ConfigError, which names the setting, unless the tolerance is a number of points from 0 up."""
     if not is_finite_number(tolerance_points) or tolerance_points < 0:
-        got = f"tolerance_points={tolerance_points}"
-        raise ConfigError(explain(got=got, need="points of accuracy, from 0 up", hint="tolerance_points=1.0"))
+        got = f"{name}={tolerance_points}"
+        raise ConfigError(explain(got=got, need="points of accuracy, from 0 up", hint=f"{name}=1.0"))
 
 
 def _judge_one(

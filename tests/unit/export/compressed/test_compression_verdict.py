@@ -61,3 +61,24 @@ def test_a_small_net_that_does_better_is_told():
         "scratch, a small net trained on its own, does better than distill by 0.40 points of mean IoU, in 1.00 times"
     )
     assert find_warnings(build_report()) == ()
+
+
+def test_rounding_alone_that_does_as_well_is_told():
+    rows = list(build_rows())
+    rows[4] = build_row("ptq", score=0.906, ms=7.0, size=2_050_000, before="base", role="static", precision="int8")
+    (warning,) = find_warnings(build_report(rows))
+    assert warning == (
+        "ptq, base rounded without training, is as accurate as quantize, in 0.88 times its time and 2.16 times its size"
+    )
+    rows[4] = replace(rows[4], accuracy={})
+    assert find_warnings(build_report(rows)) == ()
+
+
+def test_the_same_graph_is_not_slower():
+    """Whatever else the machine did meanwhile."""
+    rows = [
+        build_row("base", score=0.9, ms=40.0, size=100),
+        build_row("distill", score=0.91, ms=52.0, size=100, before="base"),
+    ]
+    rows[1] = replace(rows[1], macs=rows[0].macs)
+    assert find_warnings(build_report(rows)) == ()

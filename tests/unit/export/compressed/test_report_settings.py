@@ -31,6 +31,11 @@ def test_names_of_nets_in_float_are_fine():
     check(devices=-1)
 
 
+def test_a_tolerance_is_told_by_its_setting():
+    with pytest.raises(ConfigError, match=r"report\.tolerance_points=-1; need points .*; try: report\.tol"):
+        check(tolerance_points=-1)
+
+
 def test_a_small_net_needs_one_that_the_compression_begins_with():
     check(scratch=True, max_epochs=0, start="base.ckpt")
     with pytest.raises(ConfigError, match=r"report\.scratch=true with trainer\.max_epochs=0; need a net"):

@@ -5,9 +5,8 @@ import torch
 from compressed_run import CLASSES, MAPS, SIZE, prune, save, start
 from torch import nn
 
-from cellvision.errors import ConfigError
 from cellvision.export.compressed import scratch
-from cellvision.export.compressed.scratch import narrow, shrink_to_latency, start_fresh
+from cellvision.export.compressed.scratch import NoSuchWidthError, narrow, shrink_to_latency, start_fresh
 from cellvision.models.build import build_model
 from cellvision.training.checkpoint import load_net
 
@@ -148,6 +147,6 @@ def test_a_time_that_no_width_has_is_explained(stopwatch, monkeypatch):
     record = prune(net, macs=0.5)
     monkeypatch.setattr(scratch, "_compare", lambda one, other, runs: 1.6 if one > 1000 else 0.7)
     with pytest.raises(
-        ConfigError, match=r"nearest of 4 widths takes 0\.700 times .* tolerance=0\.05; try: tolerance=0\.3"
+        NoSuchWidthError, match=r"nearest of 4 widths takes 0\.700 times .* within 0\.05; try: resume=auto on a machine"
     ):
         shrink_to_latency(config, [record], IMAGE, trials=4)
