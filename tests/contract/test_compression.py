@@ -35,7 +35,7 @@ NETS = {
 }
 STEPS = ("prune", "distill", "quantize")
 WITHOUT = {"detectron2"}
-"""Nets whose layers are another library's, which refuse each step in one sentence: see test_runs_of_nets."""
+"""Nets whose layers are another library's, which refuse each step in one sentence: see test_widths.py."""
 
 
 def test_every_registered_net_is_here():

@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from cellvision.errors import ConfigError, DataError, explain
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ def load_reports(runs: list[Path]) -> dict[str, CompressionReport]:
             raise DataError(explain(got=got, need="a compression run that has ended", hint="python compress.py ..."))
         paths += found
     paths = list({path.resolve(): path for path in paths})
-    return dict(zip(_name(paths), map(load_report, paths), strict=True))
+    names = [f"{name} ({own})" if own else name for name, own in zip(_name(paths), _list_swept(paths), strict=True)]
+    return dict(zip(names, map(load_report, paths), strict=True))
 
 
 def _name(paths: list[Path]) -> list[str]:
@@ -74,6 +77,28 @@ def _name(paths: list[Path]) -> list[str]:
     while len({each[-1:] for each in parts}) == 1:
         parts = [each[:-1] for each in parts]
     return ["/".join(each) or "." for each in parts]
+
+
+def _list_swept(paths: list[Path]) -> list[str]:
+    """Of each report of a Hydra sweep, whose folders are mere numbers, the settings that not all have; else ""."""
+    folders = [path.parent.parent for path in paths]
+    if len(paths) == 1 or not all((folder.parent / "multirun.yaml").is_file() for folder in folders):
+        return [""] * len(paths)
+    files = [folder / ".hydra" / "overrides.yaml" for folder in folders]
+    settings = [yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else [] for file in files]
+    shared = set.intersection(*map(set, settings))
+    return [", ".join(_shorten(word) for word in each if word not in shared) for each in settings]
+
+
+def _shorten(word: str) -> str:
+    """A setting without the groups that its key begins with.
+
+    Example:
+        >>> _shorten("compress.prune.macs=0.3")
+        'macs=0.3'
+    """
+    key, _, value = word.partition("=")
+    return f"{key.rpartition('.')[2]}={value}"
 
 
 def _print_sweep(sweep: Sweep) -> None:

@@ -39,6 +39,21 @@ def test_reports_below_a_folder_are_named_by_what_tells_them_apart(sweep):
     assert list(load_reports([sweep / "macs=0.3"])) == ["report"]
 
 
+def test_jobs_of_a_sweep_are_named_by_what_was_swept(tmp_path):
+    """Hydra names their folders by numbers."""
+    for number, macs in enumerate((0.3, 0.5)):
+        write_run(tmp_path / str(number) / "report", score=0.8, ms=12.0)
+        (tmp_path / str(number) / ".hydra").mkdir()
+        words = f"- compress=[prune]\n- compress.prune.macs={macs}\n- predict=0\n"
+        (tmp_path / str(number) / ".hydra" / "overrides.yaml").write_text(words)
+    assert list(load_reports([tmp_path])) == ["0", "1"]
+    (tmp_path / "multirun.yaml").touch()
+    assert list(load_reports([tmp_path])) == ["0 (macs=0.3)", "1 (macs=0.5)"]
+    (tmp_path / "1" / ".hydra" / "overrides.yaml").unlink()
+    assert list(load_reports([tmp_path]))[1] == "1"
+    assert list(load_reports([tmp_path / "0"])) == ["report"]
+
+
 def test_the_sweep_is_printed_and_drawn(sweep, tmp_path, capsys):
     assert run_report(parse(sweep, "--out", tmp_path / "out")) == 0
     printed = capsys.readouterr().out
