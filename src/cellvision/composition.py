@@ -49,7 +49,8 @@ def choose_steps(cfg: DictConfig, words: Sequence[str]) -> None:
         words: of the command line.
 
     Raises:
-        ConfigError: a step that is chosen twice, of which Hydra makes one.
+        ConfigError: a step that is chosen twice, of which Hydra makes one; a setting of the command line that is of a
+            step that was not chosen.
     """
     chosen = next((word for word in reversed(words) if word.startswith("compress=")), "")
     names = re.findall(r"\w+", chosen)[1:]
@@ -60,6 +61,10 @@ def choose_steps(cfg: DictConfig, words: Sequence[str]) -> None:
             raise ConfigError(explain(got=got, need=need, hint=hint))
     for name, node in dict(cfg.get("compress") or {}).items():
         if node is not None and "_target_" not in node:
+            if own := [word for word in words if word.lstrip("+").startswith(f"compress.{name}.")]:
+                known = [each for each, step in cfg.compress.items() if step is not None and "_target_" in step]
+                got, need = f"{own[-1]} without the step {name}", f"settings of {', '.join(known)}, which were chosen"
+                raise ConfigError(explain(got=got, need=need, hint="that step chosen as well, or its right name"))
             with open_dict(cfg):
                 cfg.compress[name] = None
             given = ", ".join(f"{key}={value}" for key, value in node.items())

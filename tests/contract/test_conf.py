@@ -276,6 +276,12 @@ def test_settings_of_a_step_that_was_not_chosen_are_left_out(capsys):
     )
 
 
+def test_a_setting_of_the_command_line_is_not_left_out():
+    word = "++compress.prun.macs=0.3"
+    with pytest.raises(ConfigError, match=r"macs=0\.3 without the step prun; need settings of prune, distill, qat"):
+        app.check_compression(compose(word, name="compress"), [word])
+
+
 def test_a_compression_is_counted_in_epochs_of_its_steps():
     with pytest.raises(ConfigError, match=r"trainer\.max_epochs=3; need epochs of each step, .*prune\.epochs=4"):
         app.check_compression(compose(name="compress"), ["trainer.max_epochs=3"])
