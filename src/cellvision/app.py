@@ -64,9 +64,13 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             raise
         # An error of a loader process carries that process's traceback; its last line is the error itself.
         print(f"error: {str(error).strip().splitlines()[-1].removeprefix(_prefix(error))}", file=sys.stderr)
-        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise _explain_job(HydraConfig.get()) from error  # which Hydra keeps until all jobs have run
-        sys.exit(2)
+        if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+            sys.exit(2)
+    # Hydra keeps an error until all jobs have run; outside of the handler it holds no net and no data. Other processes
+    # of a job leave the exit status to the first: one that ends with an error has that killed at its next job.
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return None
+    raise _explain_job(HydraConfig.get())
 
 
 def _explain_job(hydra: Any) -> ConfigError:

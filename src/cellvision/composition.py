@@ -60,6 +60,9 @@ def choose_steps(cfg: DictConfig, words: Sequence[str]) -> None:
             hint = f"one {name} of more epochs, or another run after it"
             raise ConfigError(explain(got=got, need=need, hint=hint))
     for name, node in dict(cfg.get("compress") or {}).items():
+        if node is not None and not isinstance(node, DictConfig):
+            got, need = f"compress.{name}={node}", "settings of a step, or null, which leaves it out"
+            raise ConfigError(explain(got=got, need=need, hint=f"compress.{name}=null"))
         if node is not None and "_target_" not in node:
             if own := [word for word in words if word.lstrip("+").startswith(f"compress.{name}.")]:
                 known = [each for each, step in cfg.compress.items() if step is not None and "_target_" in step]
@@ -67,7 +70,7 @@ def choose_steps(cfg: DictConfig, words: Sequence[str]) -> None:
                 raise ConfigError(explain(got=got, need=need, hint="that step chosen as well, or its right name"))
             with open_dict(cfg):
                 cfg.compress[name] = None
-            given = ", ".join(f"{key}={value}" for key, value in node.items())
+            given = ", ".join(f"{key}={node[key]}" for key in map(str, node))
             print(f"compress  {name} was not chosen, and its settings are left out: {given}")
 
 

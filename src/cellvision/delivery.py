@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from cellvision.compression.callback import Compression
     from cellvision.data.datamodule import CellDataModule
-    from cellvision.export.compressed.scratch import SmallNet
+    from cellvision.export.compressed.scratch import NoSuchWidthError
     from cellvision.training.task import SegmentationTask
 
 PARITY_FIELDS = 4
@@ -93,21 +93,16 @@ def _report(
 ) -> None:
     from cellvision.export.compressed.report import report_compression
     from cellvision.export.compressed.rows import list_rows
-    from cellvision.export.compressed.scratch import NoSuchWidthError
     from cellvision.export.folder import make_folder
     from cellvision.export.progress import PhaseLines
     from cellvision.export.quantize.calibration import collect_training_fields
     from cellvision.training.checkpoint import check_start
 
     base = compression.start or folder / "checkpoints" / "base.ckpt"
-    scratch, missed = None, None
-    try:
-        scratch = train_scratch(cfg, data, task, folder, compression=compression) if cfg.report.scratch else None
-    except NoSuchWidthError as error:
-        missed = error  # raised once all else is there
-        print(f"scratch   none: {error}")
+    scratch, missed = _try_scratch(cfg, data, task, folder, compression=compression)
     check_start(resolve(cfg), base)  # hours may have passed
-    rows = list_rows(folder, base=base, scratch=scratch, static=tuple(cfg.report.ptq))
+    static = tuple(name for name in cfg.report.ptq if name != "scratch" or missed is None)
+    rows = list_rows(folder, base=base, scratch=scratch, static=static)
     with PhaseLines() as tell:
         tell("reading fields")
         report = report_compression(
@@ -128,6 +123,21 @@ def _report(
     report.raise_if_lost()
     if missed is not None:
         raise missed
+
+
+def _try_scratch(
+    cfg: DictConfig, data: CellDataModule, task: SegmentationTask, folder: Path, *, compression: Compression
+) -> tuple[Path | None, NoSuchWidthError | None]:
+    """The small net if it is asked for, or the error that keeps it away, to be raised once all else is there."""
+    from cellvision.export.compressed.scratch import NoSuchWidthError
+
+    if not cfg.report.scratch:
+        return None, None
+    try:
+        return train_scratch(cfg, data, task, folder, compression=compression), None
+    except NoSuchWidthError as error:
+        print(f"scratch   none: {error}")
+        return None, error
 
 
 def train_scratch(
@@ -153,7 +163,7 @@ def train_scratch(
         NoSuchWidthError: no width makes it as fast.
     """
     from cellvision.export.compressed.scratch import start_fresh
-    from cellvision.training.checkpoint import choose_resume
+    from cellvision.training.checkpoint import RECORD_KEY, choose_resume, load_plain_checkpoint
     from cellvision.training.finish import finish_run
     from cellvision.training.record import RunRecord
 
@@ -162,28 +172,30 @@ def train_scratch(
     assert known is not None
     if (own / "results.json").is_file():
         return best
-    found = _find_small_net(data, task)
+    resume = choose_resume("auto", own / "checkpoints")
+    before = None if resume is None else load_plain_checkpoint(Path(resume))[RECORD_KEY]
+    pruned = _find_widths(data, task) if before is None else before["recipe"][0]
     alone = copy.deepcopy(cfg)
     OmegaConf.update(alone, "compress", None, force_add=True)
     alone.run_dir = str(own)
     alone.trainer.max_epochs = compression.epochs + _count_base_epochs(compression.start, task.trainer)
-    width = f"{1 - found.ratio:.0%} of the channels, {found.times:.2f} times as long as the compressed net"
     alone.optim, whose = choose_optim(cfg, compression.start)
-    print(f"scratch   a fresh net with {width}; {alone.trainer.max_epochs} epochs, optim of {whose}")
-    net = start_fresh(found.config, found.record, seed=cfg.seed)
+    share = f"{1 - pruned['ratio']:.0%} of the channels"
+    print(f"scratch   a fresh net with {share}; {alone.trainer.max_epochs} epochs, optim of {whose}")
+    net = start_fresh(known.net, pruned, seed=cfg.seed)
     assert data.stats is not None
     net.set_statistics(data.stats)
-    start = Start(checkpoint=own, net=net.train(), record=replace(known, recipe=(found.record,), accuracy={}))
+    start = Start(checkpoint=own, net=net.train(), record=replace(known, recipe=(pruned,), accuracy={}))
     fresh = build_task(alone, data, start=start)
     record = RunRecord(own, settings=resolve(alone), data=data, link=None)
     trainer = build_trainer(alone, own, record=record)
-    trainer.fit(fresh, datamodule=data, ckpt_path=choose_resume("auto", own / "checkpoints"))
+    trainer.fit(fresh, datamodule=data, ckpt_path=resume)
     finish_run(trainer, fresh, data, folder=own, fit_score=net.spec.kind == "instance")
     return best
 
 
-def _find_small_net(data: CellDataModule, task: SegmentationTask) -> SmallNet:
-    """The narrower net that is as fast as the compressed one, on what a report times, with the cells found there."""
+def _find_widths(data: CellDataModule, task: SegmentationTask) -> dict[str, Any]:
+    """Those of a narrower net that is as fast as the compressed one, on what a report times, with the cells there."""
     import torch
 
     from cellvision.export.compressed.measure import choose_case
@@ -198,7 +210,7 @@ def _find_small_net(data: CellDataModule, task: SegmentationTask) -> SmallNet:
         samples = data.collect_held_out(1)
         image = torch.from_numpy(cut(samples[0].image, *choose_case(samples)[0]))[None]
         cells = count_cells(task, image)
-        return shrink_to_latency(task.record.net, task.record.recipe, image, cells=cells, tell=tell)
+        return shrink_to_latency(task.record.net, task.record.recipe, image, cells=cells, tell=tell).record
 
 
 def choose_optim(cfg: DictConfig, start: Path | None) -> tuple[Any, str]:

@@ -282,6 +282,12 @@ def test_a_setting_of_the_command_line_is_not_left_out():
         app.check_compression(compose(word, name="compress"), [word])
 
 
+@pytest.mark.parametrize("word", ["compress.qat=false", "compress.prune=0.5", "++compress.foo=bar"])
+def test_what_is_no_step_is_one_sentence(word):
+    with pytest.raises(ConfigError, match="need settings of a step, or null, which leaves it out"):
+        app.check_compression(compose(word, name="compress"), [word])
+
+
 def test_a_compression_is_counted_in_epochs_of_its_steps():
     with pytest.raises(ConfigError, match=r"trainer\.max_epochs=3; need epochs of each step, .*prune\.epochs=4"):
         app.check_compression(compose(name="compress"), ["trainer.max_epochs=3"])

@@ -40,15 +40,18 @@ def test_a_report_is_there_also_where_no_small_net_is_as_fast(tmp_path, monkeypa
 
     rows = [SimpleNamespace(name=name, role="step") for name in ("base", "prune")]
     monkeypatch.setattr("cellvision.delivery.train_scratch", search)
-    monkeypatch.setattr("cellvision.export.compressed.rows.list_rows", lambda *_, scratch, **__: rows)
+    static = []
+    monkeypatch.setattr("cellvision.export.compressed.rows.list_rows", lambda *_, **given: static.append(given) or rows)
+    monkeypatch.setattr("cellvision.export.quantize.calibration.collect_training_fields", lambda *_: ())
     monkeypatch.setattr("cellvision.export.compressed.report.report_compression", report)
-    settings = {"scratch": True, "ptq": [], "samples": 1, "tolerance_points": 1.0}
+    settings = {"scratch": True, "ptq": ["scratch"], "samples": 1, "tolerance_points": 1.0, "calibration_fields": 1}
     cfg = OmegaConf.create({"ckpt_sha256": compute_sha256(base), "report": settings, "predict": 0})
     task = SimpleNamespace(net=SimpleNamespace(spec=SimpleNamespace(exportable=True)))
     data = SimpleNamespace(collect_held_out=lambda count: [])
     with pytest.raises(NoSuchWidthError):
         deliver(cfg, data, task, tmp_path, best=base, compression=SimpleNamespace(start=base))
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["graph.onnx"]
+    assert static == [{"base": base, "scratch": None, "static": ()}]
     assert "scratch   none: no width" in capsys.readouterr().out
 
 

@@ -87,18 +87,7 @@ def _list_swept(paths: list[Path]) -> list[str]:
     files = [folder / ".hydra" / "overrides.yaml" for folder in folders]
     settings = [yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else [] for file in files]
     shared = set.intersection(*map(set, settings))
-    return [", ".join(_shorten(word) for word in each if word not in shared) for each in settings]
-
-
-def _shorten(word: str) -> str:
-    """A setting without the groups that its key begins with.
-
-    Example:
-        >>> _shorten("compress.prune.macs=0.3")
-        'macs=0.3'
-    """
-    key, _, value = word.partition("=")
-    return f"{key.rpartition('.')[2]}={value}"
+    return [", ".join(word.removeprefix("compress.") for word in each if word not in shared) for each in settings]
 
 
 def _print_sweep(sweep: Sweep) -> None:

@@ -48,7 +48,7 @@ def test_jobs_of_a_sweep_are_named_by_what_was_swept(tmp_path):
         (tmp_path / str(number) / ".hydra" / "overrides.yaml").write_text(words)
     assert list(load_reports([tmp_path])) == ["0", "1"]
     (tmp_path / "multirun.yaml").touch()
-    assert list(load_reports([tmp_path])) == ["0 (macs=0.3)", "1 (macs=0.5)"]
+    assert list(load_reports([tmp_path])) == ["0 (prune.macs=0.3)", "1 (prune.macs=0.5)"]
     (tmp_path / "1" / ".hydra" / "overrides.yaml").unlink()
     assert list(load_reports([tmp_path]))[1] == "1"
     assert list(load_reports([tmp_path / "0"])) == ["report"]

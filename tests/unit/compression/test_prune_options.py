@@ -18,7 +18,10 @@ CONF = Path(__file__).parents[3] / "conf"
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, r"prune has no target; need one of ratio, macs, parameters, latency_ms, or masks; try: compress\.prune\.macs=0\.5"),
+        (
+            {},
+            r"prune has no target; need one of ratio, macs, parameters, latency_ms, or masks; try: .*macs=0\.5",
+        ),
         ({"ratio": 0.5, "macs": 0.5}, r"prune has ratio=0\.5 and macs=0\.5"),
         ({"macs": 1.0}, r"prune\.macs=1\.0; need a share in \(0, 1\)"),
         ({"ratio": 0.5, "max_ratio": 0}, r"prune\.max_ratio=0;"),

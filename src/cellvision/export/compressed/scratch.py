@@ -116,7 +116,7 @@ def shrink_to_latency(
     best = min(tried, key=lambda ratio: abs(math.log(tried[ratio])))
     if abs(tried[best] - 1) > tolerance:
         got = f"the nearest of {len(tried)} widths takes {tried[best]:.3f} times as long as the compressed net"
-        hint = "resume=auto on a machine without other work, or report.scratch=false"
+        hint = "resume=auto on a machine without other work, or report.scratch=false report.ptq=[base]"
         raise NoSuchWidthError(explain(got=got, need=f"1 within {tolerance:g}", hint=hint))
     found = tuple(SmallTrial(ratio=ratio, times=times) for ratio, times in tried.items())
     return SmallNet(config=config, record=records[best], ratio=best, times=tried[best], trials=found)
