@@ -66,17 +66,18 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         print(f"error: {str(error).strip().splitlines()[-1].removeprefix(_prefix(error))}", file=sys.stderr)
         if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
             sys.exit(2)
-    # Hydra keeps an error until all jobs have run; outside of the handler it holds no net and no data. Other processes
-    # of a job leave the exit status to the first: one that ends with an error has that killed at its next job.
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return None
-    raise _explain_job(HydraConfig.get())
+    _end_sweep()  # outside of the handler: Hydra keeps the error until all jobs have run, but not their nets and data
+    return None
 
 
-def _explain_job(hydra: Any) -> ConfigError:
-    settings = " ".join(hydra.overrides.task)
-    got, need = f"job {hydra.job.num} of the sweep ended with an error, told above", "sweeps whose jobs all end well"
-    return ConfigError(explain(got=got, need=need, hint=f"that one again, mended: {settings}"))
+def _end_sweep() -> None:
+    """Raise what a sweep ends with, because of one job; in its first process, which others would have killed by it."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        got = f"job {HydraConfig.get().job.num} of the sweep ended with an error, told above"
+        hint = f"that one again, mended: {' '.join(_list_words())}"
+        raise ConfigError(explain(got=got, need="sweeps whose jobs all end well", hint=hint))
 
 
 def _prefix(error: BaseException) -> str:

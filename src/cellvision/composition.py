@@ -52,6 +52,16 @@ def choose_steps(cfg: DictConfig, words: Sequence[str]) -> None:
         ConfigError: a step that is chosen twice, of which Hydra makes one; a setting of the command line that is of a
             step that was not chosen.
     """
+    _check_twice(words)
+    for name, node in dict(cfg.get("compress") or {}).items():
+        if node is not None and not isinstance(node, DictConfig):
+            got, need = f"compress.{name}={node}", "settings of a step, or null, which leaves it out"
+            raise ConfigError(explain(got=got, need=need, hint=f"compress.{name}=null"))
+        if node is not None and "_target_" not in node:
+            _leave_out(cfg, str(name), words)
+
+
+def _check_twice(words: Sequence[str]) -> None:
     chosen = next((word for word in reversed(words) if word.startswith("compress=")), "")
     names = re.findall(r"\w+", chosen)[1:]
     for name in names:
@@ -59,19 +69,19 @@ def choose_steps(cfg: DictConfig, words: Sequence[str]) -> None:
             got, need = f"{chosen}, with {name} twice in one run", "each step once"
             hint = f"one {name} of more epochs, or another run after it"
             raise ConfigError(explain(got=got, need=need, hint=hint))
-    for name, node in dict(cfg.get("compress") or {}).items():
-        if node is not None and not isinstance(node, DictConfig):
-            got, need = f"compress.{name}={node}", "settings of a step, or null, which leaves it out"
-            raise ConfigError(explain(got=got, need=need, hint=f"compress.{name}=null"))
-        if node is not None and "_target_" not in node:
-            if own := [word for word in words if word.lstrip("+").startswith(f"compress.{name}.")]:
-                known = [each for each, step in cfg.compress.items() if step is not None and "_target_" in step]
-                got, need = f"{own[-1]} without the step {name}", f"settings of {', '.join(known)}, which were chosen"
-                raise ConfigError(explain(got=got, need=need, hint="that step chosen as well, or its right name"))
-            with open_dict(cfg):
-                cfg.compress[name] = None
-            given = ", ".join(f"{key}={node[key]}" for key in map(str, node))
-            print(f"compress  {name} was not chosen, and its settings are left out: {given}")
+
+
+def _leave_out(cfg: DictConfig, name: str, words: Sequence[str]) -> None:
+    """Take the settings of a step away that was not chosen."""
+    if own := [word for word in words if word.lstrip("+").startswith(f"compress.{name}.")]:
+        known = [each for each, step in cfg.compress.items() if step is not None and "_target_" in step]
+        got, need = f"{own[-1]} without the step {name}", f"settings of {', '.join(known)}, which were chosen"
+        raise ConfigError(explain(got=got, need=need, hint="that step chosen as well, or its right name"))
+    node = cfg.compress[name]
+    with open_dict(cfg):
+        cfg.compress[name] = None
+    given = ", ".join(f"{key}={node[key]}" for key in map(str, node))
+    print(f"compress  {name} was not chosen, and its settings are left out: {given}")
 
 
 def check_compression(cfg: DictConfig, words: Sequence[str]) -> None:
