@@ -22,8 +22,10 @@ from cellvision.building import (
     build_task,
     build_trainer,
     find_data_settings,
+    is_lead,
     load_start,
     quieten,
+    say_once,
 )
 from cellvision.bundle import compute_sha256
 from cellvision.composition import (
@@ -36,7 +38,7 @@ from cellvision.composition import (
     choose_steps,
     resolve,
 )
-from cellvision.delivery import check_report, deliver
+from cellvision.delivery import check_delivery, deliver
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.training.stopping import Stopped, stopping
 
@@ -72,9 +74,7 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
 
 def _end_sweep() -> None:
     """Raise what a sweep ends with, because of one job; in its first process, which others would have killed by it."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if is_lead():
         got = f"job {HydraConfig.get().job.num} of the sweep ended with an error, told above"
         hint = f"that one again, mended: {' '.join(_list_words())}"
         raise ConfigError(explain(got=got, need="sweeps whose jobs all end well", hint=hint))
@@ -93,7 +93,7 @@ def train(cfg: DictConfig) -> float | None:
         The best value of ``cfg.monitor``, which sweepers compare; None where no checkpoint was kept.
     """
     check_settings(cfg)
-    choose_steps(cfg, _list_words())
+    choose_steps(cfg, _list_words(), say=say_once)
     _check_place(cfg)
     folder = _find_run_folder(cfg)
     # All settings are checked before a long time goes into reading: names before any file is opened, values before
@@ -109,7 +109,7 @@ def compress(cfg: DictConfig) -> float | None:
         The best value of ``cfg.monitor`` of the compressed net, which sweepers compare.
     """
     check_settings(cfg)
-    check_compression(cfg, _list_words())
+    check_compression(cfg, _list_words(), say=say_once)
     _check_place(cfg)
     folder = _find_run_folder(cfg)
     check_groups(resolve(cfg), GROUPS)
@@ -138,8 +138,8 @@ def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | 
     resume = choose_resume(cfg.resume, folder / "checkpoints")
     seed_everything(cfg.seed, workers=True, verbose=False)
     compression = build_compression(cfg, folder, start=start)
-    if compression is not None and cfg.bundle:
-        check_report(cfg, compression)
+    if cfg.bundle:
+        check_delivery(cfg, folder, compression=compression)
     task = build_task(cfg, data, start=start, compression=compression)
     record = RunRecord(folder, settings=resolve(cfg), data=data, link=_choose_link(folder, is_start=start is None))
     trainer = build_trainer(cfg, folder, record=record, compression=compression)

@@ -80,7 +80,7 @@ def build_compression(cfg: DictConfig, folder: Path, *, start: Start | None) -> 
         return None
     if cfg.trainer.get("max_steps") not in (None, -1):
         got, need = f"trainer.max_steps={cfg.trainer.max_steps} with steps of compression", "a run counted in epochs"
-        raise ConfigError(explain(got=got, need=need, hint="trainer.max_steps=-1 trainer.max_epochs=20"))
+        raise ConfigError(explain(got=got, need=need, hint="trainer.max_steps=-1 compress.prune.epochs=4"))
     return Compression(
         [build(node, f"compress.{name}") for name, node in nodes.items()],
         folder=folder,
@@ -176,6 +176,19 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def is_lead() -> bool:
+    """Whether this is the process that speaks for all of a run, also before there is a trainer to ask."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def say_once(line: str) -> None:
+    """Print a line, in the lead process only."""
+    if is_lead():
+        print(line, flush=True)
 
 
 def find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra.errors
@@ -41,12 +41,15 @@ def check_groups(plain: dict[str, Any], groups: Sequence[str]) -> None:
         check_arguments(plain.get(group), group)
 
 
-def choose_steps(cfg: DictConfig, words: Sequence[str]) -> None:
+def choose_steps(cfg: DictConfig, words: Sequence[str], *, say: Callable[[str], object] = print) -> None:
     """Leave the settings of steps of compression out that were not chosen, as an experiment may have them, and say so.
 
+    So are rows of the report that are rounded versions of what these steps, or a net from scratch, would have made.
+
     Args:
-        cfg: its "compress" is changed.
+        cfg: its "compress" and "report" are changed.
         words: of the command line.
+        say: what is called with each line.
 
     Raises:
         ConfigError: a step that is chosen twice, of which Hydra makes one; a setting of the command line that is of a
@@ -58,7 +61,8 @@ def choose_steps(cfg: DictConfig, words: Sequence[str]) -> None:
             got, need = f"compress.{name}={node}", "settings of a step, or null, which leaves it out"
             raise ConfigError(explain(got=got, need=need, hint=f"compress.{name}=null"))
         if node is not None and "_target_" not in node:
-            _leave_out(cfg, str(name), words)
+            say(_leave_out(cfg, str(name), words))
+    _leave_rows_out(cfg, words, say)
 
 
 def _check_twice(words: Sequence[str]) -> None:
@@ -71,27 +75,41 @@ def _check_twice(words: Sequence[str]) -> None:
             raise ConfigError(explain(got=got, need=need, hint=hint))
 
 
-def _leave_out(cfg: DictConfig, name: str, words: Sequence[str]) -> None:
-    """Take the settings of a step away that was not chosen."""
+def _leave_out(cfg: DictConfig, name: str, words: Sequence[str]) -> str:
+    """Take the settings of a step away that was not chosen; a line on them."""
     if own := [word for word in words if word.lstrip("+").startswith(f"compress.{name}.")]:
-        known = [each for each, step in cfg.compress.items() if step is not None and "_target_" in step]
-        got, need = f"{own[-1]} without the step {name}", f"settings of {', '.join(known)}, which were chosen"
-        raise ConfigError(explain(got=got, need=need, hint="that step chosen as well, or its right name"))
+        known = [str(each) for each, step in cfg.compress.items() if step is not None and "_target_" in step]
+        need = f"settings of {', '.join(known)}, which were chosen" if known else "no settings, as no step was chosen"
+        hint = "that step chosen as well, or its right name"
+        raise ConfigError(explain(got=f"{own[-1]} without the step {name}", need=need, hint=hint))
     node = cfg.compress[name]
     with open_dict(cfg):
         cfg.compress[name] = None
     given = ", ".join(f"{key}={node[key]}" for key in map(str, node))
-    print(f"compress  {name} was not chosen, and its settings are left out: {given}")
+    return f"compress  {name} was not chosen, and its settings are left out: {given}"
 
 
-def check_compression(cfg: DictConfig, words: Sequence[str]) -> None:
+def _leave_rows_out(cfg: DictConfig, words: Sequence[str], say: Callable[[str], object]) -> None:
+    """Take rows out of ``report.ptq`` whose nets this run does not make, unless the command line asks for them."""
+    names = (cfg.get("report") or {}).get("ptq")
+    if not isinstance(names, ListConfig) or any(word.lstrip("+").startswith("report.ptq=") for word in words):
+        return
+    made = {str(name) for name, node in (cfg.get("compress") or {}).items() if node is not None}
+    unmade = {"prune", "distill", *([] if cfg.report.scratch else ["scratch"])} - made
+    if gone := [name for name in names if name in unmade]:
+        cfg.report.ptq = [name for name in names if name not in unmade]
+        say(f"report    no {' and no '.join(gone)} in this run, and so no such row rounded without training")
+
+
+def check_compression(cfg: DictConfig, words: Sequence[str], *, say: Callable[[str], object] = print) -> None:
     """Raise ConfigError for a compression without steps, or with a number of epochs besides theirs; see `choose_steps`.
 
     Args:
-        cfg: its "compress" is changed.
+        cfg: its "compress" and "report" are changed.
         words: of the command line.
+        say: what is called with each line.
     """
-    choose_steps(cfg, words)
+    choose_steps(cfg, words, say=say)
     if not any((cfg.get("compress") or {}).values()):
         got, need = "compress=[], no step of compression", "one or more"
         raise ConfigError(explain(got=got, need=need, hint="compress=[prune,distill,qat]"))

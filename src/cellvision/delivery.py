@@ -28,8 +28,22 @@ if TYPE_CHECKING:
 PARITY_FIELDS = 4
 
 
-def check_report(cfg: DictConfig, compression: Compression) -> None:
-    """Raise ConfigError for settings of ``cfg.report`` that the run cannot be reported by, before it is trained."""
+def check_delivery(cfg: DictConfig, folder: Path, *, compression: Compression | None) -> None:
+    """Raise ConfigError, before anything is trained, where the bundle or the report could not be made in the end.
+
+    Args:
+        cfg: as for `deliver`.
+        folder: of the run.
+        compression: of the run, or None.
+    """
+    from cellvision.export.checks import check_folder
+
+    check_folder((folder / "bundle").resolve(), overwrite=True, another="run_dir=ANOTHER_FOLDER")
+    if compression is not None:
+        _check_report(cfg, compression)
+
+
+def _check_report(cfg: DictConfig, compression: Compression) -> None:
     from cellvision.checks import check_count
     from cellvision.export.compressed.rows import check_static
     from cellvision.export.gate.decision import check_tolerance
@@ -178,8 +192,9 @@ def train_scratch(
     alone = copy.deepcopy(cfg)
     OmegaConf.update(alone, "compress", None, force_add=True)
     alone.run_dir = str(own)
-    alone.trainer.max_epochs = compression.epochs + _count_base_epochs(compression.start, task.trainer)
-    alone.optim, whose = choose_optim(cfg, compression.start)
+    starts = list_starts(compression.start)
+    alone.trainer.max_epochs = compression.epochs + sum(count_epochs(start, task.trainer) for start in starts)
+    alone.optim, whose = choose_optim(cfg, starts[-1] if starts else None)
     share = f"{1 - pruned['ratio']:.0%} of the channels"
     print(f"scratch   a fresh net with {share}; {alone.trainer.max_epochs} epochs, optim of {whose}")
     net = start_fresh(known.net, pruned, seed=cfg.seed)
@@ -213,26 +228,48 @@ def _find_widths(data: CellDataModule, task: SegmentationTask) -> dict[str, Any]
         return shrink_to_latency(task.record.net, task.record.recipe, image, cells=cells, tell=tell).record
 
 
+def list_starts(start: Path | None) -> list[Path]:
+    """The checkpoint that a compression begins with, the one that its own run began with, and so on to a fresh net's.
+
+    As far as their runs' records tell, and files are where they were; where one is not, that is said.
+    """
+    found: list[Path] = []
+    while start is not None and start not in found:
+        if not start.is_file():
+            print(f"scratch   {start} is no file any more: its epochs are not counted")
+            break
+        found.append(start)
+        earlier = _read_settings(start).get("ckpt")
+        start = Path(earlier) if isinstance(earlier, str) else None
+    return found
+
+
 def choose_optim(cfg: DictConfig, start: Path | None) -> tuple[Any, str]:
-    """What trains a fresh net: settings of the optimizer of the run that a compression's start is of, and where from.
+    """What trains a fresh net: settings of the optimizer of the run that a checkpoint is of, and where from.
 
     Those of the compression's own run where that began with a fresh net, or where the other one's are not known.
     """
-    if start is not None:
-        record = start.parent.parent / "run.json"
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            settings = json.loads(record.read_text(encoding="utf-8"))["settings"]["optim"]
-            if "${" not in json.dumps(settings):
-                return OmegaConf.create(settings), str(record)
+    if start is not None and (settings := _read_settings(start).get("optim")) and "${" not in json.dumps(settings):
+        return OmegaConf.create(settings), str(_find_record(start))
     return cfg.optim, "this run"
 
 
-def _count_base_epochs(checkpoint: Path | None, trainer: Trainer) -> int:
-    """How many epochs of this run have as many steps as a checkpoint's net was trained for; 0 without one."""
+def _find_record(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent / "run.json"
+
+
+def _read_settings(checkpoint: Path) -> dict[str, Any]:
+    """Of the run that a checkpoint is of; {} where they are not known."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        settings = json.loads(_find_record(checkpoint).read_text(encoding="utf-8"))["settings"]
+        return settings if isinstance(settings, dict) else {}
+    return {}
+
+
+def count_epochs(checkpoint: Path, trainer: Trainer) -> int:
+    """How many epochs of this run have as many steps as a checkpoint's own run had until then."""
     from cellvision.training.checkpoint import load_plain_checkpoint
 
-    if checkpoint is None:
-        return 0
     steps = math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
     return math.ceil(int(load_plain_checkpoint(checkpoint)["global_step"]) / steps)
 

@@ -270,7 +270,11 @@ def test_settings_of_a_step_that_was_not_chosen_are_left_out(capsys):
     cfg = compose("experiment=compress_livedead", "compress=[prune]", name="compress")
     app.check_compression(cfg, ["compress=[prune]"])
     assert [name for name, node in cfg.compress.items() if node is not None] == ["prune"]
-    assert capsys.readouterr().out == "compress  qat was not chosen, and its settings are left out: when=always\n"
+    assert cfg.report.ptq == ["base", "scratch"]
+    assert capsys.readouterr().out.splitlines() == [
+        "compress  qat was not chosen, and its settings are left out: when=always",
+        "report    no distill in this run, and so no such row rounded without training",
+    ]
     assert (
         len(building.build_compression(cfg, Path("run"), start=SimpleNamespace(checkpoint=Path("a.ckpt"))).steps) == 1
     )
@@ -280,6 +284,19 @@ def test_a_setting_of_the_command_line_is_not_left_out():
     word = "++compress.prun.macs=0.3"
     with pytest.raises(ConfigError, match=r"macs=0\.3 without the step prun; need settings of prune, distill, qat"):
         app.check_compression(compose(word, name="compress"), [word])
+
+
+def test_a_row_that_the_command_line_asks_for_is_not_left_out():
+    words = ["experiment=compress_livedead", "compress=[prune]", "report.ptq=[distill]"]
+    cfg = compose(*words, name="compress")
+    app.check_compression(cfg, words)
+    assert cfg.report.ptq == ["distill"]  # refused later, with the names that there are
+
+
+def test_without_a_step_no_setting_of_one_is_asked_for():
+    words = ["compress=[]", "++compress.prune.macs=0.3"]
+    with pytest.raises(ConfigError, match=r"macs=0\.3 without the step prune; need no settings, as no step was chosen"):
+        app.check_compression(compose(*words, name="compress"), words)
 
 
 @pytest.mark.parametrize("word", ["compress.qat=false", "compress.prune=0.5", "++compress.foo=bar"])

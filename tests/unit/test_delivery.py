@@ -4,10 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from cellvision.bundle import compute_sha256
-from cellvision.delivery import choose_optim, deliver
+from cellvision.delivery import choose_optim, count_epochs, deliver, list_starts
 from cellvision.errors import ConfigError
 from cellvision.export.compressed.scratch import NoSuchWidthError
 
@@ -67,3 +68,27 @@ def test_a_fresh_net_learns_as_the_uncompressed_one_did(tmp_path):
         assert choose_optim(cfg, start) == (cfg.optim, "this run")
     record.write_text(json.dumps({"settings": {"optim": {"lr": 1e-3}}}))
     assert choose_optim(cfg, start) == ({"lr": 1e-3}, str(record))
+
+
+def save_run(folder, *, steps, ckpt=None):
+    """A run of so many steps, which began with a checkpoint or a fresh net; its best checkpoint."""
+    best = folder / "checkpoints" / "best.ckpt"
+    best.parent.mkdir(parents=True)
+    torch.save({"global_step": steps}, best)
+    settings = {} if ckpt is None else {"ckpt": str(ckpt)}
+    (folder / "run.json").write_text(json.dumps({"settings": settings}))
+    return best
+
+
+def test_all_the_training_behind_a_compressed_net_counts(tmp_path, capsys):
+    first = save_run(tmp_path / "trained", steps=45)
+    second = save_run(tmp_path / "compressed", steps=30, ckpt=first)
+    third = save_run(tmp_path / "again", steps=8, ckpt=second)
+    assert list_starts(third) == [third, second, first]
+    assert list_starts(None) == []
+    trainer = SimpleNamespace(num_training_batches=20, accumulate_grad_batches=2)
+    assert [count_epochs(start, trainer) for start in (third, second, first)] == [1, 3, 5]
+    assert capsys.readouterr().out == ""
+    first.unlink()
+    assert list_starts(third) == [third, second]
+    assert capsys.readouterr().out == f"scratch   {first} is no file any more: its epochs are not counted\n"

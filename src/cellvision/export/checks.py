@@ -23,18 +23,24 @@ BUNDLE_FILES = {
 """What export writes; a folder with any other file is not ours to replace."""
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise ConfigError unless ``folder`` can be made, and is new, empty, or a bundle that may be replaced."""
+def check_folder(folder: Path, *, overwrite: bool, another: str = "bundle=ANOTHER_FOLDER") -> None:
+    """Raise ConfigError unless ``folder`` can be made, and is new, empty, or a bundle that may be replaced.
+
+    Args:
+        folder: of the bundle.
+        overwrite: whether a bundle may be replaced.
+        another: how another one is chosen, for the message.
+    """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not _is_bundle(folder):
             got = f"{folder} exists and is not a bundle only"
-            raise ConfigError(explain(got=got, need="a new folder", hint="bundle=ANOTHER_FOLDER"))
+            raise ConfigError(explain(got=got, need="a new folder", hint=another))
         if not overwrite:
             raise ConfigError(explain(got=f"{folder} holds a bundle", need="a new folder", hint="overwrite=true"))
-    _check_writable(folder)
+    _check_writable(folder, another)
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, another: str) -> None:
     """Raise ConfigError unless something can be made beside a folder, or where the first of its parents would be."""
     place = next(path for path in folder.resolve().parents if path.exists())
     try:
@@ -42,7 +48,7 @@ def _check_writable(folder: Path) -> None:
             return
     except OSError as error:
         got = f"{folder} in {place}, which cannot be written ({error.strerror})"
-        raise ConfigError(explain(got=got, need="a place for a new folder", hint="bundle=ANOTHER_FOLDER")) from error
+        raise ConfigError(explain(got=got, need="a place for a new folder", hint=another)) from error
 
 
 def _is_bundle(folder: Path) -> bool:

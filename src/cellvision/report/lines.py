@@ -54,6 +54,8 @@ def _list_totals(report: CompressionReport) -> list[Line]:
     ]
     if any(row.zeros for row in report.rows):
         lines.append(line("weights that are 0, %", lambda row: 100 * row.zeros))
+    if any(row.reached_ms is not None for row in report.rows):
+        lines.append(Line(label="ms behind the last cut, of those asked for", values=_list_reached(report)))
     for number in report.threads:
         words = f"ms, {count_threads(number)}"
         lines += [
@@ -70,6 +72,14 @@ def _list_totals(report: CompressionReport) -> list[Line]:
         line(at_once, lambda row: row.find_latency(most, batch).images_per_s, lambda change: change.throughput)
     )
     return [*lines, line("peak MiB", lambda row: row.peak_mib, lambda change: change.memory)]
+
+
+def _list_reached(report: CompressionReport) -> tuple[str, ...]:
+    """What was measured in the run and what was to be met, where a latency was the target."""
+    return tuple(
+        "" if row.reached_ms is None or row.asked_ms is None else f"{row.reached_ms:.4g} of {row.asked_ms:.4g}"
+        for row in report.rows
+    )
 
 
 def _list_scores(report: CompressionReport, at: int) -> Line:

@@ -61,6 +61,8 @@ class ReportRow:
         timings: one per number of threads with one image, and one with all threads and the report's batch.
         peak_mib: memory of a process that opens it and runs one image; None where the system does not tell.
         zeros: share of the checkpoint's weights of convolutions and linear layers that are exactly 0, in 0..1.
+        asked_ms: latency that its pruning had to meet; None where another target was set.
+        reached_ms: what the run measured behind the last cut.
     """
 
     name: str
@@ -80,6 +82,8 @@ class ReportRow:
     timings: tuple[Timing, ...]
     peak_mib: float | None
     zeros: float = 0.0
+    asked_ms: float | None = None
+    reached_ms: float | None = None
 
     def find_timing(self, threads: int, batch: int = 1) -> Timing:
         """Of a number of threads and images that was measured."""

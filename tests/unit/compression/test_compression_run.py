@@ -108,10 +108,13 @@ def test_a_latency_is_looked_for_and_met_after_the_last_cut(tmp_path, capsys):
     steps = [Prune(epochs=2, steps=2, latency_ms=2.0, importance="taylor", batches=1)]
     task, _, best = fit(tmp_path, steps, measure_ms=measure)
     assert 1.5 < measure(task.net, None, None) <= 2.0
-    assert capsys.readouterr().out.count("ms, 100% of the MACs") == 1
+    said = capsys.readouterr().out
+    assert said.count("ms, 100% of the MACs") == 1
+    assert said.count(f"{measure(task.net, None, None):.4g} ms, where 2 were asked for") == 1
     best.publish()
     (record,) = load_net(tmp_path / "checkpoints" / "best.ckpt")[1].recipe
     assert record["options"]["latency_ms"] == 2.0
+    assert record["reached_ms"] == measure(task.net, None, None)
     assert record["options"]["ratio"] != 0.5
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from cellvision.compression.prune.sensitivity import draw_sensitivity, scan_sens
 from cellvision.compression.run import Run
 from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, explain
+from cellvision.models.base import SegNet
 from cellvision.models.build import build_model
 from cellvision.models.structure.widths import read_widths
 
@@ -36,7 +38,7 @@ class Prune(Step):
         epochs, lr: see Step.
         ratio, macs, parameters: the target, see PruneOptions; or
         latency_ms: at most so long on this machine, as the run measures it; looked for by halving before the first cut,
-            and again before the last.
+            and again before the last; what the net takes behind that is told, and recorded as "reached_ms".
         latency_px: edge of the square that it is measured on, a training crop repeated; None for the crop as it is.
         steps: cuts on the way there, each at the beginning of an epoch.
         every: epochs from one cut to the next.
@@ -96,7 +98,7 @@ class Prune(Step):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Cuts done, what the pruner has done, and the ratio that was found for a latency; empty before the first."""
+        """Cuts done, what the pruner has done, the ratio for a latency and what came of it; empty before the first."""
         return dict(self._state)
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -155,27 +157,39 @@ class Prune(Step):
         image, counted = run.sample_image(), run.field_image()
         if self.options.importance == "taylor":
             _take_gradients(run, batches)
-        if self.latency_ms is not None and number in (0, self.options.steps - 1):
-            self._state["ratio"] = self._find_ratio(run, image, counted, number, target_ms=self.latency_ms)
+        measure = None if self.latency_ms is None else self._prepare_timing(run, image)
+        is_last = number == self.options.steps - 1
+        if measure is not None and (number == 0 or is_last):
+            self._state["ratio"] = self._find_ratio(run, image, counted, number, measure)
         options = replace(self.options, ratio=self._state.get("ratio", self.options.ratio))
         pruner = Pruner(run.net, image, options, counted=counted, state=self._state.get("pruner"))
         done = pruner.apply(run.ask_lead(pruner.plan))
         run.net.zero_grad(set_to_none=True)
         run.changed(cut=done.cut, replaced=done.replaced)
         self._state |= {"pruner": pruner.state, "counted_px": list(counted.shape[-2:])}
+        if measure is not None and is_last:
+            self._state["reached_ms"] = run.ask_lead(lambda: measure(copy.deepcopy(run.net).eval()))
         return done
 
-    def _find_ratio(self, run: Run, image: Tensor, counted: Tensor, number: int, *, target_ms: float) -> float:
-        """The ratio that a latency needs, by the net and its gradients as they are before this cut."""
+    def _prepare_timing(self, run: Run, image: Tensor) -> Callable[[SegNet], float]:
+        """What measures the latency of a net in evaluation mode, with as many cells as there are before this cut."""
         timed = image if self.latency_px is None else _repeat(image, self.latency_px)
         cells = run.count_cells(timed)
+        return lambda net: run.measure_ms(net, timed, cells)
+
+    def _find_ratio(
+        self, run: Run, image: Tensor, counted: Tensor, number: int, measure: Callable[[SegNet], float]
+    ) -> float:
+        """The ratio that a latency needs, by the net and its gradients as they are before this cut."""
+        assert self.latency_ms is not None
+        target_ms = self.latency_ms
         gone = self._state["ratio"] * self.options.share_done(number) if number else 0.0
 
         def search() -> LatencyTrial:
             found = search_latency(
                 run.net,
                 image,
-                lambda net: run.measure_ms(net, timed, cells),
+                measure,
                 target_ms=target_ms,
                 options=self.options,
                 counted=counted,
@@ -230,6 +244,9 @@ class Prune(Step):
             macs = f"{done.macs:.0%} of the MACs of {height} x {width} px"
             left = f"{macs} and {done.parameters:.0%} of the parameters left"
             lines.append(f"{left}, {len(done.widths)} layers narrower")
+        if (reached_ms := self._state.get("reached_ms")) is not None:
+            record["reached_ms"] = reached_ms
+            lines.append(f"{reached_ms:.4g} ms, where {self.latency_ms:.4g} were asked for")
         if masks:
             zeros = measure_sparsity(run.net)
             record |= {"masks": sorted(masks), "zeros": zeros}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,8 @@ class Facts:
     parameters: int
     macs: int
     zeros: float
+    asked_ms: float | None
+    reached_ms: float | None
 
 
 def describe_net(checkpoint: Path, image: Tensor) -> Facts:
@@ -129,6 +131,7 @@ def describe_net(checkpoint: Path, image: Tensor) -> Facts:
         net = build_model(**record.net)
         restore_structure(net, [step for step in record.recipe if step["step"] != "quantize"])
     cost = count_cost(net, image)
+    pruned: Mapping[str, Any] = next((step for step in record.recipe[::-1] if step["step"] == "prune"), {})
     return Facts(
         checkpoint=str(checkpoint),
         checkpoint_sha256=compute_sha256(checkpoint),
@@ -137,6 +140,8 @@ def describe_net(checkpoint: Path, image: Tensor) -> Facts:
         parameters=cost.parameters,
         macs=cost.macs,
         zeros=zeros,
+        asked_ms=pruned.get("options", {}).get("latency_ms"),
+        reached_ms=pruned.get("reached_ms"),
     )
 
 

@@ -35,7 +35,16 @@ def find_fault(report: CompressionReport) -> str:
 
 def find_warnings(report: CompressionReport) -> tuple[str, ...]:
     """Sentences on steps that are sure to have made a net slower, and on simpler ways that do as well or better."""
-    return (*_find_slower(report), *_find_better(report), *_find_simpler(report))
+    return (*_find_late(report), *_find_slower(report), *_find_better(report), *_find_simpler(report))
+
+
+def _find_late(report: CompressionReport) -> Iterator[str]:
+    """The step that was to meet a latency and does not; nets made from it have the same widths."""
+    for row in report.rows:
+        asked, reached = row.asked_ms, row.reached_ms
+        if row.role == "step" and asked is not None and reached is not None and reached > asked:
+            yield f"{row.name} took {reached:.4g} ms behind its last cut, where {asked:.4g} were asked for"
+            return
 
 
 def _find_slower(report: CompressionReport) -> Iterator[str]:

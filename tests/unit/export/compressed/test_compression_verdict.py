@@ -53,6 +53,17 @@ def test_a_step_that_makes_a_net_slower_is_told():
     )
 
 
+@pytest.mark.parametrize(("reached_ms", "missed"), [(20.0, ()), (23.46, ("prune",))])
+def test_a_latency_that_was_not_met_is_told_once(reached_ms, missed):
+    base, *others = build_rows()[:4]
+    rows = [base, *(replace(row, asked_ms=20.0, reached_ms=reached_ms) for row in others)]
+    report = build_report(rows)
+    told = [f"{name} took 23.46 ms behind its last cut, where 20 were asked for" for name in missed]
+    assert list(find_warnings(report)) == told
+    values = {line.label: line.values for line in list_lines(report)}
+    assert values["ms behind the last cut, of those asked for"] == ("", *[f"{reached_ms:.4g} of 20"] * 3)
+
+
 def test_a_small_net_that_does_better_is_told():
     rows = list(build_rows())
     rows[5] = build_row("scratch", score=0.911, ms=20.4, size=3_900_000, before="distill", role="scratch")

@@ -1,6 +1,7 @@
 """Settings of the report, looked at before anything is trained, and what it tells of weights that are zero."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from compressed_run import MAPS, SIZE, prune, save, start
 from omegaconf import OmegaConf
 
 from cellvision.compression.prune.masks import apply_masks, build_masks
-from cellvision.delivery import check_report
+from cellvision.delivery import check_delivery
 from cellvision.errors import ConfigError
 from cellvision.export.compressed.rows import describe_net
 from cellvision.report.lines import list_lines
@@ -19,9 +20,9 @@ STEPS = [SimpleNamespace(name="prune"), SimpleNamespace(name="quantize")]
 USUAL = {"samples": 20, "tolerance_points": 1.0, "ptq": ["base", "prune"], "calibration_fields": 16, "scratch": False}
 
 
-def check(devices=1, max_epochs=10, start=None, **changed):
+def check(devices=1, max_epochs=10, start=None, folder=Path("a new run"), **changed):
     cfg = OmegaConf.create({"report": USUAL | changed, "trainer": {"devices": devices, "max_epochs": max_epochs}})
-    check_report(cfg, SimpleNamespace(steps=STEPS, start=start))
+    check_delivery(cfg, folder, compression=SimpleNamespace(steps=STEPS, start=start))
 
 
 def test_names_of_nets_in_float_are_fine():
@@ -63,6 +64,14 @@ def test_several_processes_do_not_wait_for_a_net_that_one_of_them_trains():
 def test_settings_that_no_report_can_be_made_with(changed, message):
     with pytest.raises(ConfigError, match=message):
         check(**changed)
+
+
+def test_a_bundle_with_files_of_others_is_found_before_training(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    check(folder=tmp_path)
+    (tmp_path / "bundle" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"bundle exists and is not a bundle only; .* try: run_dir=ANOTHER_FOLDER"):
+        check(folder=tmp_path)
 
 
 def test_zeros_are_counted_whatever_the_net_was_led_through(tmp_path):
