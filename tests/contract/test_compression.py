@@ -25,13 +25,15 @@ NETS = {
     "unet": {"name": "unet", "kind": "viability", "widths": (8, 16, 16)},
     "unet with an encoder": {"name": "unet", "kind": "semantic", "widths": (8,) * 4, "encoder": "resnet10t"},
     "swin_unet": {"name": "swin_unet", "kind": "viability", "widths": (8, 16), "depths": (1, 2), "heads": (1, 2)},
-    "centermask2": {
+    "centermask2": {**CELLS, "backbone": "vovnet19_slim_dw"},
+    "centermask2 with resnet": {
         **CELLS,
-        "backbone": "vovnet19_slim_dw",
+        "backbone": "resnet18",
+        "norm": "batch",
+        "mask_iou": False,
         "top_levels": 1,
         "assigning": {"sizes_of_interest": [16, 32]},
     },
-    "centermask2 with resnet": {**CELLS, "backbone": "resnet18", "norm": "batch", "mask_iou": False},
 }
 STEPS = ("prune", "distill", "quantize")
 WITHOUT = {"detectron2"}
