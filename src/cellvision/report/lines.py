@@ -44,7 +44,7 @@ def _list_totals(report: CompressionReport) -> list[Line]:
         return Line(label=label, values=tuple(values))
 
     shown_at = f"of {report.size[0]} x {report.size[1]} px"
-    lines = [Line(label="form", values=tuple(row.precision for row in report.rows))]
+    lines = [_list_forms(report)]
     lines += [_list_scores(report, at) for at in range(len(report.headlines))]
     lines += [
         line("cells found", lambda row: row.cells),
@@ -55,7 +55,7 @@ def _list_totals(report: CompressionReport) -> list[Line]:
     if any(row.zeros for row in report.rows):
         lines.append(line("weights that are 0, %", lambda row: 100 * row.zeros))
     if any(row.reached_ms is not None for row in report.rows):
-        lines.append(Line(label="ms behind the last cut, of those asked for", values=_list_reached(report)))
+        lines.append(_list_reached(report))
     for number in report.threads:
         words = f"ms, {count_threads(number)}"
         lines += [
@@ -74,12 +74,18 @@ def _list_totals(report: CompressionReport) -> list[Line]:
     return [*lines, line("peak MiB", lambda row: row.peak_mib, lambda change: change.memory)]
 
 
-def _list_reached(report: CompressionReport) -> tuple[str, ...]:
+def _list_forms(report: CompressionReport) -> Line:
+    forms = (row.precision + " (rounded only)" * row.rounded_only for row in report.rows)
+    return Line(label="form", values=tuple(forms))
+
+
+def _list_reached(report: CompressionReport) -> Line:
     """What was measured in the run and what was to be met, where a latency was the target."""
-    return tuple(
+    values = (
         "" if row.reached_ms is None or row.asked_ms is None else f"{row.reached_ms:.4g} of {row.asked_ms:.4g}"
         for row in report.rows
     )
+    return Line(label="ms behind the last cut, of those asked for", values=tuple(values))
 
 
 def _list_scores(report: CompressionReport, at: int) -> Line:

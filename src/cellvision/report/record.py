@@ -61,6 +61,7 @@ class ReportRow:
         timings: one per number of threads with one image, and one with all threads and the report's batch.
         peak_mib: memory of a process that opens it and runs one image; None where the system does not tell.
         zeros: share of the checkpoint's weights of convolutions and linear layers that are exactly 0, in 0..1.
+        rounded_only: whether a step rounded it and no training after that was needed, or better.
         asked_ms: latency that its pruning had to meet; None where another target was set.
         reached_ms: what the run measured behind the last cut.
     """
@@ -82,6 +83,7 @@ class ReportRow:
     timings: tuple[Timing, ...]
     peak_mib: float | None
     zeros: float = 0.0
+    rounded_only: bool = False
     asked_ms: float | None = None
     reached_ms: float | None = None
 

@@ -113,7 +113,8 @@ def test_rounding_alone_is_kept_unless_an_epoch_is_better(tmp_path, monkeypatch,
     assert (kept["global_step"] == 0) == is_kept
     assert trainer.global_step > 0
     assert (best.score == rounded) == is_kept
-    net, _ = load_net(tmp_path / "checkpoints" / "quantize.ckpt")
+    net, record = load_net(tmp_path / "checkpoints" / "quantize.ckpt")
+    assert record.recipe[-1]["trained"] is not is_kept
     assert is_rounding(net)
     assert all(quant.bound > 0 for quant in find_fake_quants(net))
 

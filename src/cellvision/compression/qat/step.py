@@ -155,19 +155,18 @@ class Quantize(Step):
         after = run.score()
         lost = compute_points(run.task.monitor, run.task.monitor_mode, before, after)
         enough = self.when == "needed" and lost <= self.tolerance_points
-        run.write_record(
-            {
-                "step": self.name,
-                "plan": plan.to_plain(),
-                "calibration": self.calibration,
-                "percentile": self.percentile,
-                "trained": not enough,
-                "score_before": before,
-                "score_rounded": after,
-                "lost_points": lost,
-                "mixed": None if mixed is None else mixed.to_record(),
-            }
-        )
+        record = {
+            "step": self.name,
+            "plan": plan.to_plain(),
+            "calibration": self.calibration,
+            "percentile": self.percentile,
+            "trained": False,
+            "score_before": before,
+            "score_rounded": after,
+            "lost_points": lost,
+            "mixed": None if mixed is None else mixed.to_record(),
+        }
+        run.write_record(record)
         run.changed()
         allowed = f", of {self.tolerance_points:g} allowed without training" if self.when == "needed" else ""
         run.say(
@@ -176,6 +175,7 @@ class Quantize(Step):
         self._score_rounded, self._is_enough = after, enough
         if not enough:
             run.keep(after)
+            run.write_record(record | {"trained": True})  # of the checkpoints from here on
 
     def _round(self, run: Run, batches: Sequence[Batch], names: Sequence[str] = ()) -> QuantPlan:
         """The plan that keeps some more layers float, which the net follows from now on."""

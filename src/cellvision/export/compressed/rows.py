@@ -111,6 +111,7 @@ class Facts:
     parameters: int
     macs: int
     zeros: float
+    rounded_only: bool
     asked_ms: float | None
     reached_ms: float | None
 
@@ -140,6 +141,7 @@ def describe_net(checkpoint: Path, image: Tensor) -> Facts:
         parameters=cost.parameters,
         macs=cost.macs,
         zeros=zeros,
+        rounded_only=any(step.get("trained") is False for step in record.recipe if step["step"] == "quantize"),
         asked_ms=pruned.get("options", {}).get("latency_ms"),
         reached_ms=pruned.get("reached_ms"),
     )

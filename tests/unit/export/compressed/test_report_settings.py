@@ -89,6 +89,19 @@ def test_zeros_are_counted_whatever_the_net_was_led_through(tmp_path):
     assert before.zeros == 0
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_net_that_has_learned_nothing_since_it_was_rounded_is_named_so(tmp_path, trained):
+    net = start(name="unet", widths=(8, 16))
+    recipe = [prune(net, macs=0.6), {"step": "quantize", "plan": {"layers": ["head"]}, "trained": trained}]
+    found = describe_net(save(net, tmp_path / "rounded.ckpt", *recipe, splitting=MAPS), torch.zeros(1, 1, *SIZE))
+    assert found.rounded_only is not trained
+    report = build_report()
+    rows = [replace(row, rounded_only=row.name == "quantize" and found.rounded_only) for row in report.rows]
+    forms = {line.label: line.values for line in list_lines(replace(report, rows=tuple(rows)))}["form"]
+    assert forms[3] == ("int8" if trained else "int8 (rounded only)")
+    assert forms[4] == "int8"
+
+
 def test_zeros_are_shown_where_there_are_any():
     report = build_report()
     rows = (report.rows[0], *(replace(row, zeros=0.5) for row in report.rows[1:]))
