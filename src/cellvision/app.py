@@ -65,7 +65,8 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         # An error of a loader process carries that process's traceback; its last line is the error itself.
-        print(f"error: {str(error).strip().splitlines()[-1].removeprefix(_prefix(error))}", file=sys.stderr)
+        line = str(error).strip().splitlines()[0 if isinstance(error, OmegaConfBaseException) else -1]
+        print(f"error: {line.removeprefix(_prefix(error))}", file=sys.stderr)
         if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
             sys.exit(2)
     _end_sweep()  # outside of the handler: Hydra keeps the error until all jobs have run, but not their nets and data
@@ -138,8 +139,7 @@ def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | 
     resume = choose_resume(cfg.resume, folder / "checkpoints")
     seed_everything(cfg.seed, workers=True, verbose=False)
     compression = build_compression(cfg, folder, start=start)
-    if cfg.bundle:
-        check_delivery(cfg, folder, compression=compression)
+    check_delivery(cfg, folder, compression=compression)
     task = build_task(cfg, data, start=start, compression=compression)
     record = RunRecord(folder, settings=resolve(cfg), data=data, link=_choose_link(folder, is_start=start is None))
     trainer = build_trainer(cfg, folder, record=record, compression=compression)

@@ -32,7 +32,8 @@ ALLOWED = {
     "commands": BASE | {"images", "data", "metrics", "runtime", "report", "serve", "release", "cloud"},
     "cli": BASE | {"images", "data", "metrics", "runtime", "commands"},
     "building": TO_TRAINING | {"settings", "composition", "training", "compression", "export"},
-    "delivery": TO_TRAINING | {"composition", "building", "training", "compression", "export", "commands"},
+    "scratch": TO_TRAINING | {"composition", "building", "training", "compression", "export"},
+    "delivery": TO_TRAINING | {"composition", "building", "scratch", "training", "compression", "export", "commands"},
     "app": TO_TRAINING
     | {"settings", "composition", "building", "delivery", "training", "compression", "export", "commands"},
 }
@@ -137,9 +138,12 @@ def find_misplaced_packages(graph):
         inner = module.removeprefix(f"{PACKAGE}.")
         layer = find_layer(module) if module.startswith(PACKAGE) else "plugin"
         forbidden = set()
-        if layer not in ("app", "building", "delivery", "composition", "launch", "plugin"):
+        if layer not in ("app", "building", "scratch", "delivery", "composition", "launch", "plugin"):
             forbidden |= SETTINGS_PACKAGES
-        if layer not in ("training", "compression", "building", "delivery", "app") and inner != "data.datamodule":
+        if (
+            layer not in ("training", "compression", "building", "scratch", "delivery", "app")
+            and inner != "data.datamodule"
+        ):
             forbidden |= LIGHTNING
         free_of_torch = layer in LIGHT | BASE | {"images", None} or inner in WITHOUT_TORCH
         in_numpy = layer in ("data", "metrics") and not is_part(inner, TORCH_IN_DATA | TORCH_IN_METRICS)

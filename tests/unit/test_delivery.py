@@ -8,9 +8,10 @@ import torch
 from omegaconf import OmegaConf
 
 from cellvision.bundle import compute_sha256
-from cellvision.delivery import choose_optim, count_epochs, deliver, list_starts
+from cellvision.delivery import deliver
 from cellvision.errors import ConfigError
 from cellvision.export.compressed.scratch import NoSuchWidthError
+from cellvision.scratch import choose_optim, count_epochs, list_starts
 
 
 def test_no_report_compares_with_another_net_than_the_run_began_with(tmp_path):
@@ -20,7 +21,7 @@ def test_no_report_compares_with_another_net_than_the_run_began_with(tmp_path):
     cfg = OmegaConf.create({"ckpt": str(base), "ckpt_sha256": compute_sha256(base), "report": report})
     base.write_bytes(b"another one")
     task = SimpleNamespace(net=SimpleNamespace(spec=SimpleNamespace(exportable=True)))
-    compression = SimpleNamespace(start=base)
+    compression = SimpleNamespace(start=base, steps=[])
     with pytest.raises(ConfigError, match="which the run began with; try: the same file again, or a new run_dir"):
         deliver(cfg, None, task, tmp_path, best=base, compression=compression)
 
@@ -40,7 +41,7 @@ def test_a_report_is_there_also_where_no_small_net_is_as_fast(tmp_path, monkeypa
         raise NoSuchWidthError("no width")
 
     rows = [SimpleNamespace(name=name, role="step") for name in ("base", "prune")]
-    monkeypatch.setattr("cellvision.delivery.train_scratch", search)
+    monkeypatch.setattr("cellvision.scratch.train_scratch", search)
     static = []
     monkeypatch.setattr("cellvision.export.compressed.rows.list_rows", lambda *_, **given: static.append(given) or rows)
     monkeypatch.setattr("cellvision.export.quantize.calibration.collect_training_fields", lambda *_: ())
@@ -49,10 +50,11 @@ def test_a_report_is_there_also_where_no_small_net_is_as_fast(tmp_path, monkeypa
     cfg = OmegaConf.create({"ckpt_sha256": compute_sha256(base), "report": settings, "predict": 0})
     task = SimpleNamespace(net=SimpleNamespace(spec=SimpleNamespace(exportable=True)))
     data = SimpleNamespace(collect_held_out=lambda count: [])
+    compression = SimpleNamespace(start=base, steps=[SimpleNamespace(name="prune")])
     with pytest.raises(NoSuchWidthError):
-        deliver(cfg, data, task, tmp_path, best=base, compression=SimpleNamespace(start=base))
+        deliver(cfg, data, task, tmp_path, best=base, compression=compression)
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["graph.onnx"]
-    assert static == [{"base": base, "scratch": None, "static": ()}]
+    assert static == [{"base": base, "phases": ["prune"], "scratch": None, "static": ()}]
     assert "scratch   none: no width" in capsys.readouterr().out
 
 

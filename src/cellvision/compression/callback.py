@@ -14,7 +14,7 @@ from cellvision.compression.prune.masks import apply_masks, find_masks
 from cellvision.compression.recipe import check_order, plan_phases
 from cellvision.compression.run import Measure, Run
 from cellvision.compression.step import Step
-from cellvision.errors import ConfigError, explain
+from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.training.callbacks import BestCheckpoint, EarlyStop
 from cellvision.training.phases import BASE, find_phase
 from cellvision.training.task import SegmentationTask
@@ -74,6 +74,12 @@ class Compression(Callback):
         if any(isinstance(callback, EarlyStop) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             got, need = "callbacks.early_stopping in a run with compression", "a run that reaches its last step"
             raise ConfigError(explain(got=got, need=need, hint="~callbacks.early_stopping"))
+        if not any(isinstance(callback, BestCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            got, need = (
+                "callbacks without a BestCheckpoint in a run with compression",
+                "one, as each step goes on from it",
+            )
+            raise ConfigError(explain(got=got, need=need, hint="callbacks=compress"))
         teacher = self.start or self.folder / "checkpoints" / f"{BASE}.ckpt"
         self._run = Run(trainer, pl_module, folder=self.folder, teacher=teacher, measure_ms=self.measure_ms)
         for step in self.steps:
@@ -93,8 +99,18 @@ class Compression(Callback):
         self._active = next((step for step in self.steps if step.name == phase.name), None)
         self.run.share_buffers()
         if self._active is not None:
-            self._active.begin_epoch(self.run, epoch)
+            self._begin(self._active, epoch, done=[each.name for each in self.phases[:at]])
         self._masks = find_masks(pl_module.net, pl_module.record.recipe)
+
+    def _begin(self, step: Step, epoch: int, *, done: Sequence[str]) -> None:
+        """Let a step do what is due; where it cannot, say what there is to go on from."""
+        try:
+            step.begin_epoch(self.run, epoch)
+        except CellvisionError:
+            path = self.folder / "checkpoints" / f"{done[-1]}.ckpt" if done else self.folder
+            if path.is_file():
+                self.run.say(f"{step.name:9} cannot be done so; what was made before it is kept: ckpt={path}")
+            raise
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

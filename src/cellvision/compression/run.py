@@ -23,7 +23,7 @@ from cellvision.training.callbacks import BestCheckpoint
 from cellvision.training.checkpoint import NET_PREFIX, load_plain_checkpoint, replace_in_record
 from cellvision.training.gathering import share_buffers
 from cellvision.training.task import SegmentationTask
-from cellvision.training.validating import count_cells, score_net
+from cellvision.training.validating import SCORED, count_cells, score_net
 from cellvision.types import Batch
 
 LARGEST_FIELD_PX = 512
@@ -115,6 +115,17 @@ class Run:
         """(1, C, H, W) raw counts: a corner of the first held-out field, whose costs stand for those of all."""
         (sample,) = self.data.collect_held_out(1)
         return torch.from_numpy(sample.image[:, :LARGEST_FIELD_PX, :LARGEST_FIELD_PX])[None].to(self.task.device)
+
+    def check_monitor(self, setting: str) -> None:
+        """Raise ConfigError where the monitored score is none that is measured between two epochs.
+
+        Args:
+            setting: what needs it so.
+        """
+        if not self.task.monitor.startswith(SCORED):
+            got = f"monitor={self.task.monitor} with {setting}, which scores the net between two epochs"
+            need = f"a score of cells or pixels ({', '.join(f'{name}..' for name in SCORED)})"
+            raise ConfigError(explain(got=got, need=need, hint="monitor=null"))
 
     def score(self, net: SegNet | None = None) -> float:
         """The monitored score on the validation fields, of the net as it is or of another one in its place.

@@ -42,11 +42,13 @@ class Headline:
         score: its name.
         words: what it is called in a sentence.
         points: factor from the score to points, which is what a loss is stated in; below 0 where less is better.
+        decides: whether a tolerance is of it; else it is shown beside those.
     """
 
     score: str
     words: str
     points: float = 100.0
+    decides: bool = True
 
     def lose(self, before: float, after: float) -> float:
         """Points that are lost from ``before`` to ``after``, below 0 where some are won."""
@@ -78,6 +80,17 @@ def choose_headlines(kind: str, classes: tuple[str, ...]) -> tuple[Headline, ...
     """
     also = _VIABILITY if kind == "instance" and has_viability(classes) else ()
     return HEADLINES[kind] + also
+
+
+def choose_shown(kind: str, classes: tuple[str, ...]) -> tuple[Headline, ...]:
+    """Those and, of nets whose cells decide, how well pixels are told apart: counts can stay while outlines do not.
+
+    Example:
+        >>> [headline.score for headline in choose_shown("viability", ("background", "live", "dead"))][-1]
+        'pixel/miou'
+    """
+    also = (replace(_MIOU, decides=False),) if kind == "viability" else ()
+    return choose_headlines(kind, classes) + also
 
 
 class Accuracy:

@@ -38,9 +38,10 @@ def write_page(report: CompressionReport, pictures: Mapping[str, Path], path: Pa
         f"<h1>{escape(title)}</h1>",
         *_list_findings(report),
         f'<div class="wide">{_draw_table(report)}</div>',
-        "<p>In brackets: against the uncompressed net. Times are medians (p50) and 95 % bounds (p95) of runs in which"
-        f" all nets took turns, of {report.size[0]} x {report.size[1]} px, {report.runs} runs each."
-        f" {ABOUT_FACTORS} Memory is that of a process that opens the net and runs one image.</p>",
+        f"<p>Accuracy is that of the bundles on {report.fields} held-out fields. In brackets: against the uncompressed"
+        " net; points are won (+) or lost (-), also where less is better. Times are medians (p50) and 95 % bounds"
+        f" (p95) of runs in which all nets took turns, of {report.size[0]} x {report.size[1]} px, {report.runs} runs"
+        f" each. {ABOUT_FACTORS} Memory is that of a process that opens the net and runs one image.</p>",
         *(_draw_picture(words, picture) for words, picture in pictures.items()),
         *_list_origin(report),
     ]

@@ -123,7 +123,7 @@ class CompressionReport:
 
     Attributes:
         rows: the uncompressed net first, then the other steps in order, then the rest.
-        headlines: scores that decide; the first is the one to show.
+        headlines: scores to show, the most telling one first; most of them decide, see `Headline`.
         tolerance_points: most points that the last step may lose against the first row.
         fault: a sentence where it loses more; else "".
         warnings: sentences on what is not as one would wish.
@@ -157,6 +157,11 @@ class CompressionReport:
     def base(self) -> ReportRow:
         """The uncompressed net."""
         return self.rows[0]
+
+    @property
+    def deciding(self) -> tuple[Headline, ...]:
+        """The scores that the tolerance is of."""
+        return tuple(one for one in self.headlines if one.decides)
 
     @property
     def final(self) -> ReportRow:

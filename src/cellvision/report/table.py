@@ -47,5 +47,6 @@ def _open_console(columns: int) -> Console:
 def describe_findings(report: CompressionReport) -> list[str]:
     """A line for the tolerance, and one for each warning."""
     points = f"{report.tolerance_points:g} point{'s' * (report.tolerance_points != 1)}"
-    kept = f"tolerance kept: {report.final.name} loses at most {points} against {report.base.name}"
+    scores = ", ".join(one.words for one in report.deciding)
+    kept = f"tolerance kept: {report.final.name} loses at most {points} of {scores} against {report.base.name}"
     return [f"tolerance missed: {report.fault}" if report.fault else kept, *(f"warning: {t}" for t in report.warnings)]

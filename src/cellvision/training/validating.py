@@ -12,6 +12,9 @@ from cellvision.training.scoring import Scores
 from cellvision.training.task import SegmentationTask
 from cellvision.types import Batch
 
+SCORED = ("val/pixel/", "val/cell/", "val/field/", "val/instance/", "val/mask/", "val/box/")
+"""How names of scores begin that `score_net` measures."""
+
 
 @torch.no_grad()
 def score_net(task: SegmentationTask, batches: Iterable[Batch]) -> dict[str, float]:

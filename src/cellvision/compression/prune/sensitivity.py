@@ -57,7 +57,7 @@ def scan_sensitivity(
     Args:
         net: stays as it is; copies are pruned.
         image: (1, C, H, W) raw counts, for tracing.
-        evaluate: score of a net in evaluation mode, higher is better.
+        evaluate: score of a net in evaluation mode.
         ratios: shares of a layer's channels to remove, each in (0, 1).
         importance: one of IMPORTANCES; "taylor" needs the net's gradients.
         protected: patterns of layers to leave out.
@@ -94,28 +94,32 @@ def scan_sensitivity(
     return rows
 
 
-def draw_sensitivity(rows: Sequence[SensitivityRow], path: Path, *, base: float, score_name: str = "score") -> None:
-    """A PNG of how far the score falls: a line of marks per layer, the most sensitive on top.
+def draw_sensitivity(
+    rows: Sequence[SensitivityRow], path: Path, *, base: float, score_name: str = "score", mode: str = "max"
+) -> None:
+    """A PNG of how much worse the score gets: a line of marks per layer, the most sensitive on top.
 
     Args:
         rows: of ``scan_sensitivity``, at least one.
         path: of the PNG.
         base: score of the whole net.
         score_name: for the axis.
+        mode: "max" where a higher score is better, else "min".
     """
+    sign = 1 if mode == "max" else -1
     by_layer: dict[str, list[SensitivityRow]] = {}
     for row in rows:
         by_layer.setdefault(row.layer, []).append(row)
-    names = sorted(by_layer, key=lambda name: max(base - row.score for row in by_layer[name]))
+    names = sorted(by_layer, key=lambda name: max(sign * (base - row.score) for row in by_layer[name]))
     figure = Figure(figsize=(9, 1.5 + 0.22 * len(names)), layout="constrained")
     axes = figure.subplots()
     for at, name in enumerate(names):
-        falls = [base - row.score for row in by_layer[name]]
+        falls = [sign * (base - row.score) for row in by_layer[name]]
         axes.plot([min(0.0, *falls), max(0.0, *falls)], [at, at], color="0.8", linewidth=1, zorder=1)
     places = [names.index(row.layer) for row in rows]
     shades = [1 - row.left / row.width for row in rows]
     marks = axes.scatter(
-        [base - row.score for row in rows], places, c=shades, cmap="viridis_r", vmin=0, vmax=1, s=22, zorder=2
+        [sign * (base - row.score) for row in rows], places, c=shades, cmap="viridis_r", vmin=0, vmax=1, s=22, zorder=2
     )
     labels = [f"{name}  ({by_layer[name][0].width})" for name in names]
     axes.set_yticks(np.arange(len(names)), labels, fontsize=7)
@@ -123,7 +127,8 @@ def draw_sensitivity(rows: Sequence[SensitivityRow], path: Path, *, base: float,
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"fall of the {score_name} from {base:.4g} with this layer alone pruned, not trained again")
+    change = "fall" if mode == "max" else "rise"
+    axes.set_xlabel(f"{change} of the {score_name} from {base:.4g} with this layer alone pruned, not trained again")
     axes.set_title("sensitivity to pruning: layer (channels)", fontsize=10)
     figure.colorbar(marks, ax=axes, label="share of its channels removed", shrink=0.6, aspect=25)
     figure.savefig(path, format="png", dpi=120)

@@ -107,6 +107,8 @@ class Prune(Step):
 
     def attach(self, run: Run) -> None:
         """Look whether the net can be pruned so far, by weights: gradients and scales say nothing yet."""
+        if self.sensitivity:
+            run.check_monitor("compress.prune.sensitivity=true")
         record = run.task.record
         layers = set(list_layers(run.net))
         before = [] if record is None else [known.get("options", {}).get("masks") for known in record.recipe]
@@ -289,7 +291,7 @@ def _scan(run: Run, options: PruneOptions) -> None:
     if not run.is_lead:
         return
     path = run.folder / "sensitivity_prune.png"
-    draw_sensitivity(rows, path, base=base, score_name=run.task.monitor)
+    draw_sensitivity(rows, path, base=base, score_name=run.task.monitor, mode=run.task.monitor_mode)
     plain = {"monitor": run.task.monitor, "base": base, "rows": [asdict(row) for row in rows]}
     path.with_suffix(".json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     run.say(f"prune     sensitivity of each layer: {path}")

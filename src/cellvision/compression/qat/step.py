@@ -117,6 +117,7 @@ class Quantize(Step):
 
     def attach(self, run: Run) -> None:
         """Look whether the net can round so, and learn its ranges: their steps are relative with AdamW only."""
+        run.check_monitor("compress=[qat]")
         if self.learned and run.task.optim.name != "adamw":
             got = f"compress.qat.learned=true with optim.name={run.task.optim.name}"
             raise ConfigError(explain(got=got, need="optim.name=adamw", hint="optim=adamw"))

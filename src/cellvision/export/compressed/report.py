@@ -23,7 +23,7 @@ from cellvision.export.graph_options import GraphOptions
 from cellvision.export.parity.comparison import cut
 from cellvision.export.progress import Tell, say_nothing
 from cellvision.git_state import describe_git
-from cellvision.metrics.accuracy import choose_headlines
+from cellvision.metrics.accuracy import choose_shown
 from cellvision.metrics.cost.timing import describe_machine
 from cellvision.report.files import write_report
 from cellvision.report.record import CompressionReport, ReportRow
@@ -83,7 +83,7 @@ def report_compression(
     size, batch = choose_case(samples)
     report = CompressionReport(
         rows=_measure(rows, bundles, samples, size=size, threads=numbers, runs=runs, tell=tell),
-        headlines=choose_headlines(manifest.kind, manifest.classes),
+        headlines=choose_shown(manifest.kind, manifest.classes),
         tolerance_points=tolerance_points,
         fields=len(samples),
         size=size,

@@ -52,7 +52,14 @@ class Row:
             raise ConfigError(explain(got=f"row {self.name!r}", need="the name of a folder", hint="prune"))
 
 
-def list_rows(run: Path, *, base: Path, scratch: Path | None = None, static: Sequence[str] = ("base",)) -> list[Row]:
+def list_rows(
+    run: Path,
+    *,
+    base: Path,
+    phases: Sequence[str] = PHASES,
+    scratch: Path | None = None,
+    static: Sequence[str] = ("base",),
+) -> list[Row]:
     """The rows of a run: the base, the best of each of its phases, those of them rounded after training, the small net.
 
     That of the last phase is the best of the run, whose score threshold was fitted at the end, as that of the base and
@@ -61,6 +68,7 @@ def list_rows(run: Path, *, base: Path, scratch: Path | None = None, static: Seq
     Args:
         run: folder; its phases are in ``checkpoints``.
         base: checkpoint of the uncompressed net.
+        phases: those that the run has; files of others are left from one that was begun in this folder before.
         scratch: checkpoint of the small net that was trained on its own; None without one.
         static: names of the rows that are shown rounded after training too, as "ptq" of the base and "NAME ptq" of
             others.
@@ -68,7 +76,7 @@ def list_rows(run: Path, *, base: Path, scratch: Path | None = None, static: Seq
     Raises:
         ConfigError: see `check_static`.
     """
-    found = {name: run / "checkpoints" / f"{name}.ckpt" for name in PHASES}
+    found = {name: run / "checkpoints" / f"{name}.ckpt" for name in PHASES if name in phases}
     steps = {"base": base, **{name: path for name, path in found.items() if path.is_file()}}
     if len(steps) > 1 and (best := run / "checkpoints" / BEST).is_file():
         steps[list(steps)[-1]] = best

@@ -16,8 +16,9 @@ def find_fault(report: CompressionReport) -> str:
     """A sentence where the last step loses more than the tolerance in any headline, or cannot be compared; else ""."""
     base, final = report.base, report.final
     lost = report.compare(final, base).lost_points
-    faults = [] if lost else ["has no accuracy, for there is no true cell to measure it by"]
-    for headline in report.headlines:
+    is_known = any(one.score in lost for one in report.deciding)
+    faults = [] if is_known else ["has no accuracy, for there is no true cell to measure it by"]
+    for headline in report.deciding:
         points = lost.get(headline.score, 0.0)
         if not points <= report.tolerance_points:  # so written that NaN does not pass
             known = points == points
@@ -35,7 +36,19 @@ def find_fault(report: CompressionReport) -> str:
 
 def find_warnings(report: CompressionReport) -> tuple[str, ...]:
     """Sentences on steps that are sure to have made a net slower, and on simpler ways that do as well or better."""
-    return (*_find_late(report), *_find_slower(report), *_find_better(report), *_find_simpler(report))
+    finders = (_find_lost_beside, _find_late, _find_slower, _find_better, _find_simpler, _find_idle_training)
+    return tuple(sentence for find in finders for sentence in find(report))
+
+
+def _find_lost_beside(report: CompressionReport) -> Iterator[str]:
+    """Scores that the tolerance is not of, where they lose more than it."""
+    base, final = report.base, report.final
+    lost = report.compare(final, base).lost_points
+    for one in report.headlines:
+        if not one.decides and lost.get(one.score, 0.0) > report.tolerance_points:
+            values = f"{_show(base, one)} to {_show(final, one)}"
+            lost_words = f"loses {lost[one.score]:.2f} points of {one.words} ({values})"
+            yield f"{final.name} {lost_words}, which the tolerance is not of"
 
 
 def _find_late(report: CompressionReport) -> Iterator[str]:
@@ -60,7 +73,7 @@ def _find_slower(report: CompressionReport) -> Iterator[str]:
             for number in report.threads
             if find_least_ratio(row.find_timing(number).times_ms, before.find_timing(number).times_ms) > SLOWER
         ]
-        if slow:
+        if len(slow) == len(report.threads):  # with some alone it is other work on the machine too often
             yield f"{row.name} is slower than {row.before}: it takes {' and '.join(slow)}"
 
 
@@ -97,6 +110,23 @@ def _find_simpler(report: CompressionReport) -> Iterator[str]:
                 f"{row.name}, {row.before} rounded without training, is as accurate as {final.name}, in {ratio:.2f}"
                 f" times its time and {change.size:.2f} times its size"
             )
+
+
+def _find_idle_training(report: CompressionReport) -> Iterator[str]:
+    """Rounding the same net without training, that is better than training with rounding."""
+    final = report.final
+    for row in report.rows:
+        if row.role != "static" or row.before != final.before or final.precision != row.precision or final.rounded_only:
+            continue
+        lost = report.compare(row, final).lost_points
+        known = [lost[one.score] for one in report.deciding if one.score in lost]
+        if known and all(points <= 0 for points in known) and any(points < 0 for points in known):
+            won = " and ".join(
+                f"{-lost[one.score]:.2f} points of {one.words}"
+                for one in report.deciding
+                if lost.get(one.score, 0.0) < 0
+            )
+            yield f"{row.name}, rounded without training, is better than {final.name} by {won}"
 
 
 def _describe_make(row: ReportRow) -> tuple[object, ...]:

@@ -1,13 +1,17 @@
 """What is said of a compression run: its tolerance, steps that made a net slower, a small net that does better."""
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from cellvision.errors import ExportError
 from cellvision.export.compressed.verdict import find_fault, find_warnings
-from cellvision.metrics.accuracy import choose_headlines
+from cellvision.metrics.accuracy import choose_headlines, choose_shown
 from cellvision.report.lines import list_lines
+from cellvision.report.record import load_report, write_record
+from cellvision.report.table import describe_findings
 from report_rows import build_report, build_row, build_rows
 
 
@@ -51,6 +55,41 @@ def test_a_step_that_makes_a_net_slower_is_told():
     assert find_warnings(build_report(rows)) == (
         "quantize is slower than base: it takes 1.30 times as long with 1 thread and 1.30 times as long with 2 threads",
     )
+
+
+def test_what_the_tolerance_is_not_of_is_told():
+    scores = [{"cell/f1": 0.9, "pixel/miou": 0.88}, {"cell/f1": 0.9, "pixel/miou": 0.85}]
+    rows = [replace(row, accuracy=one) for row, one in zip(build_rows()[:2], scores, strict=True)]
+    report = build_report(rows, headlines=choose_shown("viability", ("background", "live", "dead")))
+    assert find_fault(report) == ""
+    assert find_warnings(report) == (
+        "prune loses 3.00 points of mean IoU (0.880 to 0.850), which the tolerance is not of",
+    )
+    assert describe_findings(report)[0] == (
+        "tolerance kept: prune loses at most 1 point of found F1, live/dead F1, viability error against base"
+    )
+    nowhere = [replace(row, accuracy={"pixel/miou": 0.9}) for row in rows]
+    assert "has no accuracy" in find_fault(replace(report, rows=tuple(nowhere)))
+    loaded = _write_and_load(report)
+    assert [one.decides for one in loaded.headlines] == [True, True, True, False]
+
+
+def _write_and_load(report):
+    with TemporaryDirectory() as folder:
+        write_record(report, Path(folder) / "compression.json")
+        return load_report(Path(folder))
+
+
+@pytest.mark.parametrize(("score", "is_told"), [(0.9061, True), (0.906, False), (0.905, False)])
+def test_training_with_rounding_that_has_won_nothing_is_told(score, is_told):
+    rows = list(build_rows())
+    rows[4] = build_row(
+        "distill ptq", score=score, ms=8.0, size=950_000, before="distill", role="static", precision="int8"
+    )
+    sentence = "distill ptq, rounded without training, is better than quantize by 0.01 points of mean IoU"
+    assert (sentence in find_warnings(build_report(rows))) == is_told
+    rows[3] = replace(rows[3], rounded_only=True)
+    assert not any("is better than" in each for each in find_warnings(build_report(rows)))
 
 
 @pytest.mark.parametrize(("reached_ms", "missed"), [(20.0, ()), (23.46, ("prune",))])

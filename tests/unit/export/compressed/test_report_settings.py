@@ -20,8 +20,9 @@ STEPS = [SimpleNamespace(name="prune"), SimpleNamespace(name="quantize")]
 USUAL = {"samples": 20, "tolerance_points": 1.0, "ptq": ["base", "prune"], "calibration_fields": 16, "scratch": False}
 
 
-def check(devices=1, max_epochs=10, start=None, folder=Path("a new run"), **changed):
-    cfg = OmegaConf.create({"report": USUAL | changed, "trainer": {"devices": devices, "max_epochs": max_epochs}})
+def check(devices=1, max_epochs=10, start=None, folder=Path("a new run"), bundle=True, predict=0, **changed):
+    trainer = {"devices": devices, "max_epochs": max_epochs}
+    cfg = OmegaConf.create({"report": USUAL | changed, "trainer": trainer, "bundle": bundle, "predict": predict})
     check_delivery(cfg, folder, compression=SimpleNamespace(steps=STEPS, start=start))
 
 
@@ -59,6 +60,9 @@ def test_several_processes_do_not_wait_for_a_net_that_one_of_them_trains():
         ({"samples": 0}, r"report\.samples=0; need a whole number from 1 up"),
         ({"calibration_fields": 0}, r"report\.calibration_fields=0; need"),
         ({"tolerance_points": -1}, r"tolerance_points=-1; need points of accuracy"),
+        ({"scratch": "no"}, r"report\.scratch='no'; need true or false"),
+        ({"predict": "many"}, r"predict='many'; need a whole number from 0 up"),
+        ({"bundle": "maybe"}, r"bundle='maybe'; need true or false"),
     ],
 )
 def test_settings_that_no_report_can_be_made_with(changed, message):
@@ -87,6 +91,15 @@ def test_zeros_are_counted_whatever_the_net_was_led_through(tmp_path):
         assert found.zeros == pytest.approx(zeros) == pytest.approx(0.7, abs=0.001)
         assert (found.macs, found.parameters) == (before.macs, before.parameters)
     assert before.zeros == 0
+
+
+@pytest.mark.parametrize("name", ["held_out", "predicted", "report", "scratch"])
+def test_folders_that_no_run_has_made_are_not_replaced(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"with {name}, and without the run.json of a run that made it; need a new f"):
+        check(folder=tmp_path)
+    (tmp_path / "run.json").touch()
+    check(folder=tmp_path)
 
 
 @pytest.mark.parametrize("trained", [True, False])
