@@ -109,6 +109,11 @@ def check_compression(cfg: DictConfig, words: Sequence[str], *, say: Callable[[s
         words: of the command line.
         say: what is called with each line.
     """
+    if cfg.get("model") is not None:
+        got, need = "a model that was chosen", "that of ckpt, whose settings are in it"
+        raise ConfigError(
+            explain(got=got, need=need, hint="train.py model=... first, then ckpt=RUN/checkpoints/best.ckpt")
+        )
     choose_steps(cfg, words, say=say)
     if not any((cfg.get("compress") or {}).values()):
         got, need = "compress=[], no step of compression", "one or more"

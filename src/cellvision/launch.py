@@ -125,6 +125,8 @@ def explain_composition(error: Exception) -> str:
         if group and options:
             return unknown_name(group, name, options)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+        if unchosen := _explain_unchosen(str(cause.full_key)):
+            return unchosen
         group = str(cause.full_key).removesuffix(str(cause.key))
         known = [f"{group}{key}" for key in map(str, cause.parent_node) if key != "_target_"]
         more = " (++ before it sets one that only its class knows); try: " if group else "; try: "
@@ -134,3 +136,17 @@ def explain_composition(error: Exception) -> str:
         return explain(got=got, need="a value of its kind", hint="--help for the usual ones")
     got = ", ".join(line.strip().rstrip(".") for line in str(error).splitlines() if line.strip())
     return explain(got=got, need="settings that fit together", hint="--help for the choices")
+
+
+def _explain_unchosen(key: str) -> str:
+    """A sentence for a setting of a group, or of a choice of it, that there is but that was not chosen; else ""."""
+    place = _find_conf().joinpath(*key.split("."))
+    if place.is_dir():
+        names = ", ".join(sorted(path.stem for path in place.glob("*.yaml") if not path.stem.startswith("_")))
+        got, need = f"a setting of {key}, of which nothing was chosen", f"{key}= with one or more of {names}"
+        return explain(got=got, need=need, hint="--help for the form")
+    group = key.rpartition(".")[0]
+    if group and place.with_suffix(".yaml").is_file():
+        got, need = f"a setting of {key}, which was not chosen", f"{place.name} among the choices of {group}="
+        return explain(got=got, need=need, hint=f"{group}=[..,{place.name}]")
+    return ""

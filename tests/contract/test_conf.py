@@ -310,6 +310,27 @@ def test_a_compression_is_counted_in_epochs_of_its_steps():
         app.check_compression(compose(name="compress"), ["trainer.max_epochs=3"])
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["train.py", "compress.prune.macs=0.5"],
+            "error: a setting of compress, of which nothing was chosen; need compress= with one or more of distill,",
+        ),
+        (
+            ["compress.py", "compress=[prune]", "compress.qat.epochs=3"],
+            "error: a setting of compress.qat, which was not chosen; need qat among the choices of compress=; try: ",
+        ),
+        (["compress.py", "+model=unet"], "error: a model that was chosen; need that of ckpt, whose settings are in it"),
+    ],
+)
+def test_what_was_not_chosen_is_told_so(words, said, tmp_path):
+    printed = call(*words, f"run_dir={tmp_path / 'run'}")
+    assert (printed.returncode, printed.stdout) == (2, "")
+    assert printed.stderr.startswith(said)
+    assert len(printed.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["foo", "quantise"])
 def test_an_unknown_step_is_told_with_those_there_are(name, tmp_path):
     printed = call("compress.py", f"compress=[prune,{name}]", f"run_dir={tmp_path / 'run'}")

@@ -1,19 +1,25 @@
 """A net pruned while it is trained: optimizer, average, best checkpoints, records."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
+from cellvision.bundle import Splitting
 from cellvision.compression.callback import Compression
 from cellvision.compression.prune.step import Prune
+from cellvision.compression.qat.step import Quantize
+from cellvision.compression.run import Run
 from cellvision.compression.step import Step
 from cellvision.errors import ConfigError
+from cellvision.models.build import build_model
 from cellvision.training.averaging import Ema
 from cellvision.training.callbacks import EarlyStop
 from cellvision.training.checkpoint import load_net
 from cellvision.training.optim import Optim
+from cellvision.training.task import SegmentationTask
 from compressed_fit import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -167,6 +173,45 @@ def test_early_stopping_and_plateau_are_refused(tmp_path):
             mode="max",
             phases=Compression([Prune(epochs=1, ratio=0.5)], folder=tmp_path).phases,
         )
+
+
+def test_a_run_that_keeps_no_best_net_is_refused(tmp_path):
+    task = SegmentationTask(
+        net=build_model(name="unet", in_channels=1, classes=("background", "cell"), widths=(4, 8)),
+        optim=Optim(),
+        splitting=Splitting(method="components"),
+    )
+    with pytest.raises(ConfigError, match=r"without a BestCheckpoint .* try: callbacks=compress"):
+        Compression([Prune(epochs=1, ratio=0.5)], folder=tmp_path).setup(SimpleNamespace(callbacks=[]), task, "fit")
+
+
+@pytest.mark.parametrize(("monitor", "fits"), [("val/cell/f1", True), ("val/loss", False), ("val/typo", False)])
+def test_a_score_that_steps_cannot_measure_is_refused_at_once(monkeypatch, tmp_path, monitor, fits):
+    run = Run(None, SimpleNamespace(monitor=monitor, record=None), folder=tmp_path, teacher=tmp_path / "a.ckpt")
+    if fits:
+        run.check_monitor("compress=[qat]")
+        return
+    with pytest.raises(ConfigError, match=rf"monitor={monitor} with compress=\[qat\].* try: monitor=null"):
+        run.check_monitor("compress=[qat]")
+    asked = []
+    monkeypatch.setattr(Run, "check_monitor", lambda run, setting: asked.append(setting) or 1 / 0)
+    for step in (Quantize(epochs=1), Prune(epochs=1, ratio=0.5, sensitivity=True)):
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path, [step])
+    assert asked == ["compress=[qat]", "compress.prune.sensitivity=true"]
+
+
+def test_a_step_that_cannot_be_done_tells_what_there_is_to_go_on_from(tmp_path, monkeypatch, capsys):
+    def refuse(step, run, epoch):
+        raise ConfigError("not so")
+
+    monkeypatch.setattr(Quantize, "begin_epoch", refuse)
+    with pytest.raises(ConfigError, match="not so"):
+        fit(tmp_path, [Prune(epochs=1, ratio=0.5, batches=1), Quantize(epochs=1)])
+    kept = tmp_path / "checkpoints" / "prune.ckpt"
+    assert kept.is_file()
+    said = f"quantize  cannot be done so; what was made before it is kept: ckpt={kept}"
+    assert said in capsys.readouterr().out.splitlines()
 
 
 class Stopping(Step):

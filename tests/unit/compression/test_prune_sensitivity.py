@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +56,19 @@ def test_what_a_layer_does_shows_in_the_score(scan):
     assert silent[2] < -1e-3
     others = [row.score for row in scan if row.layer != "encoder.levels.0.0.0"]
     assert max(others) < -1e-4
+
+
+def test_the_most_sensitive_layer_is_on_top_whichever_way_is_better(scan, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
+    errors = [replace(row, score=-row.score) for row in scan]
+    draw_sensitivity(scan, tmp_path / "a.png", base=0.0)
+    draw_sensitivity(errors, tmp_path / "b.png", base=0.0, score_name="error", mode="min")
+    first, second = (figure.axes[0] for figure in figures)
+    names = [[label.get_text() for label in axes.get_yticklabels()] for axes in (first, second)]
+    assert names[0] == names[1]
+    assert (first.collections[-1].get_offsets() == second.collections[-1].get_offsets()).all()
+    assert second.get_xlabel().startswith("rise of the error from 0")
 
 
 def test_the_picture_grows_with_the_layers(scan, tmp_path):

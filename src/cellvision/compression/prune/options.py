@@ -83,7 +83,8 @@ class PruneOptions:
         if len(self.target) != 1:
             given = " and ".join(f"{key}={value}" for key, value in self.target.items()) or "no target"
             need = "one of ratio, macs, parameters, latency_ms, or masks"
-            raise ConfigError(explain(got=f"compress.prune has {given}", need=need, hint="compress.prune.macs=0.5"))
+            hint = f"compress.prune.macs={'null' if 'macs' in self.target else 0.5}"  # which there is by default
+            raise ConfigError(explain(got=f"compress.prune has {given}", need=need, hint=hint))
 
     def share_done(self, step: int) -> float:
         """How much of the way lies behind after ``step`` steps, in 0..1.

@@ -101,6 +101,9 @@ def check_static(names: Sequence[str], steps: Sequence[str]) -> None:
         raise ConfigError(explain(got=got, need=need, hint="report.ptq=[base]"))
     floats = ["base", *(name for name in (*PHASES, "scratch") if name in steps and name != "quantize")]
     for at, name in enumerate(names):
+        if name == "scratch" and name not in floats:
+            got, need = "report.ptq names scratch", "a net from scratch in this run"
+            raise ConfigError(explain(got=got, need=need, hint="report.scratch=true"))
         if name not in floats:
             raise ConfigError(unknown_name("report.ptq entry", name, floats))
         if name in names[:at]:

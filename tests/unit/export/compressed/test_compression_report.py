@@ -190,7 +190,7 @@ def test_rows_that_make_no_report_are_refused(run, tmp_path):
         Row(name="x", checkpoint=tmp_path, role="teacher")
     with pytest.raises(ConfigError, match=r"unknown report\.ptq entry 'distill'"):
         list_rows(run[0], base=rows[0].checkpoint, static=("distill",))
-    with pytest.raises(ConfigError, match=r"unknown report\.ptq entry 'scratch'"):
+    with pytest.raises(ConfigError, match=r"report\.ptq names scratch; need a net from"):
         list_rows(run[0], base=rows[0].checkpoint, static=("scratch",))
 
 
@@ -218,3 +218,13 @@ def test_the_last_net_is_the_best_of_the_run_once_there_is_one(tmp_path, phases)
     assert rows[phases[-1]] == rows[f"{phases[-1]} ptq"] == folder / "best.ckpt"
     assert rows["base"] == tmp_path / "base.ckpt"
     assert len(phases) == 1 or rows["prune"] == folder / "prune.ckpt"
+
+
+def test_a_step_of_an_earlier_run_in_the_same_folder_is_not_shown(tmp_path):
+    """That was killed before its first epoch had ended, so that another one begins anew there."""
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("prune", "quantize", "best"):
+        (tmp_path / "checkpoints" / f"{name}.ckpt").touch()
+    rows = list_rows(tmp_path, base=tmp_path / "base.ckpt", phases=["prune"])
+    assert [row.name for row in rows] == ["base", "prune", "ptq"]
+    assert rows[1].checkpoint == tmp_path / "checkpoints" / "best.ckpt"

@@ -53,6 +53,7 @@ def test_several_processes_do_not_wait_for_a_net_that_one_of_them_trains():
     ("changed", "message"),
     [
         ({"ptq": ["base", "distill"]}, r"unknown report\.ptq entry 'distill'; need one of: base, prune;"),
+        ({"ptq": ["scratch"]}, r"report\.ptq names scratch; need a net .* try: report\.scratch=true"),
         ({"ptq": ["quantize"]}, r"unknown report\.ptq entry 'quantize'; need one of: base, prune;"),
         ({"ptq": ["prune", "base", "prune"]}, r"report\.ptq names prune twice; .* try: report\.ptq=\[prune,base\]"),
         ({"ptq": "base"}, r"report\.ptq=base; need a list of names of steps; try: report\.ptq=\[base\]"),
