@@ -76,7 +76,7 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
 def _end_sweep() -> None:
     """Raise what a sweep ends with, because of one job; in its first process, which others would have killed by it."""
     if is_lead():
-        got = f"job {HydraConfig.get().job.num} of the sweep ended with an error, told above"
+        got = f"job {HydraConfig.get().job.num} of the sweep ended with an error, told above as those of later jobs are"
         hint = f"that one again, mended: {' '.join(_list_words())}"
         raise ConfigError(explain(got=got, need="sweeps whose jobs all end well", hint=hint))
 

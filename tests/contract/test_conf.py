@@ -262,7 +262,7 @@ def test_a_sweep_trains_every_point(tmp_path):
     assert '"lr": 0.0003' in (tmp_path / "2/run.json").read_text()
     assert not (tmp_path / "1/results.json").is_file()
     assert re.search("^error: .*lr=-1", printed.stderr, re.MULTILINE)
-    assert "error: job 1 of the sweep ended with an error, told above; need sweeps whose jobs" in printed.stderr
+    assert "error: job 1 of the sweep ended with an error, told above as those of later jobs are;" in printed.stderr
     assert "Traceback" not in printed.stderr
 
 
