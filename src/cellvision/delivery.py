@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from cellvision.composition import resolve
 from cellvision.errors import ConfigError, explain
-from cellvision.scratch import try_scratch
+from cellvision.scratch import read_settings, try_scratch
 
 if TYPE_CHECKING:
     from cellvision.compression.callback import Compression
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PARITY_FIELDS = 4
 
-FOLDERS = ("report", "scratch", "held_out", "predicted")
+MADE = ("report", "scratch", "held_out", "predicted", "results.json")
 """What a run makes in its folder, besides the bundle; earlier ones of the same run are replaced."""
 
 
@@ -38,8 +38,8 @@ def check_delivery(cfg: DictConfig, folder: Path, *, compression: Compression | 
     if not cfg.bundle:
         return
     check_count("predict", cfg.predict, low=0, example=4)
-    strangers = [name for name in FOLDERS if (folder / name).exists()]
-    if strangers and not (folder / "run.json").is_file():
+    strangers = [name for name in MADE if (folder / name).exists()]
+    if strangers and not read_settings(folder):
         got = f"run_dir={folder} with {strangers[0]}, and without the run.json of a run that made it"
         need = "a new folder or that of a run, as what is in it is replaced"
         raise ConfigError(explain(got=got, need=need, hint="run_dir=ANOTHER_FOLDER"))
@@ -91,6 +91,9 @@ def deliver(
     from cellvision.export.writer import export_checkpoint
 
     bundle = folder / "bundle"
+    if best is None and compression is not None:
+        got, need = f"no epoch of {folder} with a score of {task.monitor}", "one, to know the best net by"
+        raise ConfigError(explain(got=got, need=need, hint="another monitor, or a net that finds some cells"))
     if best is None:
         print("bundle    none: no validated checkpoint")
         return

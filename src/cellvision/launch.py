@@ -128,7 +128,9 @@ def explain_composition(error: Exception) -> str:
         if unchosen := _explain_unchosen(str(cause.full_key)):
             return unchosen
         group = str(cause.full_key).removesuffix(str(cause.key))
-        known = [f"{group}{key}" for key in map(str, cause.parent_node) if key != "_target_"]
+        known = [f"{group}{key}" for key in map(str, cause.parent_node) if key != "_target_"] or [
+            "none in this command"
+        ]
         more = " (++ before it sets one that only its class knows); try: " if group else "; try: "
         return unknown_name("setting", cause.full_key, known).replace("; try: ", more)
     if isinstance(cause, ValidationError) and cause.full_key:
@@ -147,6 +149,7 @@ def _explain_unchosen(key: str) -> str:
         return explain(got=got, need=need, hint="--help for the form")
     group = key.rpartition(".")[0]
     if group and place.with_suffix(".yaml").is_file():
+        choice = f"[{place.name}]" if group == "compress" else place.name  # of others there is one
         got, need = f"a setting of {key}, which was not chosen", f"{place.name} among the choices of {group}="
-        return explain(got=got, need=need, hint=f"{group}=[..,{place.name}]")
+        return explain(got=got, need=need, hint=f"{group}={choice}")
     return ""

@@ -124,7 +124,7 @@ def list_starts(start: Path | None) -> list[Path]:
             print(f"scratch   {start} is no file any more: its epochs are not counted")
             break
         found.append(start)
-        earlier = _read_settings(start).get("ckpt")
+        earlier = read_settings(start.parent.parent).get("ckpt")
         start = Path(earlier) if isinstance(earlier, str) else None
     return found
 
@@ -134,19 +134,19 @@ def choose_optim(cfg: DictConfig, start: Path | None) -> tuple[Any, str]:
 
     Those of the compression's own run where that began with a fresh net, or where the other one's are not known.
     """
-    if start is not None and (settings := _read_settings(start).get("optim")) and "${" not in json.dumps(settings):
-        return OmegaConf.create(settings), str(_find_record(start))
+    if (
+        start is not None
+        and (settings := read_settings(start.parent.parent).get("optim"))
+        and "${" not in json.dumps(settings)
+    ):
+        return OmegaConf.create(settings), str(start.parent.parent / "run.json")
     return cfg.optim, "this run"
 
 
-def _find_record(checkpoint: Path) -> Path:
-    return checkpoint.parent.parent / "run.json"
-
-
-def _read_settings(checkpoint: Path) -> dict[str, Any]:
-    """Of the run that a checkpoint is of; {} where they are not known."""
+def read_settings(run: Path) -> dict[str, Any]:
+    """Of the run of a folder; {} where they are not known."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        settings = json.loads(_find_record(checkpoint).read_text(encoding="utf-8"))["settings"]
+        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
         return settings if isinstance(settings, dict) else {}
     return {}
 

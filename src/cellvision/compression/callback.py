@@ -85,6 +85,11 @@ class Compression(Callback):
         for step in self.steps:
             step.attach(self._run)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look whether there is a score to choose the best net by; a fresh net may have none yet."""
+        if self.start is not None and trainer.current_epoch == 0:
+            self.run.check_score()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a phase with the same net in every process, and let its step do what is due."""
         assert isinstance(pl_module, SegmentationTask)

@@ -22,6 +22,7 @@ from cellvision.training.averaging import Ema
 from cellvision.training.callbacks import BestCheckpoint
 from cellvision.training.checkpoint import NET_PREFIX, load_plain_checkpoint, replace_in_record
 from cellvision.training.gathering import share_buffers
+from cellvision.training.scoring import choose_monitor
 from cellvision.training.task import SegmentationTask
 from cellvision.training.validating import SCORED, count_cells, score_net
 from cellvision.types import Batch
@@ -126,6 +127,16 @@ class Run:
             got = f"monitor={self.task.monitor} with {setting}, which scores the net between two epochs"
             need = f"a score of cells or pixels ({', '.join(f'{name}..' for name in SCORED)})"
             raise ConfigError(explain(got=got, need=need, hint="monitor=null"))
+
+    def check_score(self) -> None:
+        """Raise ConfigError where the net that a run begins with has no score of the name that was chosen."""
+        monitor = self.task.monitor
+        if monitor == choose_monitor(self.net.spec) or monitor.startswith("val/loss"):
+            return
+        scores = score_net(self.task, self.data.val_dataloader(workers=0))
+        if monitor not in scores:
+            got = f"monitor={monitor}, of which the net to be compressed has no score"
+            raise ConfigError(explain(got=got, need=f"one of {', '.join(sorted(scores))}", hint="monitor=null"))
 
     def score(self, net: SegNet | None = None) -> float:
         """The monitored score on the validation fields, of the net as it is or of another one in its place.

@@ -49,4 +49,4 @@ def describe_findings(report: CompressionReport) -> list[str]:
     points = f"{report.tolerance_points:g} point{'s' * (report.tolerance_points != 1)}"
     scores = ", ".join(one.words for one in report.deciding)
     kept = f"tolerance kept: {report.final.name} loses at most {points} of {scores} against {report.base.name}"
-    return [f"tolerance missed: {report.fault}" if report.fault else kept, *(f"warning: {t}" for t in report.warnings)]
+    return [f"missed: {report.fault}" if report.fault else kept, *(f"warning: {t}" for t in report.warnings)]

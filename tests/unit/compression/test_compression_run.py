@@ -201,6 +201,24 @@ def test_a_score_that_steps_cannot_measure_is_refused_at_once(monkeypatch, tmp_p
     assert asked == ["compress=[qat]", "compress.prune.sensitivity=true"]
 
 
+def test_a_score_that_the_net_does_not_have_is_refused_before_training(tmp_path):
+    fit(tmp_path / "base", [Prune(epochs=1, ratio=0.5, batches=1)])
+    task, trainer, _ = fit(tmp_path / "again", [Prune(epochs=1, ratio=0.5, batches=1)])
+    task.trainer = trainer
+    run = Run(trainer, task, folder=tmp_path, teacher=tmp_path / "a.ckpt")
+    for monitor in ("val/pixel/dice", "val/loss", "val/cell/live_dead_f1"):
+        task.monitor = monitor
+        run.check_score()
+    task.monitor = "val/cell/typo"
+    with pytest.raises(ConfigError, match=r"monitor=val/cell/typo, of which the net .* need one of .*val/pixel/miou"):
+        run.check_score()
+    callback = Compression([Prune(epochs=1, ratio=0.5)], folder=tmp_path, start=tmp_path / "a.ckpt")
+    callback._run = run
+    with pytest.raises(ConfigError, match="val/cell/typo"):
+        callback.on_train_start(SimpleNamespace(current_epoch=0), task)
+    callback.on_train_start(SimpleNamespace(current_epoch=1), task)
+
+
 def test_a_step_that_cannot_be_done_tells_what_there_is_to_go_on_from(tmp_path, monkeypatch, capsys):
     def refuse(step, run, epoch):
         raise ConfigError("not so")

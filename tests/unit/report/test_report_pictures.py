@@ -211,5 +211,5 @@ def test_the_table_shows_every_row_and_the_verdict():
     lines = out.getvalue().splitlines()
     score = next(line for line in lines if "mean IoU " in line)
     assert score.split()[2:6] == ["0.912", "0.899", "(-1.30)", "0.907"]
-    assert "tolerance missed: it lost [red]" in lines
+    assert "missed: it lost [red]" in lines
     assert next(line for line in lines if "ms, 1 thread, p50" in line).split()[4:7] == ["40.0", "20.5", "(÷1.95)"]

@@ -11,9 +11,12 @@ from cellvision.metrics.accuracy import Headline
 from cellvision.report.lines import count_threads
 from cellvision.report.record import CompressionReport, ReportRow
 
+LATE = 0.05
+"""Share by which a latency may be missed, as it would be at another moment."""
+
 
 def find_fault(report: CompressionReport) -> str:
-    """A sentence where the last step loses more than the tolerance in any headline, or cannot be compared; else ""."""
+    """A sentence where the last step loses more than the tolerance, or cannot be compared, or a latency is missed."""
     base, final = report.base, report.final
     lost = report.compare(final, base).lost_points
     is_known = any(one.score in lost for one in report.deciding)
@@ -25,7 +28,7 @@ def find_fault(report: CompressionReport) -> str:
             words = f"loses {points:.2f} points of" if known else "cannot be compared in"
             faults.append(f"{words} {headline.words} ({_show(base, headline)} to {_show(final, headline)})")
     if not faults:
-        return ""
+        return _find_too_late(report)
     limit = f"{report.tolerance_points:g} point{'s' * (report.tolerance_points != 1)}"
     return explain(
         got=f"{final.name} {' and '.join(faults)} against {base.name}",
@@ -49,6 +52,20 @@ def _find_lost_beside(report: CompressionReport) -> Iterator[str]:
             values = f"{_show(base, one)} to {_show(final, one)}"
             lost_words = f"loses {lost[one.score]:.2f} points of {one.words} ({values})"
             yield f"{final.name} {lost_words}, which the tolerance is not of"
+
+
+def _find_too_late(report: CompressionReport) -> str:
+    """A sentence where a latency is missed by more than times vary; else ""."""
+    for row in report.rows:
+        asked, reached = row.asked_ms, row.reached_ms
+        if row.role == "step" and asked is not None and reached is not None and reached > (1 + LATE) * asked:
+            got, need = (
+                f"{row.name} took {reached:.4g} ms behind its last cut",
+                f"at most {asked:.4g}, as was asked for",
+            )
+            hint = "a machine without other work, or a smaller compress.prune.latency_ms"
+            return explain(got=got, need=need, hint=hint)
+    return ""
 
 
 def _find_late(report: CompressionReport) -> Iterator[str]:

@@ -97,6 +97,9 @@ def test_a_latency_that_was_not_met_is_told_once(reached_ms, missed):
     base, *others = build_rows()[:4]
     rows = [base, *(replace(row, asked_ms=20.0, reached_ms=reached_ms) for row in others)]
     report = build_report(rows)
+    late = r"prune took 23.46 ms behind its last cut; need at most 20, as was asked for; try: a machine without other"
+    assert find_fault(report).startswith(late) == bool(missed)
+    assert find_fault(build_report([replace(row, reached_ms=20.9) if row.reached_ms else row for row in rows])) == ""
     told = [f"{name} took 23.46 ms behind its last cut, where 20 were asked for" for name in missed]
     assert list(find_warnings(report)) == told
     values = {line.label: line.values for line in list_lines(report)}

@@ -99,7 +99,10 @@ def test_folders_that_no_run_has_made_are_not_replaced(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=f"with {name}, and without the run.json of a run that made it; need a new f"):
         check(folder=tmp_path)
-    (tmp_path / "run.json").touch()
+    (tmp_path / "run.json").write_text("mine")
+    with pytest.raises(ConfigError, match=r"without the run\.json of a run"):
+        check(folder=tmp_path)
+    (tmp_path / "run.json").write_text('{"settings": {"seed": 0}}')
     check(folder=tmp_path)
 
 
