@@ -103,11 +103,15 @@ def _find_better(report: CompressionReport) -> Iterator[str]:
         won = [
             f"{-lost[one.score]:.2f} points of {one.words}" for one in report.headlines if lost.get(one.score, 0.0) < 0
         ]
+        worse = [
+            f"{lost[one.score]:.2f} points of {one.words}" for one in report.headlines if lost.get(one.score, 0) > 0
+        ]
         if won:
+            but = f" and worse by {' and '.join(worse)}" if worse else ""
             ratio = report.compare(row, beside).latency[report.threads[0]]
             yield (
-                f"{row.name}, a small net trained on its own, does better than {beside.name} by {' and '.join(won)},"
-                f" in {ratio:.2f} times its time"
+                f"{row.name}, a small net trained on its own, does better than {beside.name} by"
+                f" {' and '.join(won)}{but}, in {ratio:.2f} times its time"
             )
 
 

@@ -116,6 +116,20 @@ def test_a_small_net_that_does_better_is_told():
     assert find_warnings(build_report()) == ()
 
 
+def test_a_small_net_that_does_better_in_one_score_is_told_with_the_other():
+    scores = {"distill": (0.638, 0.834), "scratch": (0.636, 0.846)}
+    rows = [
+        replace(
+            row, accuracy=dict(zip(("mask/ap", "instance/ap_dsb_50"), scores.get(row.name, (0.6, 0.8)), strict=True))
+        )
+        for row in build_rows()
+    ]
+    report = build_report(rows, headlines=choose_headlines("instance", ("background", "cell")))
+    (warning,) = [each for each in find_warnings(report) if each.startswith("scratch, ")]
+    assert "better than distill by 1.20 points of TP" in warning
+    assert " and worse by 0.20 points of mask AP, in " in warning
+
+
 def test_rounding_alone_that_does_as_well_is_told():
     rows = list(build_rows())
     rows[4] = build_row("ptq", score=0.906, ms=7.0, size=2_050_000, before="base", role="static", precision="int8")
