@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,13 +255,11 @@ def _fix_start(cfg: DictConfig, folder: Path) -> Path:
         ConfigError: the run to be resumed began with another one.
     """
     from cellvision.training.checkpoint import check_start
+    from cellvision.training.record import read_settings
 
     checkpoint = Path(cfg.ckpt).parent.resolve() / Path(cfg.ckpt).name
     if cfg.resume is not None:
-        before: dict[str, Any] = {}
-        with suppress(OSError, ValueError, KeyError):  # none yet, or half written: the run's checkpoint knows it too
-            before = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
-        check_start(before, checkpoint)
+        check_start(read_settings(folder), checkpoint)  # {} where none is written: the run's checkpoint knows it too
     cfg.ckpt = str(checkpoint)
     OmegaConf.update(cfg, "ckpt_sha256", compute_sha256(checkpoint), force_add=True)
     return checkpoint

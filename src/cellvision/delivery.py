@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from cellvision.composition import resolve
 from cellvision.errors import ConfigError, explain
-from cellvision.scratch import read_settings, try_scratch
+from cellvision.scratch import try_scratch
 
 if TYPE_CHECKING:
     from cellvision.compression.callback import Compression
@@ -33,6 +33,7 @@ def check_delivery(cfg: DictConfig, folder: Path, *, compression: Compression | 
     """
     from cellvision.checks import check_count, check_switch
     from cellvision.export.checks import check_folder
+    from cellvision.training.record import read_settings
 
     check_switch("bundle", cfg.bundle)
     if not cfg.bundle:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +117,8 @@ def list_starts(start: Path | None) -> list[Path]:
 
     As far as their runs' records tell, and files are where they were; where one is not, that is said.
     """
+    from cellvision.training.record import read_settings
+
     found: list[Path] = []
     while start is not None and start not in found:
         if not start.is_file():
@@ -134,21 +135,13 @@ def choose_optim(cfg: DictConfig, start: Path | None) -> tuple[Any, str]:
 
     Those of the compression's own run where that began with a fresh net, or where the other one's are not known.
     """
-    if (
-        start is not None
-        and (settings := read_settings(start.parent.parent).get("optim"))
-        and "${" not in json.dumps(settings)
-    ):
-        return OmegaConf.create(settings), str(start.parent.parent / "run.json")
+    from cellvision.training.record import read_settings
+
+    run = None if start is None else start.parent.parent
+    settings = None if run is None else read_settings(run).get("optim")
+    if run is not None and settings and "${" not in json.dumps(settings):
+        return OmegaConf.create(settings), str(run / "run.json")
     return cfg.optim, "this run"
-
-
-def read_settings(run: Path) -> dict[str, Any]:
-    """Of the run of a folder; {} where they are not known."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
-        return settings if isinstance(settings, dict) else {}
-    return {}
 
 
 def count_epochs(checkpoint: Path, trainer: Trainer) -> int:

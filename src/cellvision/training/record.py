@@ -113,6 +113,14 @@ def describe_crowding(net: SegNet, data: CellDataModule) -> str | None:
     return explain(got=got, need="room for all of them, with some to spare", hint=f"model.decoding.post_nms={enough}")
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The resolved settings in the ``run.json`` of a run; {} where there is none, or only a part of it."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
+        return settings if isinstance(settings, dict) else {}
+    return {}
+
+
 def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: SegNet) -> Path:
     """Write ``run.json``: resolved settings, package versions, git state, data fingerprint, size of the net."""
     record = {

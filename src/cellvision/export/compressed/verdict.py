@@ -38,7 +38,7 @@ def find_fault(report: CompressionReport) -> str:
 
 
 def find_warnings(report: CompressionReport) -> tuple[str, ...]:
-    """Sentences on steps that are sure to have made a net slower, and on simpler ways that do as well or better."""
+    """Sentences on what no tolerance is of: other scores, latencies, slower steps, and simpler ways that do as well."""
     finders = (_find_lost_beside, _find_late, _find_slower, _find_better, _find_simpler, _find_idle_training)
     return tuple(sentence for find in finders for sentence in find(report))
 
@@ -56,25 +56,29 @@ def _find_lost_beside(report: CompressionReport) -> Iterator[str]:
 
 def _find_too_late(report: CompressionReport) -> str:
     """A sentence where a latency is missed by more than times vary; else ""."""
-    for row in report.rows:
-        asked, reached = row.asked_ms, row.reached_ms
-        if row.role == "step" and asked is not None and reached is not None and reached > (1 + LATE) * asked:
-            got, need = (
-                f"{row.name} took {reached:.4g} ms behind its last cut",
-                f"at most {asked:.4g}, as was asked for",
-            )
+    for sentence, asked_ms, times in _list_late(report):
+        if times > 1 + LATE:
             hint = "a machine without other work, or a smaller compress.prune.latency_ms"
-            return explain(got=got, need=need, hint=hint)
+            return explain(got=sentence, need=f"at most {asked_ms:.4g}, as was asked for", hint=hint)
     return ""
 
 
 def _find_late(report: CompressionReport) -> Iterator[str]:
-    """The step that was to meet a latency and does not; nets made from it have the same widths."""
-    for row in report.rows:
-        asked, reached = row.asked_ms, row.reached_ms
-        if row.role == "step" and asked is not None and reached is not None and reached > asked:
-            yield f"{row.name} took {reached:.4g} ms behind its last cut, where {asked:.4g} were asked for"
-            return
+    for sentence, asked_ms, _ in _list_late(report):
+        yield f"{sentence}, where {asked_ms:.4g} were asked for"
+
+
+def _list_late(report: CompressionReport) -> list[tuple[str, float, float]]:
+    """The step that was to meet a latency and does not, what was asked, and so many times as long it takes.
+
+    At most one: nets made from it have the same widths.
+    """
+    late = [
+        (f"{row.name} took {row.reached_ms:.4g} ms behind its last cut", row.asked_ms, row.reached_ms / row.asked_ms)
+        for row in report.rows
+        if row.role == "step" and row.asked_ms is not None and row.reached_ms is not None
+    ]
+    return [each for each in late if each[2] > 1][:1]
 
 
 def _find_slower(report: CompressionReport) -> Iterator[str]:
