@@ -126,15 +126,17 @@ def _list_words() -> list[str]:
 def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | None = None) -> float | None:
     from lightning.pytorch import seed_everything
 
-    from cellvision.training.checkpoint import choose_resume
+    from cellvision.training.checkpoint import check_script, choose_resume
     from cellvision.training.find_lr import find_lr
     from cellvision.training.finish import finish_run
-    from cellvision.training.record import RunRecord
+    from cellvision.training.record import RunRecord, read_settings
 
     quieten()
     if cfg.seed < 0:
         raise ConfigError(explain(got=f"seed={cfg.seed}", need="a whole number from 0 up", hint="seed=0"))
     resume = choose_resume(cfg.resume, folder / "checkpoints")
+    if resume is not None:
+        check_script(read_settings(Path(resume).parent.parent), resume, is_compression=start is not None)
     seed_everything(cfg.seed, workers=True, verbose=False)
     compression = build_compression(cfg, folder, start=start)
     check_delivery(cfg, folder, compression=compression)

@@ -59,6 +59,30 @@ def test_a_link_that_has_moved_on_changes_no_run(runs):
     assert f"error: ckpt_sha256: '{compute_sha256(base)}' became '{compute_sha256(other)}'" in done.stderr
 
 
+def test_a_run_of_the_other_script_is_not_gone_on_with(runs):
+    small, base = (runs / name / "checkpoints" for name in ("small", "base"))
+    found = call(*name_compress(runs, "resume=auto", f"hydra.run.dir={runs}/base"))
+    assert found.stderr == (
+        f"error: resume={base}/last.ckpt, which is of a run of train.py; need one of compress.py; "
+        f"try: ckpt={base}/best.ckpt and a new run_dir, to compress it\n"
+    )
+    found = call("train.py", f"resume={small}/last.ckpt", f"hydra.run.dir={runs}/new")
+    assert found.stderr == (
+        f"error: resume={small}/last.ckpt, which is of a run of compress.py; need one of train.py; "
+        f"try: python compress.py run_dir={runs}/small resume=auto\n"
+    )
+
+
+def test_a_run_that_is_refused_is_not_the_latest(runs):
+    before = (runs / "latest_compressed").readlink()
+    target = ["compress.prune.macs=null", "compress.prune.latency_ms=1e6"]
+    refused = call(*name_compress(runs, f"hydra.run.dir={runs}/refused", *target))
+    assert refused.returncode == 2
+    assert "which the net meets already" in refused.stderr
+    assert (runs / "refused" / "run.json").is_file()
+    assert (runs / "latest_compressed").readlink() == before
+
+
 def test_a_setting_that_the_recorded_data_do_not_have_is_explained(runs):
     done = call(*name_compress(runs, "data.root=elsewhere", "resume=auto"))
     assert done.returncode == 2

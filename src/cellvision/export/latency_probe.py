@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,10 +25,12 @@ from cellvision.runtime.graphs.onnx_graph import open_onnx_graph
 from cellvision.runtime.run_settings import RunSettings
 
 RUNS = 9
+LEAST_MS = 500.0
+"""How long a net is looked at: what takes a few ms is slower and faster for tenths of a second."""
 
 
 def measure_graph_ms(
-    net: SegNet, image: Tensor, cells: int | None = None, *, threads: int | None = None, runs: int = RUNS
+    net: SegNet, image: Tensor, cells: int | None = None, *, threads: int | None = None, runs: int | None = None
 ) -> float:
     """Median time in ms of one image through the net's graph in ONNX Runtime on this machine's processor.
 
@@ -36,13 +39,16 @@ def measure_graph_ms(
         image: (1, C, H, W) raw counts.
         cells: see `open_graph`.
         threads: None for as many as PyTorch uses.
-        runs: that count.
+        runs: that count; None for as many as half a second holds, and RUNS at least.
 
     Raises:
         ExportError: the net has no graph.
     """
-    way = open_graph(net, image, threads=threads or torch.get_num_threads(), cells=cells)
-    return float(np.median(time_in_turns({"net": way}, runs=runs)["net"]))
+    ways = {"net": open_graph(net, image, threads=threads or torch.get_num_threads(), cells=cells)}
+    if runs is None:
+        (once_ms,) = time_in_turns(ways, runs=1)["net"]
+        runs = max(RUNS, math.ceil(LEAST_MS / once_ms))
+    return float(np.median(time_in_turns(ways, runs=runs)["net"]))
 
 
 def open_graph(net: SegNet, image: Tensor, *, threads: int, cells: int | None = None) -> Callable[[], object]:

@@ -135,6 +135,23 @@ def check_start(before: dict[str, Any], checkpoint: Path) -> None:
     raise ConfigError(explain(got=f"ckpt={checkpoint}{found}", need=need, hint=f"{same}, or a new run_dir"))
 
 
+def check_script(before: dict[str, Any], resume: str, *, is_compression: bool) -> None:
+    """Raise ConfigError where the run to be resumed is of the other script.
+
+    Args:
+        before: settings of that run; {} where they are not known.
+        resume: its checkpoint.
+        is_compression: whether this is a run of compress.py, whose settings hold what it begins with.
+    """
+    if before and ("ckpt_sha256" in before) != is_compression:
+        this, other = ("compress.py", "train.py") if is_compression else ("train.py", "compress.py")
+        got = f"resume={resume}, which is of a run of {other}"
+        best, run = Path(resume).with_name(BEST), Path(resume).parent.parent
+        again = f"python {other} run_dir={run} resume=auto"
+        hint = f"ckpt={best} and a new run_dir, to compress it" if is_compression else again
+        raise ConfigError(explain(got=got, need=f"one of {this}", hint=hint))
+
+
 def remove_drafts(folder: Path) -> None:
     """Delete the temporary files that killed runs left in a checkpoint folder."""
     for draft in folder.glob(".*.ckpt.*.tmp"):

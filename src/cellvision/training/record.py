@@ -36,7 +36,10 @@ PACKAGES = (
 
 
 class RunRecord(Callback):
-    """Writes ``run.json`` when training begins, after a resumed run was found to fit, and tells the trackers of it."""
+    """Writes ``run.json`` when training begins, after a resumed run was found to fit, and tells the trackers of it.
+
+    The link to the newest run follows with the first batch, which a run that is refused before never comes to.
+    """
 
     def __init__(
         self, folder: Path, *, settings: dict[str, Any], data: CellDataModule, link: Path | None = None
@@ -48,12 +51,24 @@ class RunRecord(Callback):
         assert isinstance(pl_module, SegmentationTask)
         if not trainer.is_global_zero:
             return
-        mark_latest(self.folder, self.link)
         record = write_run_record(self.folder, settings=self.settings, data=self.data, net=pl_module.net)
         print(f"run       {self.folder}")
         begin_tracking(trainer, record)
         for line in describe_run(self.data, pl_module.net, monitor=pl_module.monitor):
             print(line, flush=True)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Point the link here, once."""
+        self._mark(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Point the link here, where a resumed run had no batch left."""
+        self._mark(trainer)
+
+    def _mark(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self.link is not None:
+            mark_latest(self.folder, self.link)
+            self.link = None
 
 
 def describe_run(data: CellDataModule, net: SegNet, *, monitor: str) -> list[str]:
@@ -142,11 +157,8 @@ def write_run_record(folder: Path, *, settings: Any, data: CellDataModule, net: 
     return path
 
 
-def mark_latest(folder: Path, link: Path | None) -> None:
-    """Make the run folder, and point a link to it, or to what it lies in beside the link, where there are links."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if link is None:
-        return
+def mark_latest(folder: Path, link: Path) -> None:
+    """Point a link to a run folder, or to what that lies in beside the link, where there are links."""
     with suppress(OSError):
         if link.is_symlink() or not link.exists():
             link.unlink(missing_ok=True)

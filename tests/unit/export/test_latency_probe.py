@@ -43,6 +43,21 @@ def test_a_net_that_rounds_is_timed_with_integers(keep_float, monkeypatch):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize(("once_ms", "runs"), [(2.5, 200), (400.0, latency_probe.RUNS)])
+def test_a_quick_net_runs_for_half_a_second(once_ms, runs, monkeypatch):
+    asked = []
+
+    def time(ways, *, runs):
+        asked.append(runs)
+        return {"net": [once_ms * (1 + number / 1000) for number in range(runs)]}
+
+    monkeypatch.setattr(latency_probe, "open_graph", lambda net, image, **kwargs: None)
+    monkeypatch.setattr(latency_probe, "time_in_turns", time)
+    net = build_model(name="unet", in_channels=1, classes=("background", "cell"), widths=(4, 8))
+    assert latency_probe.measure_graph_ms(net, torch.rand(1, 1, 32, 32)) == pytest.approx(once_ms, rel=0.2)
+    assert asked == [1, runs]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("bias", "cells", "drawn"), [(-9.0, 7, 7), (5.0, 7, 7), (-9.0, 0, 1)])
 def test_a_net_that_finds_no_cell_is_timed_with_as_many_as_one_that_finds_cells_everywhere(

@@ -171,11 +171,12 @@ class Prune(Step):
         self._state |= {"pruner": pruner.state, "counted_px": list(counted.shape[-2:])}
         if measure is not None and is_last:
             self._state["reached_ms"] = run.ask_lead(lambda: measure(copy.deepcopy(run.net).eval()))
+            self._state["timed_px"] = list(_repeat(image, self.latency_px).shape[-2:])
         return done
 
     def _prepare_timing(self, run: Run, image: Tensor) -> Callable[[SegNet], float]:
         """What measures the latency of a net in evaluation mode, with as many cells as there are before this cut."""
-        timed = image if self.latency_px is None else _repeat(image, self.latency_px)
+        timed = _repeat(image, self.latency_px)
         cells = run.count_cells(timed)
         return lambda net: run.measure_ms(net, timed, cells)
 
@@ -242,13 +243,13 @@ class Prune(Step):
         if done is not None:
             record |= {"macs": done.macs, "parameters": done.parameters, "cost": asdict(done.cost)}
             record |= {"counted_px": self._state["counted_px"], "regions": REGIONS}
-            height, width = self._state["counted_px"]
-            macs = f"{done.macs:.0%} of the MACs of {height} x {width} px"
+            macs = f"{done.macs:.0%} of the MACs of {' x '.join(map(str, self._state['counted_px']))} px"
             left = f"{macs} and {done.parameters:.0%} of the parameters left"
             lines.append(f"{left}, {len(done.widths)} layers narrower")
         if (reached_ms := self._state.get("reached_ms")) is not None:
             record["reached_ms"] = reached_ms
-            lines.append(f"{reached_ms:.4g} ms, where {self.latency_ms:.4g} were asked for")
+            px = " x ".join(map(str, self._state["timed_px"]))
+            lines.append(f"{reached_ms:.4g} ms for {px} px, where {self.latency_ms:.4g} were asked for")
         if masks:
             zeros = measure_sparsity(run.net)
             record |= {"masks": sorted(masks), "zeros": zeros}
@@ -258,8 +259,10 @@ class Prune(Step):
             run.say(f"prune     {self._state['done']} of {self.options.steps}: {line}")
 
 
-def _repeat(image: torch.Tensor, edge_px: int) -> torch.Tensor:
-    """An image side by side with itself, cut to a square."""
+def _repeat(image: Tensor, edge_px: int | None) -> Tensor:
+    """An image side by side with itself, cut to a square; as it is for None."""
+    if edge_px is None:
+        return image
     times = [-(-edge_px // length) for length in image.shape[-2:]]
     return image.repeat(1, 1, *times)[..., :edge_px, :edge_px]
 
