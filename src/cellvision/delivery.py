@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from cellvision.composition import resolve
 from cellvision.errors import ConfigError, explain
-from cellvision.scratch import try_scratch
+from cellvision.small_net import try_scratch
 
 if TYPE_CHECKING:
     from cellvision.compression.callback import Compression

@@ -32,8 +32,8 @@ ALLOWED = {
     "commands": BASE | {"images", "data", "metrics", "runtime", "report", "serve", "release", "cloud"},
     "cli": BASE | {"images", "data", "metrics", "runtime", "commands"},
     "building": TO_TRAINING | {"settings", "composition", "training", "compression", "export"},
-    "scratch": TO_TRAINING | {"composition", "building", "training", "compression", "export"},
-    "delivery": TO_TRAINING | {"composition", "building", "scratch", "training", "compression", "export", "commands"},
+    "small_net": TO_TRAINING | {"composition", "building", "training", "compression", "export"},
+    "delivery": TO_TRAINING | {"composition", "building", "small_net", "training", "compression", "export", "commands"},
     "app": TO_TRAINING
     | {"settings", "composition", "building", "delivery", "training", "compression", "export", "commands"},
 }
@@ -138,10 +138,10 @@ def find_misplaced_packages(graph):
         inner = module.removeprefix(f"{PACKAGE}.")
         layer = find_layer(module) if module.startswith(PACKAGE) else "plugin"
         forbidden = set()
-        if layer not in ("app", "building", "scratch", "delivery", "composition", "launch", "plugin"):
+        if layer not in ("app", "building", "small_net", "delivery", "composition", "launch", "plugin"):
             forbidden |= SETTINGS_PACKAGES
         if (
-            layer not in ("training", "compression", "building", "scratch", "delivery", "app")
+            layer not in ("training", "compression", "building", "small_net", "delivery", "app")
             and inner != "data.datamodule"
         ):
             forbidden |= LIGHTNING

@@ -9,7 +9,7 @@ import torch
 
 from cellvision import scratch
 from cellvision.compression.prune.step import Prune
-from cellvision.export.compressed.scratch import narrow
+from cellvision.export.compressed.narrowing import narrow
 from cellvision.models.build import build_model
 from cellvision.training.checkpoint import load_net
 from compressed_fit import build_data, fit

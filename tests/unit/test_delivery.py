@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from cellvision.bundle import compute_sha256
 from cellvision.delivery import deliver
 from cellvision.errors import ConfigError
-from cellvision.export.compressed.scratch import NoSuchWidthError
-from cellvision.scratch import choose_optim, count_epochs, list_starts
+from cellvision.export.compressed.narrowing import NoSuchWidthError
+from cellvision.small_net import choose_optim, count_epochs, list_starts
 
 
 def test_no_report_compares_with_another_net_than_the_run_began_with(tmp_path):
@@ -41,7 +41,7 @@ def test_a_report_is_there_also_where_no_small_net_is_as_fast(tmp_path, monkeypa
         raise NoSuchWidthError("no width")
 
     rows = [SimpleNamespace(name=name, role="step") for name in ("base", "prune")]
-    monkeypatch.setattr("cellvision.scratch.train_scratch", search)
+    monkeypatch.setattr("cellvision.small_net.train_scratch", search)
     static = []
     monkeypatch.setattr("cellvision.export.compressed.rows.list_rows", lambda *_, **given: static.append(given) or rows)
     monkeypatch.setattr("cellvision.export.quantize.calibration.collect_training_fields", lambda *_: ())

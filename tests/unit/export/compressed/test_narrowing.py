@@ -5,8 +5,8 @@ import torch
 from compressed_run import CLASSES, MAPS, SIZE, prune, save, start
 from torch import nn
 
-from cellvision.export.compressed import scratch
-from cellvision.export.compressed.scratch import NoSuchWidthError, narrow, shrink_to_latency, start_fresh
+from cellvision.export.compressed import narrowing
+from cellvision.export.compressed.narrowing import NoSuchWidthError, narrow, shrink_to_latency, start_fresh
 from cellvision.models.build import build_model
 from cellvision.training.checkpoint import load_net
 
@@ -95,7 +95,7 @@ def test_the_small_net_is_as_fast_as_the_compressed_one(tmp_path):
     image = torch.zeros(1, 1, 64, 64)
     found = shrink_to_latency(config, [record], image, tolerance=0.25, runs=31, tell=said.append)
     assert abs(found.times - 1) <= 0.25
-    assert found.times == next(trial.times for trial in found.trials if trial.ratio == found.ratio)
+    assert found.times == next(trial.times for trial in found.trials if trial.ratio == found.record["ratio"])
     assert len(said) == len(found.trials)
     fresh = start_fresh(config, found.record)
     assert 0.2 < count(fresh) / count(build_model(**config)) < 0.8
@@ -112,8 +112,8 @@ def count(net):
 @pytest.fixture
 def stopwatch(monkeypatch):
     """Times in place of measured ones: a net takes as long as it has parameters."""
-    monkeypatch.setattr(scratch, "open_graph", lambda net, image, *, threads, cells: count(net))
-    monkeypatch.setattr(scratch, "_compare", lambda one, other, runs: one / other)
+    monkeypatch.setattr(narrowing, "open_graph", lambda net, image, *, threads, cells: count(net))
+    monkeypatch.setattr(narrowing, "_compare", lambda one, other, runs: one / other)
 
 
 def test_the_search_ends_within_the_tolerance(stopwatch):
@@ -135,7 +135,7 @@ def test_both_draw_as_many_masks_as_the_compressed_net_finds_cells(stopwatch, mo
         asked.append(cells)
         return count(net)
 
-    monkeypatch.setattr(scratch, "open_graph", time)
+    monkeypatch.setattr(narrowing, "open_graph", time)
     shrink_to_latency(config, [record], IMAGE, cells=7, tolerance=0.3)
     assert set(asked) == {7}
     assert len(asked) >= 2
@@ -145,7 +145,7 @@ def test_a_time_that_no_width_has_is_explained(stopwatch, monkeypatch):
     net = start(name="unet", widths=(8, 16))
     config = net.config
     record = prune(net, macs=0.5)
-    monkeypatch.setattr(scratch, "_compare", lambda one, other, runs: 1.6 if one > 1000 else 0.7)
+    monkeypatch.setattr(narrowing, "_compare", lambda one, other, runs: 1.6 if one > 1000 else 0.7)
     with pytest.raises(
         NoSuchWidthError, match=r"nearest of 4 widths takes 0\.700 times .* within 0\.05; try: resume=auto on a machine"
     ):

@@ -51,16 +51,13 @@ class SmallNet:
     """A narrower net that is as fast as a compressed one.
 
     Attributes:
-        config: arguments of ``build_model``, of the uncompressed net.
-        record: {"step": "prune", "widths", "groups", ...}, what `start_fresh` makes the net from, and what its
+        record: {"step": "prune", "widths", "groups", "ratio"}, what `start_fresh` makes the net from, and what its
             checkpoint's recipe holds.
-        ratio, times: of the trial that was chosen.
+        times: so many times as long as the compressed net.
         trials: all, in order.
     """
 
-    config: dict[str, Any]
     record: dict[str, Any]
-    ratio: float
     times: float
     trials: tuple[SmallTrial, ...]
 
@@ -119,7 +116,7 @@ def shrink_to_latency(
         hint = "resume=auto on a machine without other work, or report.scratch=false report.ptq=[base]"
         raise NoSuchWidthError(explain(got=got, need=f"1 within {tolerance:g}", hint=hint))
     found = tuple(SmallTrial(ratio=ratio, times=times) for ratio, times in tried.items())
-    return SmallNet(config=config, record=records[best], ratio=best, times=tried[best], trials=found)
+    return SmallNet(record=records[best], times=tried[best], trials=found)
 
 
 def narrow(config: Mapping[str, Any], image: Tensor, ratio: float) -> dict[str, Any]:

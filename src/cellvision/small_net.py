@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cellvision.compression.callback import Compression
     from cellvision.data.datamodule import CellDataModule
-    from cellvision.export.compressed.scratch import NoSuchWidthError
+    from cellvision.export.compressed.narrowing import NoSuchWidthError
     from cellvision.training.task import SegmentationTask
 
 
@@ -27,7 +27,7 @@ def try_scratch(
     cfg: DictConfig, data: CellDataModule, task: SegmentationTask, folder: Path, *, compression: Compression
 ) -> tuple[Path | None, NoSuchWidthError | None]:
     """The small net if it is asked for, or the error that keeps it away, to be raised once all else is there."""
-    from cellvision.export.compressed.scratch import NoSuchWidthError
+    from cellvision.export.compressed.narrowing import NoSuchWidthError
 
     if not cfg.report.scratch:
         return None, None
@@ -60,7 +60,7 @@ def train_scratch(
     Raises:
         NoSuchWidthError: no width makes it as fast.
     """
-    from cellvision.export.compressed.scratch import start_fresh
+    from cellvision.export.compressed.narrowing import start_fresh
     from cellvision.training.checkpoint import RECORD_KEY, choose_resume, load_plain_checkpoint
     from cellvision.training.finish import finish_run
     from cellvision.training.record import RunRecord
@@ -98,7 +98,7 @@ def _find_widths(data: CellDataModule, task: SegmentationTask) -> dict[str, Any]
     import torch
 
     from cellvision.export.compressed.measure import choose_case
-    from cellvision.export.compressed.scratch import shrink_to_latency
+    from cellvision.export.compressed.narrowing import shrink_to_latency
     from cellvision.export.parity.comparison import cut
     from cellvision.export.progress import PhaseLines
     from cellvision.training.validating import count_cells
