@@ -1,6 +1,7 @@
 """An instance net as a bundle: the same cells in PyTorch, in one ONNX graph and in two, at ten sizes."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -88,11 +89,18 @@ def facts():
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["whole", "parted"])
-def bundle(request, net, facts, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bundles") / request.param
-    export_bundle(net, folder, options=options(form=request.param), long_cell_px=200, **facts)
+@pytest.fixture(scope="module")
+def bundles(net, facts, tmp_path_factory):
+    """Folder of each form's bundle; exports take long, so tests share them."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for form in ("whole", "parted"):
+        export_bundle(net, folder / form, options=options(form=form), long_cell_px=200, **facts)
     return folder
+
+
+@pytest.fixture(params=["whole", "parted"])
+def bundle(request, bundles):
+    return bundles / request.param
 
 
 def detect(net, batch):
@@ -221,7 +229,7 @@ def test_pytorch_is_compared_on_the_work_of_the_graph(net, bundle):
 
 
 @pytest.mark.slow
-def test_two_graphs_are_judged_beside_one(net, facts, tmp_path, monkeypatch):
+def test_two_graphs_are_judged_beside_one(net, bundles, facts, tmp_path, monkeypatch):
     """They are for engines and for less memory: slower is no reason to refuse them, and is said."""
     image = IMAGES[8]
     sample = Sample(
@@ -233,6 +241,8 @@ def test_two_graphs_are_judged_beside_one(net, facts, tmp_path, monkeypatch):
     truth = replace(sample, label_image=cells.label_image, cell_classes=cells.class_id)
     given = {name: value for name, value in facts.items() if name != "samples"}
     monkeypatch.setattr("cellvision.export.gate.judged.load_facts", lambda _: (net, given))
+    copied = lambda net, folder, *, options, **_: shutil.copytree(bundles / options.form, folder)  # noqa: E731
+    monkeypatch.setattr("cellvision.export.gate.judged.export_bundle", copied)
     monkeypatch.setattr("cellvision.export.gate.measure.measure_net_memory", lambda *_, **__: None)
     slow = lambda rows, name: 1.0 if name == "fp32" else 3.0  # noqa: E731
     monkeypatch.setattr("cellvision.export.gate.measure.find_ratio", slow)

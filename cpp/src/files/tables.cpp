@@ -24,7 +24,7 @@ std::string quote(const std::string& text) {
     return quoted + "\"";
 }
 
-std::string join(const std::vector<std::string>& fields) {
+std::string join_fields(const std::vector<std::string>& fields) {
     std::string line;
     for (std::size_t i = 0; i < fields.size(); ++i) {
         line += (i > 0 ? "," : "") + quote(fields[i]);
@@ -85,13 +85,13 @@ ResultTables::ResultTables(const std::filesystem::path& folder, const Manifest& 
     if (kind_ == "instance") {
         columns.emplace_back("score");
     }
-    cells_ << join(columns);
+    cells_ << join_fields(columns);
     columns = {"image", "cells"};
     columns.insert(columns.end(), classes_.begin() + 1, classes_.end());
     if (has_viability_) {
         columns.insert(columns.end(), {"viability_percent", "low_percent", "high_percent"});
     }
-    fields_ << join(columns);
+    fields_ << join_fields(columns);
 }
 
 void ResultTables::open(std::ofstream& stream, const std::string& name) {
@@ -118,7 +118,7 @@ void ResultTables::add(const std::string& name, const Cells& cells, const std::m
         if (kind_ == "instance") {
             row.push_back(format(cell.score));
         }
-        cells_ << join(row);
+        cells_ << join_fields(row);
     }
     std::vector<std::string> row{name, std::to_string(cells.size())};
     nlohmann::ordered_json record{{"image", name}, {"height", cells.height}, {"width", cells.width}};
@@ -139,7 +139,7 @@ void ResultTables::add(const std::string& name, const Cells& cells, const std::m
         }
     }
     record["seconds"] = seconds;
-    fields_ << join(row);
+    fields_ << join_fields(row);
     summary_ += (summary_.empty() ? "    " : ",\n    ") + dump(record);
 }
 

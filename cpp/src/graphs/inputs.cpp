@@ -13,7 +13,7 @@
 namespace cellvision {
 namespace {
 
-std::string join(const std::vector<std::string>& names) {
+std::string join_names(const std::vector<std::string>& names) {
     std::string text;
     for (const std::string& name : names) {
         text.append(text.empty() ? "" : ", ").append(name);
@@ -39,7 +39,7 @@ void check_dtype(const Manifest& manifest, const Image& image) {
         std::vector<std::string> names;
         std::transform(known.begin(), known.end(), std::back_inserter(names),
                        [](DType one) { return std::string(to_name(one)); });
-        fail(ErrorKind::bundle, got + ", whose counts mean something else than the training counts", join(names),
+        fail(ErrorKind::bundle, got + ", whose counts mean something else than the training counts", join_names(names),
              "--intensity-scale F, the factor to the training counts (257 from 8 to 16 bits)");
     }
     if (!fits(dtype, manifest.input_dtype)) {
@@ -57,20 +57,21 @@ std::vector<int> order_channels(const Manifest& manifest, const Image& image) {
     if (names.empty()) {
         if (static_cast<std::size_t>(image.channels) != wanted.size()) {
             fail(ErrorKind::bundle, image.name + " has " + std::to_string(image.channels) + " channels",
-                 std::to_string(wanted.size()) + ": " + join(wanted), hint);
+                 std::to_string(wanted.size()) + ": " + join_names(wanted), hint);
         }
         std::iota(order.begin(), order.end(), 0);
         return order;
     }
     if (names.size() != static_cast<std::size_t>(image.channels)) {
         fail(ErrorKind::config,
-             std::to_string(names.size()) + " channel names (" + join(names) + ") for " + image.name + " of " +
+             std::to_string(names.size()) + " channel names (" + join_names(names) + ") for " + image.name + " of " +
                  std::to_string(image.channels) + " channels",
              "one name per channel", hint);
     }
     for (std::size_t i = 0; i < wanted.size(); ++i) {
         if (std::count(names.begin(), names.end(), wanted[i]) != 1) {
-            fail(ErrorKind::bundle, image.name + " has the channels " + join(names), wanted[i] + " once among them", hint);
+            fail(ErrorKind::bundle, image.name + " has the channels " + join_names(names),
+                 wanted[i] + " once among them", hint);
         }
         order[i] = static_cast<int>(std::find(names.begin(), names.end(), wanted[i]) - names.begin());
     }

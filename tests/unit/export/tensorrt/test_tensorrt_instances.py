@@ -120,12 +120,11 @@ def trunk(family, tmp_path_factory):
     return write_trunk(family, tmp_path_factory.mktemp("family"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_trunk_of_every_family_of_backbones_builds(family, trunk, precision, tmp_path):
+    """In fp16 another export is of other numbers, not of other layers: that of one backbone is built above."""
     path = trunk
-    if precision == "fp16":
-        path = write_trunk(to_half(family), tmp_path)
-    elif precision == "int8":
+    if precision == "int8":
         path = tmp_path / "int8.onnx"
         quantize_int8(trunk, path, feeds=[make_feed(family, "trunk")], form="tensorrt")
     made = build_engine(path, tmp_path / "trunk.engine", choose(family, "trunk", precision)[0])
