@@ -41,7 +41,7 @@ def print_summary(manifest: Manifest, folder: Path) -> None:
             for graph in manifest.graphs
         ],
         "accuracy": _describe_accuracy(manifest.accuracy),
-        "parity": _describe_parity(manifest.parity),
+        "parity": _describe_parity(manifest),
         "latency": _describe_latency(manifest.latency),
         "gate": _describe_gate(manifest.gate),
         "versions": _join(manifest.versions, ("cellvision", "torch", "onnxruntime")),
@@ -89,8 +89,12 @@ def _describe_accuracy(accuracy: Mapping[str, Any]) -> str:
     return _join(accuracy, [name for name in accuracy if name.partition("/")[2] in _SCORES or name in _SCORES])
 
 
-def _describe_parity(parity: Mapping[str, Any]) -> str:
-    return _join(parity, ("max_difference", "tolerance", "cells_net", "cells_graph"))
+def _describe_parity(manifest: Manifest) -> str:
+    """How far the graphs are from the net; a tolerance is of those in fp32 alone."""
+    rounded = sorted({graph.precision for graph in manifest.graphs} - {"fp32"})
+    tolerance = () if rounded else ("tolerance",)
+    text = _join(manifest.parity, ("max_difference", *tolerance, "cells_net", "cells_graph"))
+    return f"{text}, in {' and '.join(rounded)}" if text and rounded else text
 
 
 def _describe_latency(latency: Mapping[str, Any]) -> str:

@@ -82,6 +82,16 @@ def test_a_summary_fits_one_screen(tmp_path, capsys, monkeypatch):
     assert "at most 64 in a tile" in text
 
 
+def test_a_tolerance_is_not_told_of_graphs_that_round(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = write_dot_bundle(tmp_path / "b")
+    manifest = replace(load_manifest(folder), **RECORDS)
+    graphs = tuple(replace(graph, precision="int8") for graph in manifest.graphs)
+    print_summary(replace(manifest, graphs=graphs), folder)
+    rows = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "parity    max_difference=1.5e-05, cells_net=201, cells_graph=200, in int8" in rows
+
+
 def test_records_that_are_not_there_take_no_rows(stain_bundle, capsys):
     print_summary(load_manifest(stain_bundle), stain_bundle)
     text = capsys.readouterr().out
