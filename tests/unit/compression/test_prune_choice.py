@@ -161,9 +161,12 @@ def test_groups_of_a_normalisation_go_whole():
         }
 
 
-def test_taylor_without_gradients_is_explained():
-    with pytest.raises(ConfigError, match=r"taylor, and .*weight has no gradient; need .*; try: a backward pass"):
-        choose(build(), 0.5, importance="taylor")
+@pytest.mark.parametrize("importance", ["taylor", "fisher"])
+def test_an_importance_without_its_gradients_is_explained(importance):
+    with pytest.raises(
+        ConfigError, match=rf"{importance}, and .*weight has no gradient; need .*; try: a backward pass"
+    ):
+        choose(build(), 0.5, importance=importance)
 
 
 def test_taylor_leaves_frozen_layers_alone():

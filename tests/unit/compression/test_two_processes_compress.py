@@ -61,7 +61,7 @@ def run_process(rank, folder, results):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": folder.name.rpartition("_")[2], "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": "2", "NODE_RANK": "0", "RANK": str(rank)}
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=240))
-    cuts = {"ratio": 0.5, "importance": "taylor", "steps": 2, "batches": 1, "sensitivity": True}
+    cuts = {"ratio": 0.5, "importance": "fisher", "steps": 2, "batches": 1, "sensitivity": True}
     steps = [
         Prune(epochs=2, masks="unstructured", sparsity=0.4, **cuts),
         Quantize(epochs=2, freeze_epochs=1, when="always", calibration_batches=1),

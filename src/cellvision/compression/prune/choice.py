@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from cellvision.compression.prune.gradients import GRADIENTS
 from cellvision.compression.prune.options import PruneOptions
 from cellvision.compression.prune.parts import Part, Slices
 from cellvision.errors import ConfigError, explain
@@ -20,10 +21,11 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 def score_channels(part: Part, importance: str) -> Tensor | None:
     """How much each channel of a part is worth; None where the layers cannot tell.
 
-    "taylor" sums the absolute products of weights and gradients over the layers. "magnitude" is what a channel carries
-    times what its takers make of it: the squared scales of its normalisations, or the squared weights that make it
-    where there are none (in front of a normalisation they say nothing: it undoes their size), times the squared weights
-    that take it in. Both are 1 on average, so that a layer counts as much as any other, however many weights it has.
+    "taylor" and "fisher" sum the absolute products of weights and gradients over the layers, gradients being what
+    `take_gradients` left there. "magnitude" is what a channel carries times what its takers make of it: the squared
+    scales of its normalisations, or the squared weights that make it where there are none (in front of a normalisation
+    they say nothing: it undoes their size), times the squared weights that take it in. All are 1 on average, so that a
+    layer counts as much as any other, however many weights it has.
     "bn_scale" is the mean absolute scale of the normalisations as it is: where layers compete, one whose scales were
     all pulled to 0 loses more than others (Liu et al. 2017).
 
@@ -35,7 +37,7 @@ def score_channels(part: Part, importance: str) -> Tensor | None:
         (part.width,) float32 >= 0.
 
     Raises:
-        ConfigError: "taylor", and a weight has no gradient.
+        ConfigError: "taylor" or "fisher", and a weight has no gradient.
     """
     sides: dict[str, list[Tensor]] = {"norms": [], "makers": [], "takers": []}
     for slices in part.slices:
@@ -49,7 +51,7 @@ def score_channels(part: Part, importance: str) -> Tensor | None:
         return None
     if importance == "bn_scale":
         return torch.stack(scores).mean(0)
-    if importance == "taylor":
+    if importance in GRADIENTS:
         return _to_mean_1(torch.stack(scores).sum(0))
     carried, taken = sides["norms"] or sides["makers"], sides["takers"]
     worth = torch.ones(part.width)
@@ -75,11 +77,11 @@ def _score_weight(slices: Slices, importance: str) -> Tensor | None:
         others = [each for each in range(tensor.ndim) if each != dim]
         weight = tensor.detach().float()
         values = weight.abs() if importance == "bn_scale" else weight.square()
-        if importance == "taylor":
+        if importance in GRADIENTS:
             if not tensor.requires_grad:
                 return None  # frozen
             if tensor.grad is None:
-                got = f"compress.prune.importance=taylor, and {name} has no gradient"
+                got = f"compress.prune.importance={importance}, and {name} has no gradient"
                 raise ConfigError(explain(got=got, need="one of every weight", hint="a backward pass before the step"))
             values = (weight * tensor.grad.float()).abs()
         return (values.sum(others) if others else values).cpu()

@@ -10,7 +10,7 @@ from cellvision.compression.patterns import to_patterns
 from cellvision.compression.prune.masks import PATTERNS
 from cellvision.errors import ConfigError, check_choice, explain, is_finite_number
 
-IMPORTANCES = ("magnitude", "taylor", "bn_scale")
+IMPORTANCES = ("magnitude", "taylor", "fisher", "bn_scale")
 SCOPES = ("local", "global", "isomorphic")
 SCHEDULES = ("linear", "cubic")
 
@@ -23,9 +23,10 @@ class PruneOptions:
 
     Attributes:
         importance: what a channel's worth is taken from: "magnitude" of what makes it and takes it in (see
-            `score_channels`), "taylor" (weight times gradient, Molchanov et al. 2017; needs the gradients of a backward
-            pass before each step), or "bn_scale", the scale of its normalisation (Liu et al. 2017; says something after
-            training that pulls the scales to 0, and prunes only layers with a normalisation).
+            `score_channels`), "taylor" (weight times mean gradient, Molchanov et al. 2019) or "fisher" (weight times
+            root mean square of gradients, the root of the Fisher information's diagonal, Theis et al. 2018), which need
+            `take_gradients` before each step, or "bn_scale", the scale of its normalisation (Liu et al. 2017; says
+            something after training that pulls the scales to 0, and prunes only layers with a normalisation).
         scope: among which channels the least are looked for: "local" those of one layer, "global" those of the net,
             "isomorphic" those of layers of the same make (Fang et al. 2024).
         ratio: share of the prunable channels to remove, in (0, 1).

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cellvision.compression.prune.choice import Chooser
 from cellvision.compression.prune.cost import Cost, count_positions, weigh
 from cellvision.compression.prune.cut import Cut, build_cut, count_numbers
+from cellvision.compression.prune.gradients import GRADIENTS
 from cellvision.compression.prune.options import PruneOptions
 from cellvision.compression.prune.parts import Part, list_parts
 from cellvision.compression.prune.runs import run_layers
@@ -100,7 +101,7 @@ class Pruner:
         else:
             self.done, self.cost = int(state["done"]), Cost(**state["cost"])
             self._widths = dict(state["widths"])
-        if state is None and options.importance != "taylor":  # that has no gradients yet
+        if state is None and options.importance not in GRADIENTS:  # those have no gradients yet
             self._check_target(self._build_chooser())
 
     @property

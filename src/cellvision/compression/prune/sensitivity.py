@@ -59,7 +59,7 @@ def scan_sensitivity(
         image: (1, C, H, W) raw counts, for tracing.
         evaluate: score of a net in evaluation mode.
         ratios: shares of a layer's channels to remove, each in (0, 1).
-        importance: one of IMPORTANCES; "taylor" needs the net's gradients.
+        importance: one of IMPORTANCES; "taylor" and "fisher" need the net's gradients.
         protected: patterns of layers to leave out.
         progress: told after each net: (nets done, nets in all).
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from cellvision.checks import check_range, check_switch
 from cellvision.compression.patterns import check_patterns
 from cellvision.compression.prune.cut import Cut
+from cellvision.compression.prune.gradients import GRADIENTS, take_gradients
 from cellvision.compression.prune.latency import LatencyTrial, search_latency
 from cellvision.compression.prune.masks import build_masks, list_layers, measure_sparsity
 from cellvision.compression.prune.options import PruneOptions, check_counts, choose_targets
@@ -42,7 +43,8 @@ class Prune(Step):
         latency_px: edge of the square that it is measured on, a training crop repeated; None for the crop as it is.
         steps: cuts on the way there, each at the beginning of an epoch.
         every: epochs from one cut to the next.
-        batches: training batches from which statistics are taken anew after each cut, and gradients for "taylor".
+        batches: training batches from which statistics are taken anew after each cut, and gradients for "taylor" and
+            "fisher".
         sparse_epochs: epochs before the first cut in which scales of normalisations are pulled to 0, so that
             importance "bn_scale" says something; needed there.
         sparse_strength: of that force, see `pull_scales`.
@@ -157,8 +159,9 @@ class Prune(Step):
     def _cut(self, run: Run, batches: Sequence[Any], number: int) -> PruneStep:
         """Take channels, and let everything follow that holds on to them."""
         image, counted = run.sample_image(), run.field_image()
-        if self.options.importance == "taylor":
-            _take_gradients(run, batches)
+        if self.options.importance in GRADIENTS:
+            torch.manual_seed(run.trainer.current_epoch)  # of dropout
+            take_gradients(run.net, batches, self.options.importance)
         measure = None if self.latency_ms is None else self._prepare_timing(run, image)
         is_last = number == self.options.steps - 1
         if measure is not None and (number == 0 or is_last):
@@ -265,19 +268,6 @@ def _repeat(image: Tensor, edge_px: int | None) -> Tensor:
         return image
     times = [-(-edge_px // length) for length in image.shape[-2:]]
     return image.repeat(1, 1, *times)[..., :edge_px, :edge_px]
-
-
-def _take_gradients(run: Run, batches: Sequence[Any]) -> None:
-    """The mean gradient of the training loss over some batches, of all processes."""
-    run.net.zero_grad(set_to_none=True)
-    torch.manual_seed(run.trainer.current_epoch)
-    for batch in batches:
-        losses = run.net.losses(batch.images, batch.targets)
-        (torch.stack(list(losses.values())).sum() / len(batches)).backward()
-    if run.trainer.world_size > 1:
-        for parameter in run.net.parameters():
-            if parameter.grad is not None:
-                torch.distributed.all_reduce(parameter.grad)
 
 
 def _scan(run: Run, options: PruneOptions) -> None:
