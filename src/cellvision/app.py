@@ -36,7 +36,7 @@ from cellvision.composition import (
     choose_steps,
     resolve,
 )
-from cellvision.delivery import check_delivery, deliver
+from cellvision.delivery import check_delivery, check_fields, deliver
 from cellvision.errors import CellvisionError, ConfigError, explain
 from cellvision.training.stopping import Stopped, stopping
 
@@ -132,8 +132,6 @@ def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | 
     from cellvision.training.record import RunRecord, read_settings
 
     quieten()
-    if cfg.seed < 0:
-        raise ConfigError(explain(got=f"seed={cfg.seed}", need="a whole number from 0 up", hint="seed=0"))
     resume = choose_resume(cfg.resume, folder / "checkpoints")
     if resume is not None:
         check_script(read_settings(Path(resume).parent.parent), resume, is_compression=start is not None)
@@ -144,6 +142,7 @@ def _fit(cfg: DictConfig, data: CellDataModule, folder: Path, *, start: Start | 
     record = RunRecord(folder, settings=resolve(cfg), data=data, link=_choose_link(folder, is_start=start is None))
     trainer = build_trainer(cfg, folder, record=record, compression=compression)
     data.setup()
+    check_fields(cfg, data, compression=compression)
     if start is None and cfg.splitting.min_area_px is None:
         task.splitting = replace(task.splitting, min_area_px=max(1, data.small_cell_px // 2))
     if cfg.get("find_lr") and resume is None:
@@ -170,8 +169,8 @@ def export(cfg: DictConfig) -> None:
     from cellvision.metrics.accuracy import choose_headlines
 
     # Before fields are read, which can take minutes.
-    checkpoint, bundle = Path(cfg.ckpt), Path(cfg.bundle)
     _check_export(cfg)
+    checkpoint, bundle = Path(cfg.ckpt), Path(cfg.bundle)
     check_folder(bundle.resolve(), overwrite=cfg.overwrite)
     engines = None if cfg.get("trt") is None else build(cfg.trt, "trt")
     request = _build_request(cfg, engines)
@@ -194,9 +193,10 @@ def export(cfg: DictConfig) -> None:
 
 
 def _check_export(cfg: DictConfig) -> None:
-    from cellvision.checks import check_count, check_switch
+    from cellvision.checks import check_count, check_switch, check_text
     from cellvision.export.writer import check_tolerance
 
+    check_text("bundle", cfg.bundle, example="runs/latest/bundle_int8")
     check_count("samples", cfg.samples, example=4)
     check_count("calibration.fields", cfg.calibration.fields, example=16)
     check_switch("overwrite", cfg.overwrite)

@@ -81,6 +81,12 @@ def build_compression(cfg: DictConfig, folder: Path, *, start: Start | None) -> 
     if cfg.trainer.get("max_steps") not in (None, -1):
         got, need = f"trainer.max_steps={cfg.trainer.max_steps} with steps of compression", "a run counted in epochs"
         raise ConfigError(explain(got=got, need=need, hint="trainer.max_steps=-1 compress.prune.epochs=4"))
+    if start is None and cfg.trainer.max_epochs == 0 and "distill" in nodes and nodes["distill"].teacher is None:
+        got, need = (
+            "trainer.max_epochs=0 with compress.distill.teacher=null",
+            "a net that has learned to be the teacher",
+        )
+        raise ConfigError(explain(got=got, need=need, hint="compress.distill.teacher=RUN/checkpoints/best.ckpt"))
     return Compression(
         [build(node, f"compress.{name}") for name, node in nodes.items()],
         folder=folder,
@@ -208,7 +214,7 @@ def find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:
         need = "the data that the net is for"
         raise ConfigError(explain(got=f"no {record} to learn the data from", need=need, hint="data=NAME data.root=..."))
     try:
-        settings = json.loads(record.read_text(encoding="utf-8"))["settings"]["data"]
+        settings = dict(json.loads(record.read_text(encoding="utf-8"))["settings"]["data"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             explain(got=f"{record} cannot be read", need="that of train.py", hint="data=NAME data.root=...")

@@ -52,6 +52,13 @@ def check_switch(key: str, value: bool) -> None:
         raise refuse(key, value, need="true or false", example="false")
 
 
+def check_text(key: str, value: str | None, *, or_none: bool = False, example: str) -> None:
+    """Raise ConfigError unless ``value`` is a text of one sign or more, or None where that is allowed."""
+    fits = or_none if value is None else isinstance(value, str) and value.strip()
+    if not fits:
+        raise refuse(key, value, need="a text" + (", or null" if or_none else ""), example=example)
+
+
 def check_rising(key: str, values: Sequence[float]) -> None:
     """Raise ConfigError unless these are numbers that rise from above 0."""
     are_numbers = isinstance(values, list | tuple) and all(map(is_finite_number, values))

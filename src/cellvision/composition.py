@@ -11,6 +11,7 @@ import hydra.errors
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from cellvision.checks import check_count, check_text
 from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
 from cellvision.settings import check_arguments, check_targets
 
@@ -23,10 +24,17 @@ GROUPS = ("model", "optim", "trainer", "splitting", "mixing", "callbacks", "logg
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raise ConfigError listing every mandatory setting without a value."""
+    """Raise ConfigError listing every mandatory setting without a value; or for one at the top of another kind."""
     if missing := sorted(key for key, value in _walk(cfg, "") if value == "???"):
         got = f"no value for {', '.join(missing)}"
         raise ConfigError(explain(got=got, need="all of them", hint=" ".join(f"{key}=..." for key in missing)))
+    best, last = "runs/latest/checkpoints/best.ckpt", "RUN/checkpoints/last.ckpt"
+    if "ckpt" in cfg:
+        check_text("ckpt", cfg.ckpt, example=best)
+    if "resume" in cfg:
+        check_text("resume", cfg.resume, or_none=True, example=f"auto, or {last}")
+    if "seed" in cfg:
+        check_count("seed", cfg.seed, low=0, high=2**32 - 1, example=0)
 
 
 def check_groups(plain: dict[str, Any], groups: Sequence[str]) -> None:

@@ -67,6 +67,20 @@ def _check_report(cfg: DictConfig, compression: Compression) -> None:
         raise ConfigError(explain(got=got, need="one process, which trains that net", hint="report.scratch=false"))
 
 
+def check_fields(cfg: DictConfig, data: CellDataModule, *, compression: Compression | None) -> None:
+    """Raise ExportError, before anything is trained, where a report would have no true cell to measure accuracy by.
+
+    Args:
+        cfg: as for `deliver`.
+        data: after ``setup``.
+        compression: of the run, or None.
+    """
+    from cellvision.export.compressed.report import check_samples
+
+    if cfg.bundle and compression is not None:
+        check_samples(data.collect_held_out(cfg.report.samples))
+
+
 def deliver(
     cfg: DictConfig,
     data: CellDataModule,
@@ -128,6 +142,9 @@ def _report(
     static = tuple(name for name in cfg.report.ptq if name != "scratch" or missed is None)
     phases = [step.name for step in compression.steps]
     rows = list_rows(folder, base=base, phases=phases, scratch=scratch, static=static)
+    if lost := sorted(set(phases) - {row.name for row in rows}):
+        away = f"{' and '.join(lost)}: their nets are in the folder that the run was resumed from"
+        print(f"report    without {away}, and not in {folder / 'checkpoints'}")
     with PhaseLines() as tell:
         tell("reading fields")
         report = report_compression(

@@ -147,13 +147,13 @@ def test_a_run_that_was_meant_for_azure_does_not_train_here(tmp_path, monkeypatc
     from cellvision.errors import ConfigError
 
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = hydra.compose("train", ["trainer=azure", f"run_dir={tmp_path}", "seed=-1"])
+        cfg = hydra.compose("train", ["trainer=azure", f"run_dir={tmp_path}", "bundle=5"])
     with pytest.raises(
         ConfigError, match=r"trainer=azure outside of a job of Azure ML; need the launcher that submits"
     ):
         app.train(cfg)
     monkeypatch.setenv("AZUREML_RUN_ID", "cv-unet-0")
-    with pytest.raises(ConfigError, match=r"seed=-1"):  # it goes on, to what is wrong otherwise
+    with pytest.raises(ConfigError, match=r"bundle=5"):  # it goes on, to what is wrong otherwise
         app.train(cfg)
     assert "where" not in cfg.trainer
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from toy import finish, start
+from toy import finish, name_run, start
 
 from cellvision.bundle import load_manifest
 from cellvision.training.checkpoint import load_net
@@ -59,6 +59,12 @@ def test_what_loses_too_much_is_reported_and_then_an_error(run, tmp_path):
     assert "prune loses" in done.stderr.splitlines()[-1]
     assert Path(tmp_path / "report" / "compression.html").is_file()
     assert (tmp_path / "bundle" / "manifest.json").is_file()
+
+
+def test_a_net_that_learned_nothing_is_no_teacher(tmp_path):
+    done = call(*name_run(tmp_path, *SHORT, "trainer.max_epochs=0", "compress=[distill]"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: trainer.max_epochs=0 with compress.distill.teacher=null; need a net that has")
 
 
 def test_a_net_is_taught_from_its_first_step_on(run, tmp_path):

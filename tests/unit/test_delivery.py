@@ -50,12 +50,14 @@ def test_a_report_is_there_also_where_no_small_net_is_as_fast(tmp_path, monkeypa
     cfg = OmegaConf.create({"ckpt_sha256": compute_sha256(base), "report": settings, "predict": 0})
     task = SimpleNamespace(net=SimpleNamespace(spec=SimpleNamespace(exportable=True)))
     data = SimpleNamespace(collect_held_out=lambda count: [])
-    compression = SimpleNamespace(start=base, steps=[SimpleNamespace(name="prune")])
+    compression = SimpleNamespace(start=base, steps=[SimpleNamespace(name=name) for name in ("prune", "quantize")])
     with pytest.raises(NoSuchWidthError):
         deliver(cfg, data, task, tmp_path, best=base, compression=compression)
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["graph.onnx"]
-    assert static == [{"base": base, "phases": ["prune"], "scratch": None, "static": ()}]
-    assert "scratch   none: no width" in capsys.readouterr().out
+    assert static == [{"base": base, "phases": ["prune", "quantize"], "scratch": None, "static": ()}]
+    said = capsys.readouterr().out
+    assert "scratch   none: no width" in said
+    assert "report    without quantize: their nets are in the folder that the run was resumed from" in said
 
 
 def test_a_fresh_net_learns_as_the_uncompressed_one_did(tmp_path):

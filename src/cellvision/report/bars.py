@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cellvision.metrics.accuracy import Headline
-from cellvision.report.lines import ABOUT_FACTORS, PER_MILLION, count_threads, show, show_points, show_times
+from cellvision.report.lines import (
+    ABOUT_FACTORS,
+    ABOUT_POINTS,
+    PER_MILLION,
+    count_threads,
+    show,
+    show_points,
+    show_times,
+)
 from cellvision.report.looks import COLOURS, MEANINGS, escape, find_look, tidy
 from cellvision.report.record import Change, CompressionReport
 
@@ -40,7 +48,7 @@ def draw_bars(report: CompressionReport, path: Path) -> None:
     handles = [Patch(color=COLOURS[look], label=MEANINGS[look]) for look in looks]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9,
-        title=ABOUT_FACTORS, title_fontsize=8,
+        title=f"{ABOUT_POINTS}\n{ABOUT_FACTORS}", title_fontsize=8,
     )  # fmt: skip
     processor = escape(str(report.machine.get("processor", "")))
     figure.suptitle(f"{escape(report.base.model)} on {report.fields} fields, {processor}", fontsize=10)

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from cellvision.report.record import Change, CompressionReport, ReportRow
 
 PER_MILLION, PER_BILLION = 1e-6, 1e-9
+ABOUT_POINTS = (
+    "Beside scores: points better (+) or worse (-) than the uncompressed net; a viability error that rises is worse."
+)
+
 ABOUT_FACTORS = "Factors of times are medians over the rounds in which all nets took turns, not quotients of the p50s."
 
 

@@ -231,12 +231,22 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _check_same(name: str, report: CompressionReport, first: CompressionReport) -> None:
-    for what, one, other in (
+    pairs = [
         ("scores", [each.score for each in report.headlines], [each.score for each in first.headlines]),
         ("image size", report.size, first.size),
         ("fewest threads", report.threads[0], first.threads[0]),
         ("machine", report.machine, first.machine),
-    ):
+        ("fields", report.fields, first.fields),
+    ]
+    if report.base.checkpoint_sha256 == first.base.checkpoint_sha256:  # else the fields are other ones
+        pairs.append(("accuracy of the uncompressed net", _round(report), _round(first)))
+    for what, one, other in pairs:
         if one != other:
             got = f"{name} has {what} {one}, and the first run {other}"
             raise DataError(explain(got=got, need="runs that were measured alike", hint="report them apart"))
+
+
+def _round(report: CompressionReport) -> dict[str, float]:
+    """The base's headlines to three digits, which are the same each time that they are measured on the same fields."""
+    accuracy = report.base.accuracy
+    return {each.score: round(accuracy[each.score], 3) for each in report.headlines if each.score in accuracy}

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cellvision.report.lines import ABOUT_FACTORS, list_lines
+from cellvision.report.lines import ABOUT_FACTORS, ABOUT_POINTS, list_lines
 from cellvision.report.record import CompressionReport
 
 LABEL_WIDTH = 11
@@ -31,7 +31,7 @@ def print_report(report: CompressionReport, console: Console | None = None) -> N
             table.add_section()
         table.add_row(line.label, *(Text(value) for value in line.values))
     console.print(table)
-    console.print(Text(ABOUT_FACTORS), soft_wrap=True)
+    console.print(Text(f"{ABOUT_POINTS} {ABOUT_FACTORS}"), soft_wrap=True)
     for text in describe_findings(report):
         console.print(Text(text), soft_wrap=True)
 

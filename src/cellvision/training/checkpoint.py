@@ -191,7 +191,8 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
     """The trained net of a checkpoint in evaluation mode on the CPU, with its record.
 
     Raises:
-        DataError: unreadable, or not written by this library, or weights that do not fit the recorded structure.
+        DataError: unreadable, or not written by this library, or weights that do not fit the recorded structure or are
+            not finite.
     """
     checkpoint = load_plain_checkpoint(path)
     if RECORD_KEY not in checkpoint or "state_dict" not in checkpoint:
@@ -213,6 +214,11 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
                 hint="the release that wrote it, or train again",
             )
         ) from error
+    if broken := [name for name, value in net.named_parameters() if not value.isfinite().all()]:
+        got = f"{path} with {broken[0]} that is not finite"
+        raise DataError(
+            explain(got=got, need="the weights of a net that learned", hint="an earlier checkpoint of the run")
+        )
     return net.eval(), record
 
 

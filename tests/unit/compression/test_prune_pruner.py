@@ -202,3 +202,20 @@ def test_a_net_that_cannot_be_followed_is_left_whole():
     ):
         Pruner(net, IMAGE, PruneOptions(ratio=0.5)).step()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_net_that_has_no_width_to_lose_is_not_asked_for_all_of_it():
+    net = build_model(name="unet", in_channels=1, classes=("background", "cell"), widths=(4, 8))
+    with pytest.raises(ConfigError, match=r"1\.00 is left at the least .*; need channels that may go; try: ") as caught:
+        Pruner(net, IMAGE, PruneOptions(macs=0.5, round_to=8))
+    assert str(caught.value).endswith("; try: compress.prune.round_to=1")
+    with pytest.raises(ConfigError, match=r"try: fewer protected layers, or a larger compress\.prune\.max_ratio"):
+        Pruner(net, IMAGE, PruneOptions(macs=0.5, max_ratio=0.01))
+
+
+def test_a_net_that_gives_no_numbers_is_not_blamed_on_the_cut():
+    net = build()
+    with torch.no_grad():
+        net.head.bias.fill_(torch.nan)
+    with pytest.raises(ConfigError, match="unet, which gives numbers that are not finite before it is cut; need a net"):
+        Pruner(net, IMAGE, PruneOptions(ratio=0.5)).plan()

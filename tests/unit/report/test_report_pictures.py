@@ -15,7 +15,7 @@ from cellvision.errors import DataError
 from cellvision.metrics.accuracy import choose_headlines
 from cellvision.report.bars import draw_bars
 from cellvision.report.files import FILES, write_report
-from cellvision.report.lines import ABOUT_FACTORS
+from cellvision.report.lines import ABOUT_FACTORS, ABOUT_POINTS
 from cellvision.report.pareto import Point, collect_points, draw_pareto, find_front
 from cellvision.report.table import print_report
 from report_rows import build_report, build_row, build_rows
@@ -83,9 +83,21 @@ def test_runs_that_were_not_measured_alike_are_refused():
         ({"machine": {"processor": "another"}}, "machine"),
         ({"headlines": ()}, "scores"),
         ({"threads": (2,)}, "fewest threads 2"),
+        ({"fields": 9999}, "fields 9999"),
     ):
         with pytest.raises(DataError, match=f"b has {words}.*; need runs that were measured alike"):
             collect_points({"a": build_run(0.9, 20.0), "b": replace(build_run(0.9, 20.0), **change)})
+
+
+def test_one_net_with_two_accuracies_was_scored_on_other_fields():
+    first, second = build_run(0.9, 20.0), build_run(0.9, 20.0)
+    again, other = (
+        replace(second, rows=(replace(second.base, accuracy={"pixel/miou": score}), *second.rows[1:]))
+        for score in (first.base.accuracy["pixel/miou"] + 1e-6, 0.5)
+    )
+    assert len(collect_points({"a": first, "b": again}).points) == 3
+    with pytest.raises(DataError, match=r"b has accuracy of the uncompressed net .*: 0\.5}, and the first"):
+        collect_points({"a": first, "b": other})
 
 
 @pytest.fixture
@@ -179,7 +191,7 @@ def test_times_are_drawn_to_the_scale_of_their_medians(tmp_path, figures):
 def test_where_factors_of_times_come_from_is_said_beside_them(tmp_path, figures):
     report, out = build_report(), StringIO()
     draw_bars(report, tmp_path / "bars.png")
-    assert figures[0].legends[0].get_title().get_text() == ABOUT_FACTORS
+    assert figures[0].legends[0].get_title().get_text() == f"{ABOUT_POINTS}\n{ABOUT_FACTORS}"
     print_report(report, Console(file=out, width=80))
     assert ABOUT_FACTORS in out.getvalue()
     for runs, said in ((SWEEP, True), ({"": report}, False)):

@@ -109,6 +109,16 @@ def test_weights_of_another_structure_are_explained(net, tmp_path):
         load_net(path)
 
 
+def test_weights_that_are_no_numbers_are_refused(net, tmp_path):
+    path = save(net, tmp_path / "best.ckpt")
+    plain = load_plain_checkpoint(path)
+    name = next(key for key in plain["state_dict"] if key.endswith("head.weight"))
+    plain["state_dict"][name].view(-1)[0] = torch.inf
+    torch.save(plain, path)
+    with pytest.raises(DataError, match=r"best\.ckpt with head\.weight that is not finite; need .*; try: an earlier"):
+        load_net(path)
+
+
 def test_other_files_are_no_checkpoint(tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
     with pytest.raises(DataError, match="has no 'cellvision' record"):

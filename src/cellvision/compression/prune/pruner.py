@@ -205,9 +205,11 @@ class Pruner:
         lowest = self._weigh(chooser, 1.0)
         if lowest > wanted:
             got = f"compress.prune.{key}={wanted}, and {lowest:.2f} is left at the least ({self._tell_limits(chooser)})"
-            hint = f"compress.prune.{key}={lowest + 0.01:.2f}"
-            hint += ", or compress.prune.round_to=1" if self.options.round_to > 1 else ""
-            raise ConfigError(explain(got=got, need=f"at least {lowest:.2f}", hint=hint))
+            hints = [f"compress.prune.{key}={lowest + 0.01:.2f}"] if lowest < 0.99 else []
+            hints += ["compress.prune.round_to=1"] if self.options.round_to > 1 else []
+            hints += [] if hints else ["fewer protected layers, or a larger compress.prune.max_ratio"]
+            need = f"at least {lowest:.2f}" if lowest < 0.99 else "channels that may go"
+            raise ConfigError(explain(got=got, need=need, hint=", or ".join(hints)))
 
     def _check_reached(self, found: float) -> None:
         key, wanted = self._target
@@ -233,10 +235,14 @@ class Pruner:
 
     def _check_runs(self, cut: Cut) -> None:
         """Try the cut on a copy: nothing may be wrong with the net when it is found out."""
+        before = _run(self.net, self.image)
+        if not all(bool(each.isfinite().all()) for each in before):
+            got = f"{self.net.spec.name}, which gives numbers that are not finite before it is cut"
+            raise ConfigError(explain(got=got, need="a net that was trained well", hint="another ckpt"))
         trial = copy.deepcopy(self.net)
         cut.apply(trial)
         try:
-            pairs = zip(_run(self.net, self.image), _run(trial, self.image), strict=True)
+            pairs = zip(before, _run(trial, self.image), strict=True)
             is_sound = all(a.shape == b.shape and bool(b.isfinite().all()) for a, b in pairs)
             why = "gives results of other shapes, or numbers that are not finite"
         except RuntimeError as error:

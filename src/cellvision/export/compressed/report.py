@@ -113,9 +113,14 @@ def _check(samples: Sequence[Sample], *, tolerance_points: float, runs: int, rou
     check_tolerance(tolerance_points)
     check_count("runs", runs, example=5)
     check_count("rounds", rounds, low=0, example=4)
+    check_samples(samples)
+
+
+def check_samples(samples: Sequence[Sample]) -> None:
+    """Raise ExportError where no sample has a true cell."""
     if not any(len(sample.cell_classes) for sample in samples):
         got = f"{len(samples)} held-out fields without a cell"
-        raise ExportError(explain(got=got, need="true cells to measure accuracy by", hint="samples=20"))
+        raise ExportError(explain(got=got, need="true cells to measure accuracy by", hint="report.samples=20"))
 
 
 def _measure(

@@ -38,7 +38,7 @@ def _find_lost(report: CompressionReport) -> str:
     return explain(
         got=f"{final.name} {' and '.join(faults)} against {base.name}",
         need=f"at most {limit} lost on {report.fields} fields",
-        hint="more epochs after each step, a milder target, or a larger tolerance_points",
+        hint="more epochs after each step, a milder target, or a larger report.tolerance_points",
     )
 
 

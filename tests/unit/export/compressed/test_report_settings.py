@@ -10,8 +10,8 @@ from compressed_run import MAPS, SIZE, prune, save, start
 from omegaconf import OmegaConf
 
 from cellvision.compression.prune.masks import apply_masks, build_masks
-from cellvision.delivery import check_delivery
-from cellvision.errors import ConfigError
+from cellvision.delivery import check_delivery, check_fields
+from cellvision.errors import ConfigError, ExportError
 from cellvision.export.compressed.rows import describe_net
 from cellvision.report.lines import list_lines
 from report_rows import build_report
@@ -125,3 +125,18 @@ def test_zeros_are_shown_where_there_are_any():
     shown = {line.label: line.values for line in list_lines(replace(report, rows=rows))}
     assert shown["weights that are 0, %"] == ("0", *["50.0"] * (len(rows) - 1))
     assert "weights that are 0, %" not in {line.label for line in list_lines(report)}
+
+
+def test_fields_without_a_cell_are_told_before_training():
+    empty, full = SimpleNamespace(cell_classes=()), SimpleNamespace(cell_classes=(1,))
+    cfg = OmegaConf.create({"report": USUAL, "bundle": True})
+    run = SimpleNamespace(steps=STEPS, start=None)
+
+    def check(*samples, cfg=cfg, run=run):
+        check_fields(cfg, SimpleNamespace(collect_held_out=lambda count: samples[:count]), compression=run)
+
+    check(empty, full)
+    with pytest.raises(ExportError, match=r"2 held-out fields without a cell; need .*; try: report\.samples=20"):
+        check(empty, empty)
+    check(empty, run=None)
+    check(empty, cfg=OmegaConf.merge(cfg, {"bundle": False}))
