@@ -46,21 +46,29 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Within it Ctrl-C and SIGTERM raise `Stopped`; a second one ends the process at once."""
+    """Within it Ctrl-C and SIGTERM raise `Stopped`; a second one ends the process at once.
+
+    Where a library makes another error of it on the way, as PyTorch's exporter does, it is `Stopped` again in the end.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
-    owner = os.getpid()
+    owner, raised = os.getpid(), list[Stopped]()
 
     def stop(number: int, _: FrameType | None) -> None:
         if os.getpid() != owner:
             raise KeyboardInterrupt  # a loader process, which knows how to end by it without a word
         signal.signal(number, signal.SIG_DFL)
-        raise Stopped(number)
+        raised.append(Stopped(number))
+        raise raised[0]
 
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
+    except Exception as error:
+        if raised:
+            raise raised[0] from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

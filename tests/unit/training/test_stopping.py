@@ -53,3 +53,17 @@ def test_the_way_to_go_on_is_told_where_there_is_one(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert stop.advise(tmp_path).endswith(f"the same command with run_dir={tmp_path} resume=auto")
+
+
+def test_an_error_that_a_library_makes_of_it_is_still_the_signal():
+    def wrap():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("a graph that could not be made") from error
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM") as caught, stopping():
+        wrap()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(ValueError, match="its own"), stopping():
+        raise ValueError("its own")
