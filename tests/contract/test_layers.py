@@ -15,7 +15,7 @@ ALLOWED = {
     **dict.fromkeys(BASE, BASE),
     "settings": {"errors"},
     "launch": {"errors"},
-    "composition": {"errors", "settings", "data"},
+    "composition": {"checks", "errors", "settings", "data"},
     "images": {"errors"},
     "runtime": {"errors", "bundle", "images"},
     "ops": BASE,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from cellvision.training.callbacks import BestCheckpoint
+from cellvision.training.phases import Phase
 
 CURVES = (
     "pixel/miou",
@@ -63,8 +68,38 @@ class History(Callback):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_history(self.rows, self.folder / "history.csv")
+            best = self._find_best(trainer, pl_module)
+            begins = list_begins(getattr(pl_module, "phases", ()))
+            draw_curves(self.rows, self.folder / "curves.png", best=best, begins=begins)
+
+    def _find_best(self, trainer: Trainer, pl_module: LightningModule) -> int | None:
+        """The epoch of the net that is kept behind this one; None where that is not of the end of an epoch.
+
+        Each phase of a compression looks for its best net anew, and each cut of a net lets the one before be forgotten.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        keeper = next((each for each in callbacks if isinstance(each, BestCheckpoint)), None)
+        if keeper is None:
             name, mode = getattr(pl_module, "monitor", ""), getattr(pl_module, "monitor_mode", "max")
-            draw_curves(self.rows, self.folder / "curves.png", best=find_best_epoch(self.rows, name, mode=mode))
+            return find_best_epoch(self.rows, name, mode=mode)
+        *earlier, now = self.rows
+        if keeper.score is None:  # it looks at this epoch after this callback does
+            return find_best_epoch([now], keeper.monitor, mode=keeper.mode)
+        kept = [row for row in earlier if row.get(keeper.monitor) == keeper.score]
+        # The first of two equal ones is the best, so that this epoch has to be better.
+        found = find_best_epoch([{"epoch": 0, keeper.monitor: keeper.score}, now], keeper.monitor, mode=keeper.mode)
+        return found or (int(kept[-1]["epoch"]) if kept else None)
+
+
+def list_begins(phases: Sequence[Phase]) -> dict[int, str]:
+    """The first epoch of each phase, from 1, with the phase's name.
+
+    Example:
+        >>> list_begins([Phase(name="prune", epochs=4), Phase(name="distill", epochs=2)])
+        {1: 'prune', 5: 'distill'}
+    """
+    ends = accumulate((phase.epochs for phase in phases), initial=1)
+    return {begin: phase.name for begin, phase in zip(ends, phases, strict=False)}
 
 
 def write_history(rows: list[dict[str, float]], path: Path) -> None:
@@ -91,13 +126,16 @@ def find_best_epoch(rows: list[dict[str, float]], name: str, *, mode: str) -> in
     return int(max(known, key=lambda row: sign * row[name])["epoch"]) if known else None
 
 
-def draw_curves(rows: list[dict[str, float]], path: Path, *, best: int | None = None) -> None:
+def draw_curves(
+    rows: list[dict[str, float]], path: Path, *, best: int | None = None, begins: Mapping[int, str] | None = None
+) -> None:
     """Losses, scores and learning rate over the epochs as one picture; losses that span a decade on a log axis.
 
     Args:
         rows: one per epoch: "epoch" from 1, "lr" and the scores by name.
         path: picture to write.
         best: epoch of the best net, marked by a line; None for no line.
+        begins: of `list_begins`; where one phase follows another, they are parted and named.
     """
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in ("epoch", "lr")]
     losses = [n for n in names if n in ("train/loss", "val/loss")]
@@ -115,11 +153,15 @@ def draw_curves(rows: list[dict[str, float]], path: Path, *, best: int | None = 
             axes.set_yscale("log")
         if best is not None and axes.lines:
             axes.axvline(best, color="0.6", linestyle="--", linewidth=1, zorder=0, label=f"best net, epoch {best}")
+        for epoch, name in (begins or {}).items():
+            if len(begins or {}) > 1 and epoch <= rows[-1]["epoch"]:
+                axes.axvline(epoch - 0.5, color="0.8", linewidth=1, zorder=0)
+                axes.annotate(f" {name}", (epoch - 0.5, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(rows) == 1:
             axes.set_xlim(rows[0]["epoch"] - 1, rows[0]["epoch"] + 1)
-        if axes.lines:
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8)
     figure.savefig(path, dpi=110)
 

@@ -2,17 +2,21 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from cellvision.runtime.viability import compute_viability
+from cellvision.training.callbacks import BestCheckpoint
 from cellvision.training.confusion import draw_confusions
 from cellvision.training.field_report import FieldRow, draw_field_viability, write_field_table
 from cellvision.training.finish import print_scores
-from cellvision.training.history import draw_curves, find_best_epoch, write_history
+from cellvision.training.history import History, draw_curves, find_best_epoch, list_begins, write_history
+from cellvision.training.phases import Phase
 
 ROWS = [
     FieldRow(name="a", predicted=compute_viability(8, 2), true=compute_viability(9, 1), otsu=compute_viability(5, 5)),
@@ -75,6 +79,46 @@ def test_curves_mark_the_best_epoch_and_show_decades(tmp_path, monkeypatch):
     assert len(drawn[1][0].lines) == 1
     for axes in drawn[0]:
         assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_curves_part_and_name_phases(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    rows = [{"epoch": i, "lr": 0.1, "train/loss": 2.0 + i} for i in range(1, 6)]
+    begins = list_begins([Phase(name="prune", epochs=2), Phase(name="distill", epochs=3), Phase(name="qat", epochs=1)])
+    assert begins == {1: "prune", 3: "distill", 6: "qat"}
+    draw_curves(rows, tmp_path / "curves.png", begins=begins)
+    draw_curves(rows, tmp_path / "curves.png", begins={1: "prune"})
+    assert [(text.get_text(), text.xy[0]) for text in drawn[0].texts] == [(" prune", 0.5), (" distill", 2.5)]
+    assert not drawn[1].texts
+
+
+@pytest.mark.parametrize(
+    ("kept", "score", "best"),
+    [(None, 0.3, 3), (None, None, None), (0.8, 0.9, 3), (0.8, 0.8, 1), (0.8, None, 1), (0.7, 0.6, None)],
+)
+def test_the_best_epoch_is_that_of_the_net_that_is_kept(tmp_path, monkeypatch, kept, score, best):
+    """After a cut or in a new phase nothing is kept; or a net with a score that no epoch has, as it was rounded."""
+    marked = []
+    monkeypatch.setattr(
+        "cellvision.training.history.draw_curves", lambda rows, path, *, best, begins: marked.append(best)
+    )
+    keeper = BestCheckpoint(folder=tmp_path, monitor="val/cell/f1", mode="max")
+    keeper.score = kept
+    history = History(folder=tmp_path)
+    history.rows = [{"epoch": 1, "lr": 0.1, "val/cell/f1": 0.8}, {"epoch": 2, "lr": 0.1, "val/cell/f1": 0.5}]
+    history.on_validation_epoch_end(None, None)
+    found = {} if score is None else {"val/cell/f1": score}
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    trainer = SimpleNamespace(
+        optimizers=[optimizer],
+        callback_metrics=found,
+        current_epoch=2,
+        is_global_zero=True,
+        callbacks=[history, keeper],
+    )
+    history.on_train_epoch_end(trainer, SimpleNamespace())
+    assert marked == [best]
 
 
 def test_history_has_a_column_for_every_score(tmp_path):
