@@ -156,7 +156,7 @@ def draw_curves(
         for epoch, name in (begins or {}).items():
             if len(begins or {}) > 1 and epoch <= rows[-1]["epoch"]:
                 axes.axvline(epoch - 0.5, color="0.8", linewidth=1, zorder=0)
-                axes.annotate(f" {name}", (epoch - 0.5, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
+                axes.annotate(f" {name}", (epoch - 0.5, 0.98), xycoords=("data", "axes fraction"), va="top", fontsize=8)
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(rows) == 1:
