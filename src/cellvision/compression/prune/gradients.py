@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 
 from cellvision.models.base import SegNet
 from cellvision.types import Batch
@@ -26,7 +26,7 @@ def take_gradients(net: SegNet, batches: Sequence[Batch], importance: str) -> No
         batches: on the net's device, one or more.
         importance: one of GRADIENTS.
     """
-    taken: dict[torch.nn.Parameter, Tensor] = {}
+    taken: dict[nn.Parameter, Tensor] = {}
     for batch in batches:
         net.zero_grad(set_to_none=True)
         torch.stack(list(net.losses(batch.images, batch.targets).values())).sum().backward()
@@ -34,12 +34,11 @@ def take_gradients(net: SegNet, batches: Sequence[Batch], importance: str) -> No
             if parameter.grad is not None:
                 each = parameter.grad if importance == MEAN else parameter.grad.square()
                 taken[parameter] = taken.get(parameter, torch.zeros_like(each)) + each / len(batches)
+    is_one_of_several = distributed.is_available() and distributed.is_initialized()
     for parameter in net.parameters():
         parameter.grad = total = taken.get(parameter)
-        if total is None:
-            continue
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
-            total /= torch.distributed.get_world_size()
-        if importance == ROOT_MEAN_SQUARE:
+        if total is not None and is_one_of_several:
+            distributed.all_reduce(total)
+            total /= distributed.get_world_size()
+        if total is not None and importance == ROOT_MEAN_SQUARE:
             total.sqrt_()
