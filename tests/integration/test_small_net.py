@@ -7,7 +7,7 @@ import hydra
 import pytest
 import torch
 
-from cellvision import scratch
+from cellvision import small_net
 from cellvision.compression.prune.step import Prune
 from cellvision.export.compressed.narrowing import narrow
 from cellvision.models.build import build_model
@@ -30,7 +30,7 @@ def run(tmp_path):
     task, _, _ = fit(tmp_path, [Prune(epochs=2, macs=0.5, batches=1)], data=data)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("compress", overrides=[*SETTINGS, f"run_dir={tmp_path}"])
-    return lambda: scratch.train_scratch(cfg, data, task, tmp_path, compression=SimpleNamespace(start=None, epochs=2))
+    return lambda: small_net.train_scratch(cfg, data, task, tmp_path, compression=SimpleNamespace(start=None, epochs=2))
 
 
 def test_a_small_net_that_goes_on_keeps_its_width(run, tmp_path, monkeypatch, capsys):
@@ -41,7 +41,7 @@ def test_a_small_net_that_goes_on_keeps_its_width(run, tmp_path, monkeypatch, ca
         return narrow(task.record.net, torch.zeros(1, 3, 64, 64), 0.1 + 0.3 * len(searches))
 
     searches = []
-    monkeypatch.setattr(scratch, "_find_widths", find)
+    monkeypatch.setattr(small_net, "_find_widths", find)
     with monkeypatch.context() as ended:
         ended.setattr("cellvision.training.finish.finish_run", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
