@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from cellvision.checks import check_count, check_text
-from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
+from cellvision.errors import CellvisionError, ConfigError, check_choice, explain, unknown_name
 from cellvision.settings import check_arguments, check_targets
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def check_settings(cfg: DictConfig) -> None:
         check_text("ckpt", cfg.ckpt, example=best)
     if "resume" in cfg:
         check_text("resume", cfg.resume, or_none=True, example=f"auto, or {last}")
+    if "monitor" in cfg:
+        check_text("monitor", cfg.monitor, or_none=True, example="val/loss monitor_mode=min")
+        check_choice("monitor_mode", cfg.monitor_mode, ("max", "min"))
     if "seed" in cfg:
         check_count("seed", cfg.seed, low=0, high=2**32 - 1, example=0)
 

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from cellvision.composition import check_settings
 from cellvision.errors import ConfigError
 
-USUAL = {"ckpt": "run/best.ckpt", "resume": None, "seed": 0}
+USUAL = {"ckpt": "run/best.ckpt", "resume": None, "seed": 0, "monitor": None, "monitor_mode": "max"}
 
 
 def test_usual_ones_are_fine():
@@ -23,6 +23,8 @@ def test_usual_ones_are_fine():
         ("ckpt", " ", "ckpt=' '; need a text; try: ckpt="),
         ("resume", True, "resume=True; need a text, or null; try: resume=auto, or RUN/"),
         ("resume", 5, "resume=5; need a text, or null"),
+        ("monitor", [1, 2], "monitor=[1, 2]; need a text, or null; try: monitor=val/loss"),
+        ("monitor_mode", "abc", "unknown monitor_mode 'abc'; need one of"),
         ("seed", "abc", "seed='abc'; need a whole number from 0 to 4294967295; try: seed=0"),
         ("seed", 1.5, "seed=1.5; need a whole number"),
         ("seed", -1, "seed=-1; need a whole number"),

@@ -238,7 +238,7 @@ def _check_same(name: str, report: CompressionReport, first: CompressionReport) 
         ("machine", report.machine, first.machine),
         ("fields", report.fields, first.fields),
     ]
-    if report.base.checkpoint_sha256 == first.base.checkpoint_sha256:  # else the fields are other ones
+    if report.base.checkpoint_sha256 == first.base.checkpoint_sha256:  # its scores tell of the fields
         pairs.append(("accuracy of the uncompressed net", _round(report), _round(first)))
     for what, one, other in pairs:
         if one != other:

@@ -206,7 +206,7 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
         state = checkpoint["state_dict"]
         weights = {k.removeprefix(NET_PREFIX): v for k, v in state.items() if k.startswith(NET_PREFIX)}
         net.load_state_dict(weights)
-    except (CellvisionError, RuntimeError, TypeError, KeyError) as error:
+    except (CellvisionError, RuntimeError, AttributeError, TypeError, ValueError, KeyError) as error:
         raise DataError(
             explain(
                 got=f"{path} does not fit its own record ({str(error).splitlines()[0]})",
@@ -214,7 +214,9 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
                 hint="the release that wrote it, or train again",
             )
         ) from error
-    if broken := [name for name, value in net.named_parameters() if not value.isfinite().all()]:
+    learned = [name for name, _ in net.named_parameters()]
+    learned += [name for name, _ in net.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    if broken := [name for name in learned if not weights[name].isfinite().all()]:
         got = f"{path} with {broken[0]} that is not finite"
         raise DataError(
             explain(got=got, need="the weights of a net that learned", hint="an earlier checkpoint of the run")

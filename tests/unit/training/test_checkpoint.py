@@ -109,13 +109,32 @@ def test_weights_of_another_structure_are_explained(net, tmp_path):
         load_net(path)
 
 
-def test_weights_that_are_no_numbers_are_refused(net, tmp_path):
+@pytest.mark.parametrize("end", ["head.weight", "running_var"])
+def test_weights_that_are_no_numbers_are_refused(net, end, tmp_path):
     path = save(net, tmp_path / "best.ckpt")
     plain = load_plain_checkpoint(path)
-    name = next(key for key in plain["state_dict"] if key.endswith("head.weight"))
+    name = next(key for key in plain["state_dict"] if key.endswith(end))
     plain["state_dict"][name].view(-1)[0] = torch.inf
     torch.save(plain, path)
-    with pytest.raises(DataError, match=r"best\.ckpt with head\.weight that is not finite; need .*; try: an earlier"):
+    with pytest.raises(DataError, match=rf"best\.ckpt with .*{end} that is not finite; need .*; try: an earlier"):
+        load_net(path)
+
+
+@pytest.mark.parametrize("recipe", ["abc", [5], 7])
+def test_a_recipe_that_is_none_is_explained(net, recipe, tmp_path):
+    path = save(net, tmp_path / "best.ckpt")
+    plain = load_plain_checkpoint(path)
+    plain[RECORD_KEY]["recipe"] = recipe
+    torch.save(plain, path)
+    with pytest.raises(DataError, match="does not fit its own record"):
+        load_net(path)
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2], 5])
+def test_weights_that_have_no_names_are_explained(net, weights, tmp_path):
+    path = save(net, tmp_path / "best.ckpt")
+    torch.save({**load_plain_checkpoint(path), "state_dict": weights}, path)
+    with pytest.raises(DataError, match="does not fit its own record"):
         load_net(path)
 
 
