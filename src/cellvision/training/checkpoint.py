@@ -214,9 +214,7 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
                 hint="the release that wrote it, or train again",
             )
         ) from error
-    learned = [name for name, _ in net.named_parameters()]
-    learned += [name for name, _ in net.named_buffers() if name.endswith(("running_mean", "running_var"))]
-    if broken := [name for name in learned if not weights[name].isfinite().all()]:
+    if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
         got = f"{path} with {broken[0]} that is not finite"
         raise DataError(
             explain(got=got, need="the weights of a net that learned", hint="an earlier checkpoint of the run")

@@ -109,7 +109,7 @@ def test_weights_of_another_structure_are_explained(net, tmp_path):
         load_net(path)
 
 
-@pytest.mark.parametrize("end", ["head.weight", "running_var"])
+@pytest.mark.parametrize("end", ["head.weight", "running_var", "normalize.scale"])
 def test_weights_that_are_no_numbers_are_refused(net, end, tmp_path):
     path = save(net, tmp_path / "best.ckpt")
     plain = load_plain_checkpoint(path)

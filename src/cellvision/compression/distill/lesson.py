@@ -22,9 +22,9 @@ class Manner:
     """How a teacher is listened to.
 
     Attributes:
-        temperature: of classes and masks, see `compute_softmax_divergence`.
-        channel_temperature: of the places of a channel, see `compute_channel_loss`.
-        boundary_px: cells' boundaries reach so far to both sides.
+        temperature: of classes and masks, up to 100, see `compute_softmax_divergence`.
+        channel_temperature: of the places of a channel, up to 100, see `compute_channel_loss`.
+        boundary_px: cells' boundaries reach so far to both sides, up to 100.
         quality_power: of a place's weight, see `compute_fcos_class_loss`.
         confident: quality from which a box of the teacher counts.
     """
@@ -37,8 +37,8 @@ class Manner:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "channel_temperature"):
-            check_range(f"compress.distill.{name}", getattr(self, name), above=0, example=2.0)
-        check_count("compress.distill.boundary_px", self.boundary_px, example=2)
+            check_range(f"compress.distill.{name}", getattr(self, name), above=0, high=100, example=2.0)
+        check_count("compress.distill.boundary_px", self.boundary_px, high=100, example=2)
         check_range("compress.distill.quality_power", self.quality_power, low=0, example=1.0)
         check_range("compress.distill.confident", self.confident, low=0, below=1, example=0.3)
 
