@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from cellvision.checks import check_count, check_text
-from cellvision.errors import CellvisionError, ConfigError, check_choice, explain, unknown_name
+from cellvision.errors import CellvisionError, ConfigError, check_choice, explain, read_first_line, unknown_name
 from cellvision.settings import check_arguments, check_targets
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def build(cfg: Any, key: str, **arguments: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, CellvisionError):
             raise cause from None
-        first = str(cause or error).splitlines()[0]
+        first = read_first_line(cause or error)
         need = "settings that its class takes"
         raise ConfigError(explain(got=f"{key}: {first}", need=need, hint=f"see conf/{key.split('.')[0]}")) from error
 

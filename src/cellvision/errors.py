@@ -49,6 +49,16 @@ def explain(*, got: str, need: str, hint: str) -> str:
     return f"{got}; need {need}; try: {hint}"
 
 
+def read_first_line(error: BaseException) -> str:
+    """What an error of another library says first; its kind, where it says nothing.
+
+    Example:
+        >>> read_first_line(ValueError("odd")), read_first_line(KeyError())
+        ('odd', 'KeyError')
+    """
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
     """Error text for a name that is not among the known ones: all of them, sorted, and the closest.
 

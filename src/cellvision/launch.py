@@ -15,7 +15,7 @@ from hydra.errors import CompactHydraException, MissingConfigException, Override
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from cellvision.errors import CellvisionError, ConfigError, explain, unknown_name
+from cellvision.errors import CellvisionError, ConfigError, explain, read_first_line, unknown_name
 
 OPEN_GROUPS = {"compress": ("data",), "export": ("data",)}
 """By script, groups that are null unless asked for; a setting of theirs is accepted all the same, and the script knows
@@ -116,7 +116,7 @@ def explain_composition(error: Exception) -> str:
     """One sentence for what keeps settings from being composed: an unknown key or choice with all that there are."""
     cause = error.__cause__ or error
     if isinstance(error, OverrideParseException):
-        got = f"{error.override}, which cannot be read ({str(error).splitlines()[0]})"
+        got = f"{error.override}, which cannot be read ({read_first_line(error)})"
         return explain(got=got, need="key=value", hint="quotes around it all: 'model.widths=[16,32]'")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -134,7 +134,7 @@ def explain_composition(error: Exception) -> str:
         more = " (++ before it sets one that only its class knows); try: " if group else "; try: "
         return unknown_name("setting", cause.full_key, known).replace("; try: ", more)
     if isinstance(cause, ValidationError) and cause.full_key:
-        got = f"{cause.full_key}, where {str(cause).splitlines()[0]}"
+        got = f"{cause.full_key}, where {read_first_line(cause)}"
         return explain(got=got, need="a value of its kind", hint="--help for the usual ones")
     got = ", ".join(line.strip().rstrip(".") for line in str(error).splitlines() if line.strip())
     return explain(got=got, need="settings that fit together", hint="--help for the choices")

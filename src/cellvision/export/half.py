@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from cellvision.errors import ExportError, explain
+from cellvision.errors import ExportError, explain, read_first_line
 from cellvision.export.onnx import to_inference
 from cellvision.models.base import SegNet
 from cellvision.models.preprocess import Normalize
@@ -54,7 +54,7 @@ def _check(half: SegNet) -> None:
         with torch.inference_mode():
             results = half.forward(torch.zeros(1, half.spec.in_channels, side, side))
     except RuntimeError as error:
-        raise ExportError(_uncast(half, str(error).splitlines()[0])) from error
+        raise ExportError(_uncast(half, read_first_line(error))) from error
     for name, values in results.items():
         if values.dtype == torch.float16:
             raise ExportError(_uncast(half, f"{name} comes out as float16"))

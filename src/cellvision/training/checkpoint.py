@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from cellvision.bundle import Channel, Splitting, compute_sha256
-from cellvision.errors import CellvisionError, ConfigError, DataError, explain
+from cellvision.errors import CellvisionError, ConfigError, DataError, explain, read_first_line
 from cellvision.models.base import SegNet
 from cellvision.models.build import build_model
 from cellvision.models.structure.restore import restore_structure
@@ -22,6 +22,17 @@ from cellvision.models.structure.restore import restore_structure
 RECORD_KEY = "cellvision"
 NET_PREFIX = "net."
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+
+_KINDS = {
+    "pixel_size_um": float | int | None,
+    "live_threshold": float | int,
+    "nucleus_margin_px": int,
+    "fingerprint": str,
+    "settings": dict,
+    "accuracy": dict,
+    "long_cell_px": int,
+}
+"""Of the entries of a record that are kept as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +74,14 @@ class NetRecord:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> NetRecord:
-        """The record that ``to_plain`` wrote."""
+        """The record that ``to_plain`` wrote.
+
+        Raises:
+            TypeError: an entry of another kind.
+        """
+        for name, kinds in _KINDS.items():
+            if name in plain and not isinstance(plain[name], kinds):
+                raise TypeError(f"its {name} is {plain[name]!r}")
         return cls(
             **{
                 **plain,
@@ -173,10 +191,9 @@ def load_plain_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             explain(
-                got=f"{path} cannot be loaded as weights only ({first_line[:120]})",
+                got=f"{path} cannot be loaded as weights only ({read_first_line(error)[:120]})",
                 need="tensors and plain data, nothing executable",
                 hint="a checkpoint of train.py; convert others on a machine you trust",
             )
@@ -209,7 +226,7 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
     except (CellvisionError, RuntimeError, AttributeError, TypeError, ValueError, KeyError) as error:
         raise DataError(
             explain(
-                got=f"{path} does not fit its own record ({str(error).splitlines()[0]})",
+                got=f"{path} does not fit its own record ({read_first_line(error)})",
                 need="weights and structure of one net",
                 hint="the release that wrote it, or train again",
             )

@@ -40,8 +40,8 @@ def test_other_orders_explain_themselves(names, before, message):
     ("settings", "message"),
     [
         *(
-            ({"epochs": value}, rf"prune\.epochs={value!r}; need a whole number from 1 up")
-            for value in (0, 1.5, "a", True)
+            ({"epochs": value}, rf"prune\.epochs={value!r}; need a whole number from 1 to")
+            for value in (0, 1.5, "a", True, 10**400)
         ),
         *(({"lr": value}, rf"prune\.lr={value!r}; need a share of") for value in (0, "a", True, float("nan"), None)),
     ],

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,18 @@ def test_a_recipe_that_is_none_is_explained(net, recipe, tmp_path):
     plain[RECORD_KEY]["recipe"] = recipe
     torch.save(plain, path)
     with pytest.raises(DataError, match="does not fit its own record"):
+        load_net(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("live_threshold", "x"), ("accuracy", [1]), ("settings", None), ("fingerprint", 5)]
+)
+def test_an_entry_of_another_kind_is_named(net, entry, value, tmp_path):
+    path = save(net, tmp_path / "best.ckpt")
+    plain = load_plain_checkpoint(path)
+    plain[RECORD_KEY][entry] = value
+    torch.save(plain, path)
+    with pytest.raises(DataError, match=re.escape(f"does not fit its own record (its {entry} is {value!r})")):
         load_net(path)
 
 

@@ -18,7 +18,7 @@ from cellvision.compression.distill.schedule import compute_share
 from cellvision.compression.distill.taps import Taps
 from cellvision.compression.distill.teacher import Images, Teacher, compute_digest, load_teacher
 from cellvision.compression.distill.teacher_cache import TeacherCache
-from cellvision.compression.distill.terms import CELL_TERMS, FEATURE_TERMS, MAP_TERMS, choose_terms
+from cellvision.compression.distill.terms import CELL_TERMS, FEATURE_TERMS, LARGEST_WEIGHT, MAP_TERMS, choose_terms
 from cellvision.compression.step import Step
 from cellvision.errors import ConfigError, explain
 from cellvision.models.base import SegNet
@@ -82,7 +82,7 @@ class Distill(Step):
         super().__init__(epochs=epochs, lr=lr)
         _check_kinds(teacher, weights)
         check_switch("compress.distill.throughout", throughout)
-        check_range("compress.distill.weight", weight, low=0, example=1.0)
+        check_range("compress.distill.weight", weight, low=0, high=LARGEST_WEIGHT, example=1.0)
         check_range("compress.distill.cache_mib", cache_mib, low=0, example=512)
         compute_share(schedule, 0, 1)
         self.manner = Manner(
@@ -237,7 +237,7 @@ class Distill(Step):
 
 def _check_kinds(teacher: Any, weights: Any) -> None:
     """Raise ConfigError where the teacher is no path, or the weights have no names."""
-    if not isinstance(teacher, str | Path | None):
+    if not isinstance(teacher, str | Path | None) or teacher == "":
         need, example = "a path of a checkpoint or a bundle, or null", "runs/latest/checkpoints/best.ckpt"
         raise refuse("compress.distill.teacher", teacher, need=need, example=example)
     if not isinstance(weights, Mapping | None):

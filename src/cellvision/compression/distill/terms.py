@@ -33,6 +33,8 @@ CELL_TERMS: Mapping[str, float | None] = {
 }
 """Terms of instance nets. Those of the mask branch are on: taught by boxes and features only, masks get worse."""
 
+LARGEST_WEIGHT = 1e4
+
 FEATURE_TERMS = ("features", "focus")
 
 
@@ -56,7 +58,7 @@ def choose_terms(
                 unknown_name("loss of this net", key, [f"compress.distill.weights.{each}" for each in usual])
             )
         if weight is not None:
-            check_range(key, weight, low=0, example=1.0)
+            check_range(key, weight, low=0, high=LARGEST_WEIGHT, example=1.0)
             if name in missing:
                 raise ConfigError(explain(got=f"{key}={weight} and {missing[name]}", need="both", hint=f"{key}=null"))
     weights = {name: float(weight) for name, weight in {**usual, **given}.items() if weight}

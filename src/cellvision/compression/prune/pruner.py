@@ -18,7 +18,7 @@ from cellvision.compression.prune.gradients import GRADIENTS
 from cellvision.compression.prune.options import PruneOptions
 from cellvision.compression.prune.parts import Part, list_parts
 from cellvision.compression.prune.runs import run_layers
-from cellvision.errors import ConfigError, explain
+from cellvision.errors import ConfigError, explain, read_first_line
 from cellvision.models.base import SegNet, keep_modes
 
 _HALVINGS = 20
@@ -246,7 +246,7 @@ class Pruner:
             is_sound = all(a.shape == b.shape and bool(b.isfinite().all()) for a, b in pairs)
             why = "gives results of other shapes, or numbers that are not finite"
         except RuntimeError as error:
-            is_sound, why = False, f"does not run ({str(error).splitlines()[0]})"
+            is_sound, why = False, f"does not run ({read_first_line(error)})"
         if not is_sound:
             got = f"{self.net.spec.name} {why} when its layers are cut as the trace shows them"
             raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cellvision.errors import ConfigError, MissingExtraError, explain
+from cellvision.errors import ConfigError, MissingExtraError, explain, read_first_line
 from cellvision.models.backbones.bottom_up import list_bottom_ups
 from cellvision.models.backbones.timm import TimmBottomUp
 from cellvision.models.centermask2.weights.files import read_weights
@@ -106,6 +106,6 @@ def _fetch(name: str, *, features_only: bool) -> Any:
     try:
         return timm.create_model(name, pretrained=True, features_only=features_only)
     except Exception as error:  # timm and its download raise many kinds
-        got = f"weights {name!r} of timm cannot be had ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        got = f"weights {name!r} of timm cannot be had ({type(error).__name__}: {read_first_line(error)[:120]})"
         need = "a name of timm.list_pretrained(), and the network or a cached copy"
         raise ConfigError(explain(got=got, need=need, hint="model.pretrained=false")) from error
