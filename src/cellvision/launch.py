@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from hydra import compose
 from hydra._internal import utils
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from cellvision.errors import CellvisionError, ConfigError, explain, read_first_line, unknown_name
@@ -40,6 +40,7 @@ def launch(command: Callable[[], Any]) -> None:
     utils.run_and_report = lambda func: func()
     try:
         _check_trainer(sys.argv[1:])
+        _check_added(Path(sys.argv[0]).stem, sys.argv[1:])
         command()
     except CellvisionError as error:  # of a launcher, which runs no job here
         _leave(error, str(error))
@@ -103,6 +104,28 @@ def _check_trainer(words: Sequence[str]) -> None:
         if key.lstrip("+") == "trainer" and "azure" in choices and len(choices) > 1:
             need = "trainer=azure alone, as where jobs run is chosen once for a sweep"
             raise ConfigError(explain(got=word, need=need, hint="two commands, of which one has trainer=azure"))
+
+
+def _check_added(script: str, words: Sequence[str]) -> None:
+    """Raise ConfigError for a setting that is added where nothing would ever read it: at the top, or of the report.
+
+    Hydra takes any name behind a plus; what a class is made from is looked at where it is made.
+    """
+    conf = _find_conf()
+    if not (conf / f"{script}.yaml").is_file():
+        return
+    top = {str(key) for key in OmegaConf.load(conf / f"{script}.yaml")} - {"defaults"}
+    top |= {path.name for path in conf.iterdir() if path.is_dir()}
+    report = {f"report.{key!s}" for key in OmegaConf.load(conf / "report" / "default.yaml")}
+    for word in words:
+        key = word.lstrip("+").partition("=")[0]
+        if "=" not in word or not word.startswith("+") or not re.fullmatch(r"[\w.]+", key):
+            continue
+        first, _, second = key.partition(".")
+        if first not in top:
+            raise ConfigError(unknown_name("setting", first, top))
+        if first == "report" and second and key not in report:
+            raise ConfigError(unknown_name("setting", key, report))
 
 
 def _leave(error: Exception, explained: str) -> NoReturn:

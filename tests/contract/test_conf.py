@@ -321,6 +321,9 @@ def test_a_compression_is_counted_in_epochs_of_its_steps():
             ["compress.py", "compress=[prune]", "compress.qat.epochs=3"],
             "error: a setting of compress.qat, which was not chosen; need qat among the choices of compress=; try: ",
         ),
+        (["compress.py", "+foo=1"], "error: unknown setting 'foo'; need one of: bundle, callbacks, ckpt, "),
+        (["train.py", "++report.sample=9"], "error: unknown setting 'report.sample'; need one of: report.calibration_"),
+        (["train.py", "mixing=abc"], "error: mixing='abc'; need null, or settings of cellvision.data.augment.Mixing"),
         (["compress.py", "+model=unet"], "error: a model that was chosen; need that of ckpt, whose settings are in it"),
     ],
 )
