@@ -57,7 +57,9 @@ def test_a_pruned_net_is_trained_on_with_its_moments(tmp_path, capsys):
     counts = [epoch["numbers"] for epoch in watch.epochs]
     assert counts[0] > counts[1] > counts[2] == counts[3]
     assert [epoch["steps"] for epoch in watch.epochs] == [{2.0}, {4.0}, {6.0}, {8.0}]  # nothing began anew
-    assert "prune     2 of 2: " in capsys.readouterr().out
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("prune     ")]
+    assert [line.endswith("; macs=0.5 was asked for") for line in said] == [False, True]
+    assert said[-1].startswith("prune     2 of 2: ")
     best.publish()
     for name, steps_behind in (("base", 0), ("prune", 1), ("best", 1)):
         net, record = load_net(tmp_path / "checkpoints" / f"{name}.ckpt")

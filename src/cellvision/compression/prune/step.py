@@ -248,7 +248,9 @@ class Prune(Step):
             record |= {"counted_px": self._state["counted_px"], "regions": REGIONS}
             macs = f"{done.macs:.0%} of the MACs of {' x '.join(map(str, self._state['counted_px']))} px"
             left = f"{macs} and {done.parameters:.0%} of the parameters left"
-            lines.append(f"{left}, {len(done.widths)} layers narrower")
+            is_last = self._state["done"] == self.options.steps
+            asked = [f"; {key}={value:g} was asked for" for key, value in self.options.target.items() if is_last]
+            lines.append("".join([f"{left}, {len(done.widths)} layers narrower", *asked]))
         if (reached_ms := self._state.get("reached_ms")) is not None:
             record["reached_ms"] = reached_ms
             px = " x ".join(map(str, self._state["timed_px"]))
