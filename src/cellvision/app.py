@@ -37,7 +37,7 @@ from cellvision.composition import (
     resolve,
 )
 from cellvision.delivery import check_delivery, check_fields, deliver
-from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.errors import CellvisionError, ConfigError, explain, to_sentence
 from cellvision.training.stopping import Stopped, stopping
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         # An error of a loader process carries that process's traceback; its last line is the error itself.
-        line = str(error).strip().splitlines()[0 if isinstance(error, OmegaConfBaseException) else -1]
+        line = to_sentence(error).strip().splitlines()[0 if isinstance(error, OmegaConfBaseException) else -1]
         print(f"error: {line.removeprefix(_prefix(error))}", file=sys.stderr)
         if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
             sys.exit(2)

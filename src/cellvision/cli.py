@@ -16,7 +16,7 @@ from cellvision.commands.lines import to_line
 from cellvision.commands.release import add_deploy, add_models, add_register, run_deploy, run_models, run_register
 from cellvision.commands.report import add_report, run_report
 from cellvision.commands.serve import add_serve, run_serve
-from cellvision.errors import CellvisionError, ConfigError, explain
+from cellvision.errors import CellvisionError, ConfigError, explain, to_sentence
 
 VERBS = ("predict", "evaluate", "benchmark", "report", "info", "serve", "register", "models", "deploy")
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CellvisionError, OSError, MemoryError) as error:
         if chosen.debug:
             raise
-        print(f"cellvision: {to_line(str(error) or type(error).__name__)}", file=sys.stderr)
+        print(f"cellvision: {to_line(to_sentence(error))}", file=sys.stderr)
         return EXIT_ERROR
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -47,6 +48,21 @@ def explain(*, got: str, need: str, hint: str) -> str:
         'image.tif is 0x5 px; need at least 1x1 px; try: save the image again'
     """
     return f"{got}; need {need}; try: {hint}"
+
+
+def to_sentence(error: BaseException) -> str:
+    """What an error says; where the operating system says it, with what is needed and what to try.
+
+    Example:
+        >>> to_sentence(OSError(28, "No space left on device", "runs/a/history.csv"))
+        'runs/a/history.csv: No space left on device; need room on the disk; try: free some, or another folder'
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    need, hint = "a path that can be used so", "another path, or other rights of access"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        need, hint = "room on the disk", "free some, or another folder"
+    return explain(got=f"{error.filename or 'a file'}: {error.strerror}", need=need, hint=hint)
 
 
 def read_first_line(error: BaseException) -> str:
