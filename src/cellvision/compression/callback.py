@@ -140,6 +140,14 @@ class Compression(Callback):
         return {step.name: step.state for step in self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the steps go on."""
+        """Let the steps go on.
+
+        Raises:
+            ConfigError: the checkpoint is of a run of other steps.
+        """
+        if missing := [step.name for step in self.steps if step.name not in state_dict]:
+            got = f"a checkpoint of a run without the step {missing[0]}"
+            need = f"one of a run of {', '.join(step.name for step in self.steps)}"
+            raise ConfigError(explain(got=got, need=need, hint="the steps that the run began with, or a new run"))
         for step in self.steps:
             step.load_state(state_dict[step.name])

@@ -66,6 +66,8 @@ def _add_scores(axes: Axes, report: CompressionReport, headline: Headline) -> No
         title=headline.words if headline.points > 0 else f"{headline.words}, points (less is better)",
         form=".3f" if is_share else ".1f",
     )
+    if is_share:  # the room for words beside the bars is no score
+        axes.set_xticks([at for at in axes.get_xticks() if 0 <= at <= min(1.0, axes.get_xlim()[1])])
 
 
 def _add_times(axes: Axes, report: CompressionReport) -> None:

@@ -253,3 +253,9 @@ def test_a_step_can_end_the_run_with_the_net_as_it_is(tmp_path, capsys):
     for name, value in net.state_dict().items():
         assert torch.equal(value, step.before[name])
     assert best.score is not None
+
+
+def test_a_checkpoint_of_other_steps_is_explained(tmp_path):
+    compression = Compression([Prune(epochs=1, macs=0.5), Quantize(epochs=1)], folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"without the step quantize; need one of a run of prune, quantize; try: "):
+        compression.load_state_dict({"prune": {}})
