@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cellvision.compression.callback import Compression
     from cellvision.data.datamodule import CellDataModule
     from cellvision.models.base import SegNet
-    from cellvision.training.checkpoint import NetRecord
+    from cellvision.training.net_record import NetRecord
     from cellvision.training.task import SegmentationTask
 
 

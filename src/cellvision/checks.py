@@ -36,6 +36,10 @@ def check_range(
         raise refuse(key, value, need=" ".join(["a number", *limits]), example=example)
 
 
+MANY = 10**6
+"""Of epochs, batches or steps nobody asks for more."""
+
+
 def check_count(
     key: str, value: int | None, *, low: int = 1, high: float = math.inf, or_none: bool = False, example: Any
 ) -> None:

@@ -146,6 +146,9 @@ def build(cfg: Any, key: str, **arguments: Any) -> Any:
     plain = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
     check_targets(plain, key)
     check_arguments(plain, key)
+    if isinstance(plain, dict) and "_target_" not in plain:
+        need = "a _target_, the class that they are settings of"
+        raise ConfigError(explain(got=f"{key}={plain}", need=need, hint=f"{key}=null, or a _target_ as in conf"))
     try:
         return instantiate(plain, _convert_="all", **arguments)
     except hydra.errors.InstantiationException as error:

@@ -21,6 +21,12 @@ OPEN_GROUPS = {"compress": ("data",), "export": ("data",)}
 """By script, groups that are null unless asked for; a setting of theirs is accepted all the same, and the script knows
 what it is laid over."""
 
+STEPS = ("prune", "distill", "qat")
+"""Of compression, in the order that they are done in."""
+
+ADDED_GROUPS = {"compress": ("model",), "export": ("trt",)}
+"""By script, groups that are there once they are added with a plus; compress.py tells why it takes no model."""
+
 OPEN_SETTINGS = ("compress.distill.weights", "hydra.launcher.environment_variables")
 """Settings that hold others of any name, which their class looks at."""
 
@@ -49,8 +55,9 @@ def launch(command: Callable[[], Any]) -> None:
     except ValueError as error:
         if not str(error).startswith("Config group override must be"):
             raise
-        got, need = "a group of several choices that is null", "a list of names, or none"
-        _leave(error, explain(got=got, need=need, hint="compress=[] in train.py, compress=[prune,qat] in compress.py"))
+        groups = [word for word in sys.argv[1:] if word.endswith("=null") and (_find_conf() / word[:-5]).is_dir()]
+        got, need = f"{', '.join(groups) or 'a group'} that is no choice", "the name of one, or a list of names"
+        _leave(error, explain(got=got, need=need, hint="--help for the choices; compress=[] for no step"))
     except OSError as error:  # of Hydra, which makes the run folder before a command begins
         got, need = f"cannot make {error.filename} ({error.strerror})", "a run_dir that can be written to"
         _leave(error, explain(got=got, need=need, hint="run_dir=runs/another"))
@@ -114,8 +121,10 @@ def _check_added(script: str, words: Sequence[str]) -> None:
     conf = _find_conf()
     if not (conf / f"{script}.yaml").is_file():
         return
-    top = {str(key) for key in OmegaConf.load(conf / f"{script}.yaml")} - {"defaults"}
-    top |= {path.name for path in conf.iterdir() if path.is_dir()}
+    settings = OmegaConf.load(conf / f"{script}.yaml")
+    choices = [str(next(iter(each))) for each in settings.defaults if OmegaConf.is_dict(each)]
+    top = {str(key) for key in settings if key != "defaults"} | {name for name in choices if " " not in name}
+    top |= set(ADDED_GROUPS.get(script, ()))
     report = {f"report.{key!s}" for key in OmegaConf.load(conf / "report" / "default.yaml")}
     for word in words:
         key = word.lstrip("+").partition("=")[0]
@@ -172,7 +181,10 @@ def _explain_unchosen(key: str) -> str:
         return explain(got=got, need=need, hint="--help for the form")
     group = key.rpartition(".")[0]
     if group and place.with_suffix(".yaml").is_file():
-        choice = f"[{place.name}]" if group == "compress" else place.name  # of others there is one
+        chosen = next((word for word in reversed(sys.argv[1:]) if word.startswith(f"{group}=")), "")
+        wanted = {*re.findall(r"\w+", chosen.partition("=")[2]), place.name}
+        steps = ",".join(name for name in STEPS if name in wanted)
+        choice = f"[{steps}]" if group == "compress" else place.name  # of others there is one
         got, need = f"a setting of {key}, which was not chosen", f"{place.name} among the choices of {group}="
         return explain(got=got, need=need, hint=f"{group}={choice}")
     return ""

@@ -61,8 +61,9 @@ def train_scratch(
         NoSuchWidthError: no width makes it as fast.
     """
     from cellvision.export.compressed.narrowing import start_fresh
-    from cellvision.training.checkpoint import RECORD_KEY, choose_resume, load_plain_checkpoint
+    from cellvision.training.checkpoint import choose_resume, load_plain_checkpoint
     from cellvision.training.finish import finish_run
+    from cellvision.training.net_record import RECORD_KEY
     from cellvision.training.record import RunRecord
 
     own = folder / "scratch"

@@ -21,7 +21,7 @@ from cellvision.metrics.accuracy import choose_headlines
 from cellvision.models.build import build_model
 from cellvision.models.structure.fake_quant import find_fake_quants, set_fake_quant, set_phase
 from cellvision.runtime.session import open_session
-from cellvision.training.checkpoint import NetRecord
+from cellvision.training.net_record import NetRecord
 from cellvision.types import DataStats, Sample
 
 CLASSES = ("background", "cell")

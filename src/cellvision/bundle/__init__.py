@@ -22,3 +22,4 @@ from cellvision.bundle.manifest import Detecting as Detecting
 from cellvision.bundle.manifest import Graph as Graph
 from cellvision.bundle.manifest import Manifest as Manifest
 from cellvision.bundle.manifest import Splitting as Splitting
+from cellvision.bundle.manifest import check_shared as check_shared

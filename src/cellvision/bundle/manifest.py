@@ -175,7 +175,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check_graphs(self)
-        _check_channels(self.channels)
+        check_shared(self)
         _check_meaning(self)
         _check_detecting(self)
         _check_tiles(self)
@@ -203,9 +203,28 @@ def _check_graphs(found: Manifest) -> None:
     check(are_names(files, least=1), "graphs.file", files, "different names", "trunk.onnx, masks.onnx")
     known = ", ".join(DTYPES)
     check(found.input_dtype in DTYPES, "input_dtype", found.input_dtype, f"one of {known}", "float32")
+
+
+def check_shared(found: Any) -> None:
+    """Raise BundleError unless all that a manifest shares with the record of a checkpoint is of its kind and in range.
+
+    Args:
+        found: has image_dtypes, channels, pixel_size_um, splitting, live_threshold, nucleus_margin_px and recipe, as
+            Manifest has them.
+    """
     dtypes = found.image_dtypes
     is_known = are_names(dtypes, least=1) and set(dtypes) <= set(DTYPES)
-    check(is_known, "image_dtypes", dtypes, f"different ones of {known}", "uint8, uint16")
+    check(is_known, "image_dtypes", dtypes, f"different ones of {', '.join(DTYPES)}", "uint8, uint16")
+    _check_channels(found.channels)
+    is_right = isinstance(found.splitting, Splitting)
+    check(is_right, "splitting", found.splitting, "method, thresholds and sizes", '{"method": "components"}')
+    is_right = is_between(found.live_threshold, 0, 1)
+    check(is_right, "live_threshold", found.live_threshold, "a number between 0 and 1", 0.5)
+    is_right = found.pixel_size_um is None or is_pixel_size(found.pixel_size_um)
+    check(is_right, "pixel_size_um", found.pixel_size_um, f"{PIXEL_SIZES}, or null where unknown", 0.5)
+    check_whole("nucleus_margin_px", found.nucleus_margin_px, least=0, usual=0)
+    is_right = isinstance(found.recipe, tuple) and all(isinstance(step, dict) for step in found.recipe)
+    check(is_right, "recipe", found.recipe, "a list of records", "[]")
 
 
 def _check_channels(channels: Any) -> None:
@@ -218,7 +237,7 @@ def _check_channels(channels: Any) -> None:
 
 
 def _check_meaning(found: Manifest) -> None:
-    """Classes, outputs and thresholds: what the graph's numbers mean."""
+    """Classes and outputs: what the graph's numbers mean."""
     names, outputs = found.classes, found.outputs
     is_right = are_names(names, least=2)
     check(is_right, "classes", names, "at least two different names, background first", "background, cell")
@@ -227,13 +246,7 @@ def _check_meaning(found: Manifest) -> None:
     check(is_right, "classes", names, need, "background, cell")
     is_right = found.kind != "viability" or {"live", "dead"} <= set(names[1:])
     check(is_right, "classes", names, "live and dead after the background, for viability", "background, live, dead")
-    is_right = isinstance(found.splitting, Splitting)
-    check(is_right, "splitting", found.splitting, "method, thresholds and sizes", '{"method": "components"}')
     _check_outputs(found.kind, outputs, found.splitting.method)
-    is_right = is_between(found.live_threshold, 0, 1)
-    check(is_right, "live_threshold", found.live_threshold, "a number between 0 and 1", 0.5)
-    is_right = found.pixel_size_um is None or is_pixel_size(found.pixel_size_um)
-    check(is_right, "pixel_size_um", found.pixel_size_um, f"{PIXEL_SIZES}, or null where unknown", 0.5)
 
 
 def _check_outputs(kind: str, outputs: Any, method: str) -> None:
@@ -258,7 +271,7 @@ def _check_detecting(found: Manifest) -> None:
 
 
 def _check_tiles(found: Manifest) -> None:
-    for key, usual in (("stride", 16), ("tile_px", 512), ("overlap_px", 96), ("nucleus_margin_px", 0)):
+    for key, usual in (("stride", 16), ("tile_px", 512), ("overlap_px", 96)):
         check_whole(key, getattr(found, key), least=int(key in ("stride", "tile_px")), usual=usual)
     for key in ("tile_px", "overlap_px"):
         value, stride = getattr(found, key), found.stride
@@ -266,8 +279,6 @@ def _check_tiles(found: Manifest) -> None:
 
 
 def _check_records(found: Manifest) -> None:
-    is_right = isinstance(found.recipe, tuple) and all(isinstance(step, dict) for step in found.recipe)
-    check(is_right, "recipe", found.recipe, "a list of records", "[]")
     for key in ("parity", "accuracy", "latency", "gate", "provenance", "versions"):
         check(isinstance(getattr(found, key), dict), key, getattr(found, key), "names with values", "{}")
     tiling = found.provenance.get("tiling", {})

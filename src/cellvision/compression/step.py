@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cellvision.checks import check_count, refuse
+from cellvision.checks import MANY, check_count, refuse
 from cellvision.errors import is_finite_number
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Step:
     key: str
 
     def __init__(self, *, epochs: int, lr: float) -> None:
-        check_count(f"compress.{self.key}.epochs", epochs, high=10**6, example=5)
+        check_count(f"compress.{self.key}.epochs", epochs, high=MANY, example=5)
         if not is_finite_number(lr) or not 0 < lr <= 10:
             raise refuse(f"compress.{self.key}.lr", lr, need="a share of optim.lr above 0, up to 10", example=0.3)
         self.epochs, self.lr = epochs, float(lr)

@@ -8,7 +8,7 @@ import numpy as np
 import torch.distributed as dist
 from torch.utils.data import Sampler
 
-from cellvision.checks import check_count
+from cellvision.checks import MANY, check_count
 from cellvision.errors import ConfigError, explain
 
 Draw = tuple[int, int, int]
@@ -44,7 +44,7 @@ class EpochSampler(Sampler[Draw]):
         aspects: Sequence[int] | None = None,
         batch_size: int = 1,
     ) -> None:
-        check_count("data.draws_per_epoch", draws, example="null")
+        check_count("data.draws_per_epoch", draws, high=1000 * MANY, example="null")
         check_count("seed", seed, low=0, example=0)
         self.length, self.draws, self.seed, self.epoch = length, draws, seed, 0
         self.aspects, self.batch_size = None if aspects is None else np.asarray(aspects), batch_size

@@ -36,7 +36,8 @@ from cellvision.git_state import describe_git
 from cellvision.models.base import SegNet
 from cellvision.models.structure.fake_quant import is_rounding
 from cellvision.runtime.session import open_session
-from cellvision.training.checkpoint import RECORD_KEY, load_net, load_plain_checkpoint
+from cellvision.training.checkpoint import load_net, load_plain_checkpoint
+from cellvision.training.net_record import RECORD_KEY
 from cellvision.training.record import collect_versions
 from cellvision.types import Sample
 

@@ -23,27 +23,23 @@ from cellvision.report.lines import (
 from cellvision.report.looks import COLOURS, MEANINGS, escape, find_look, tidy
 from cellvision.report.record import Change, CompressionReport
 
+COSTS = 6
+"""Panels beside those of the headlines."""
+
 
 def draw_bars(report: CompressionReport, path: Path) -> None:
     """A PNG with a panel for each headline and each cost, and in it a bar for each row, the base on top."""
-    count = len(report.headlines) + 3
-    columns = 2 if count <= 4 else 3
+    count = len(report.headlines) + COSTS
+    columns = 3 if count % 3 == 0 else 2
     lines = math.ceil(count / columns)
     height = 1.2 + lines * (0.6 + 0.31 * len(report.rows))
     figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
     panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
     for axes, headline in zip(panels, report.headlines, strict=False):
         _add_scores(axes, report, headline)
-    time, size, memory, *unused = panels[len(report.headlines) :]
-    for axes in unused:
+    for axes in panels[count:]:
         axes.set_axis_off()
-    _add_times(time, report)
-    megabytes = [row.size_bytes * PER_MILLION for row in report.rows]
-    sizes = _list_changes(report, lambda change: show_times(change.size))
-    _add_bars(size, report, megabytes, sizes, title="size of the graphs, MB")
-    peaks = [row.peak_mib or 0.0 for row in report.rows]
-    memories = _list_changes(report, lambda change: show_times(change.memory))
-    _add_bars(memory, report, peaks, memories, title="peak memory, MiB")
+    _add_costs(list(panels[len(report.headlines) : count]), report)
     looks = list(dict.fromkeys(find_look(report, row) for row in report.rows))
     handles = [Patch(color=COLOURS[look], label=MEANINGS[look]) for look in looks]
     figure.legend(
@@ -68,6 +64,26 @@ def _add_scores(axes: Axes, report: CompressionReport, headline: Headline) -> No
     )
     if is_share:  # the room for words beside the bars is no score
         axes.set_xticks([at for at in axes.get_xticks() if 0 <= at <= min(1.0, axes.get_xlim()[1])])
+
+
+def _add_costs(panels: Sequence[Axes], report: CompressionReport) -> None:
+    """Time, throughput, size, memory, parameters and multiplications."""
+    time, *others = panels
+    _add_times(time, report)
+    most, batch, rows = report.threads[-1], report.batch, report.rows
+    at_once = f"images/s, {count_threads(most)}, {batch} at once (more is better)"
+    speeds = [row.find_latency(most, batch).images_per_s or 0.0 for row in rows]
+    macs = f"MACs of {report.size[0]} x {report.size[1]} px, billion"
+    costs: list[tuple[str, list[float], Callable[[Change], float | None]]] = [
+        (at_once, speeds, lambda change: change.throughput),
+        ("size of the graphs, MB", [row.size_bytes * PER_MILLION for row in rows], lambda change: change.size),
+        ("peak memory, MiB", [row.peak_mib or 0.0 for row in rows], lambda change: change.memory),
+        ("parameters, million", [row.parameters * PER_MILLION for row in rows], lambda change: change.parameters),
+        (macs, [row.macs * PER_MILLION / 1000 for row in rows], lambda change: change.macs),
+    ]
+    for axes, (title, values, find) in zip(others, costs, strict=True):
+        changes = _list_changes(report, lambda change, find=find: show_times(find(change)))  # type: ignore[misc]
+        _add_bars(axes, report, values, changes, title=title)
 
 
 def _add_times(axes: Axes, report: CompressionReport) -> None:

@@ -6,91 +6,27 @@ import os
 import pickle
 import sys
 import zipfile
-from dataclasses import asdict, dataclass, field
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from cellvision.bundle import Channel, Splitting, compute_sha256
-from cellvision.errors import CellvisionError, ConfigError, DataError, explain, read_first_line
+from cellvision.bundle import compute_sha256
+from cellvision.errors import BundleError, CellvisionError, ConfigError, DataError, explain, read_first_line
 from cellvision.models.base import SegNet
 from cellvision.models.build import build_model
 from cellvision.models.structure.restore import restore_structure
+from cellvision.training.net_record import RECORD_KEY, NetRecord
 
-RECORD_KEY = "cellvision"
 NET_PREFIX = "net."
+_DAMAGE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError,
+    NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What damaged files are answered with."""
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-
-_KINDS = {
-    "pixel_size_um": float | int | None,
-    "live_threshold": float | int,
-    "nucleus_margin_px": int,
-    "fingerprint": str,
-    "settings": dict,
-    "accuracy": dict,
-    "long_cell_px": int,
-}
-"""Of the entries of a record that are kept as they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetRecord:
-    """Plain data in a checkpoint from which the net and its bundle are made again.
-
-    Attributes:
-        net: arguments of ``build_model``.
-        channels: what the net's input channels are.
-        image_dtypes: dtypes whose counts mean what the training counts meant.
-        pixel_size_um: of the training images, or None.
-        splitting: how cells are separated.
-        live_threshold: a cell is live where P(live) reaches it.
-        nucleus_margin_px: px from a nucleus to the annotated outline.
-        fingerprint: of the training data.
-        settings: of the run, what a resumed run must not change.
-        recipe: compression records, oldest first.
-        accuracy: latest validation scores; in the best checkpoint of a finished run the final ones, test/.. with a test
-            split.
-        long_cell_px: length that all but one cell in a thousand of the training fields stay below; 0 where unknown.
-    """
-
-    net: dict[str, Any]
-    channels: tuple[Channel, ...]
-    image_dtypes: tuple[str, ...]
-    pixel_size_um: float | None
-    splitting: Splitting
-    live_threshold: float
-    nucleus_margin_px: int
-    fingerprint: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    recipe: tuple[dict[str, Any], ...] = ()
-    accuracy: dict[str, float] = field(default_factory=dict)
-    long_cell_px: int = 0
-
-    def to_plain(self) -> dict[str, Any]:
-        """Nested dicts and lists of plain values, loadable as weights only."""
-        return asdict(self)
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> NetRecord:
-        """The record that ``to_plain`` wrote.
-
-        Raises:
-            TypeError: an entry of another kind.
-        """
-        for name, kinds in _KINDS.items():
-            if name in plain and not isinstance(plain[name], kinds):
-                raise TypeError(f"its {name} is {plain[name]!r}")
-        return cls(
-            **{
-                **plain,
-                "channels": tuple(Channel(**c) for c in plain["channels"]),
-                "splitting": Splitting(**plain["splitting"]),
-                "image_dtypes": tuple(plain["image_dtypes"]),
-                "recipe": tuple(plain["recipe"]),
-            }
-        )
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -113,10 +49,13 @@ class AtomicCheckpointIO(CheckpointIO):
                 stream.flush()
                 os.fsync(stream.fileno())
             draft.replace(target)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            cause = _find_os_error(error)
+            if cause is None:
+                raise
             raise DataError(
                 explain(
-                    got=f"cannot write {target} ({error.strerror})",
+                    got=f"cannot write {target} ({cause.strerror})",
                     need="a writable folder with free space",
                     hint="another run_dir; the previous checkpoint is untouched",
                 )
@@ -189,8 +128,11 @@ def load_plain_checkpoint(path: Path) -> dict[str, Any]:
             explain(got=f"{path} is truncated or no checkpoint", need="one of train.py", hint="best.ckpt of the run")
         )
     try:
+        with zipfile.ZipFile(path) as parts:
+            if broken := parts.testzip():  # torch takes what is there, and does not look at sums
+                raise zipfile.BadZipFile(f"{broken} has changed since it was written")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise DataError(
             explain(
                 got=f"{path} cannot be loaded as weights only ({read_first_line(error)[:120]})",
@@ -223,10 +165,13 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
         state = checkpoint["state_dict"]
         weights = {k.removeprefix(NET_PREFIX): v for k, v in state.items() if k.startswith(NET_PREFIX)}
         net.load_state_dict(weights)
+    except BundleError as error:
+        raise DataError(f"the record of {path} has {error}") from error
     except (CellvisionError, RuntimeError, AttributeError, TypeError, ValueError, KeyError) as error:
+        why, _, _ = read_first_line(error).partition("; need ")
         raise DataError(
             explain(
-                got=f"{path} does not fit its own record ({read_first_line(error)})",
+                got=f"{path} does not fit its own record ({why})",
                 need="weights and structure of one net",
                 hint="the release that wrote it, or train again",
             )
@@ -244,6 +189,13 @@ def replace_in_record(path: Path, **changes: Any) -> None:
     checkpoint = load_plain_checkpoint(path)
     checkpoint[RECORD_KEY] = {**checkpoint[RECORD_KEY], **changes}
     AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+
+def _find_os_error(error: BaseException | None) -> OSError | None:
+    """An error of the system, or the one behind another: torch's writer tells of a full disk in words of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -292,6 +244,11 @@ def choose_resume(resume: str | None, folder: Path) -> str | None:
             raise ConfigError(explain(got=got, need="a new folder", hint="resume=auto to continue that run"))
         return None
     chosen = find_newest_checkpoint(folder) if resume == "auto" else Path(resume)
+    if chosen is None and (folder / LAST).exists():
+        others = sorted(path.name for path in folder.glob("*.ckpt") if path.name not in (LAST, PREVIOUS))
+        got = f"{folder} with no {LAST} or {PREVIOUS} that can be read"
+        need = f"one of them, as a run begun anew would overwrite {', '.join(others) or 'them'}"
+        raise DataError(explain(got=got, need=need, hint="a copy of one, or a new run_dir"))
     print(f"resume: {chosen or 'no checkpoint yet, starting from the beginning'}")
     if chosen is None:
         return None

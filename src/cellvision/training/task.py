@@ -18,9 +18,9 @@ from cellvision.errors import ConfigError, explain
 from cellvision.metrics.instances.coco_ap import PrCurve
 from cellvision.models.base import SegNet
 from cellvision.models.structure.restore import restore_structure
-from cellvision.training.checkpoint import RECORD_KEY, NetRecord
 from cellvision.training.drift import PER_STEP, check_drift
 from cellvision.training.field_report import FieldRow
+from cellvision.training.net_record import RECORD_KEY, NetRecord
 from cellvision.training.optim import Mode, Optim
 from cellvision.training.phases import Phase
 from cellvision.training.scoring import FieldPrediction, Scores, count_field, predict_field

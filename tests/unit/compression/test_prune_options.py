@@ -26,7 +26,7 @@ CONF = Path(__file__).parents[3] / "conf"
         ({"macs": 1.0}, r"prune\.macs=1\.0; need a share in \(0, 1\)"),
         ({"ratio": 0.5, "max_ratio": 0}, r"prune\.max_ratio=0;"),
         ({"ratio": 0.5, "tolerance": 2}, r"prune\.tolerance=2;"),
-        ({"ratio": 0.5, "steps": 0}, r"prune\.steps=0; need a whole number from 1 up"),
+        ({"ratio": 0.5, "steps": 0}, r"prune\.steps=0; need a whole number from 1 to 1000000"),
         ({"ratio": 0.5, "round_to": 0}, r"prune\.round_to=0;"),
         ({"ratio": 0.5, "importance": "l1"}, "unknown compress.prune.importance 'l1'"),
         ({"ratio": 0.5, "scope": "all"}, "unknown compress.prune.scope 'all'"),
@@ -40,14 +40,14 @@ def test_options_that_mean_nothing_are_refused(given, message):
         PruneOptions(**given)
 
 
-SHARE, WHOLE, LIST = r"a share in \(0, 1\)", "a whole number from {} up", "a list of names or patterns of layers"
+SHARE, WHOLE, LIST = r"a share in \(0, 1\)", "a whole number from {} to {}", "a list of names or patterns of layers"
 NEEDS = {
     **dict.fromkeys(["ratio", "macs", "parameters", "max_ratio", "tolerance", "sparsity"], SHARE),
-    **dict.fromkeys(["epochs", "steps", "round_to", "every", "batches"], WHOLE.format(1)),
-    "sparse_epochs": WHOLE.format(0),
-    "latency_px": WHOLE.format(32),
+    **dict.fromkeys(["epochs", "steps", "round_to", "every", "batches"], WHOLE.format(1, 10**6)),
+    "sparse_epochs": WHOLE.format(0, 10**6),
+    "latency_px": WHOLE.format(32, 8192),
     "latency_ms": "a time above 0 ms",
-    "sparse_strength": "a number from 0 up",
+    "sparse_strength": "a number from 0 to 100",
     "lr": "a share of optim.lr above 0, up to 10",
 }
 
@@ -67,6 +67,8 @@ def test_what_is_no_number_is_refused_with_its_key(key, value):
     ("given", "message"),
     [
         *(({key: 64.5}, rf"prune\.{key}=64\.5; need {need}") for key, need in NEEDS.items() if "whole" in need),
+        *(({key: 10**20}, rf"prune\.{key}=10+; need {need}") for key, need in NEEDS.items() if "whole" in need),
+        ({"steps": 10**6, "epochs": 10**6, "every": 2}, r"need 1999999 epochs or more; try: compress\.prune\.steps=5"),
         ({"sensitivity": "maybe"}, r"prune\.sensitivity='maybe'; need true or false"),
         ({"sensitivity": 1}, r"prune\.sensitivity=1; need true or false"),
         ({"protected": "abc"}, rf"prune\.protected='abc'; need {LIST}; try: compress\.prune\.protected=\[abc\]"),

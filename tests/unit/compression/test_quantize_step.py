@@ -208,7 +208,7 @@ COUNTS = [
         ({"tolerance_points": None}, "qat.tolerance_points=None; need points of the monitored score, from 0 up"),
         ({"budget_points": "abc"}, "qat.budget_points='abc'; need points of the monitored score, from 0 up"),
         *(({"percentile": value}, f"qat.percentile={value!r}; need a percentile") for value in ("abc", True)),
-        *((({key: value}), f"qat.{key}={value!r}; need a whole number from {low} up") for key, low, value in COUNTS),
+        *((({key: value}), f"qat.{key}={value!r}; need a whole number from {low} ") for key, low, value in COUNTS),
         *(({"learned": value}, f"qat.learned={value!r}; need true or false") for value in ("maybe", 1, None)),
         ({"keep_float": "nope"}, r"qat.keep_float='nope'; need a list of names .*; try: .*qat.keep_float=\[nope\]"),
         ({"keep_float": [1]}, r"qat.keep_float=\[1\]; need a list of names or patterns of layers"),

@@ -18,7 +18,7 @@ from cellvision.models.build import build_model
 from cellvision.runtime.maps.splitting import split_cells
 from cellvision.runtime.predictor import Predictor
 from cellvision.runtime.session import open_session
-from cellvision.training.checkpoint import NetRecord
+from cellvision.training.net_record import NetRecord
 from cellvision.types import DataStats
 
 

@@ -158,7 +158,14 @@ def test_every_headline_is_drawn(tmp_path, figures):
         scores = [row.accuracy[headline.score] for row in report.rows]
         assert [bar.get_width() for bar in panel.patches] == scores
     assert [max(panel.get_xticks()) for panel in bars.axes[:2]] == [1.0, 1.0]  # no score is higher
-    assert [panel.get_title(loc="left")[:4] for panel in bars.axes[3:]] == ["ms, ", "size", "peak"]
+    assert [panel.get_title(loc="left")[:4] for panel in bars.axes[3:]] == [
+        "ms, ",
+        "imag",
+        "size",
+        "peak",
+        "para",
+        "MACs",
+    ]
     assert [panel.get_ylabel().removesuffix(", points (less is better)") for panel in pareto.axes] == words
     marks = [[line.get_xydata()[0, 1] for line in panel.lines if line.get_marker() == "o"] for panel in pareto.axes]
     assert marks == [[row.accuracy[each.score] for row in report.rows] for each in report.headlines]

@@ -1,5 +1,6 @@
 """Checkpoints: atomic, weights only, rebuilt from their record."""
 
+import io
 import os
 import pickle
 import re
@@ -12,15 +13,15 @@ from cellvision.bundle import Channel, Splitting, compute_sha256
 from cellvision.errors import ConfigError, DataError
 from cellvision.models.build import build_model
 from cellvision.training.checkpoint import (
-    RECORD_KEY,
     AtomicCheckpointIO,
-    NetRecord,
     check_start,
+    choose_resume,
     find_newest_checkpoint,
     load_net,
     load_plain_checkpoint,
     remove_drafts,
 )
+from cellvision.training.net_record import RECORD_KEY, NetRecord
 
 
 @pytest.fixture
@@ -101,6 +102,45 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_draft(net, tmp_path, mo
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("room", [0, 100, 5000])
+def test_a_full_disk_keeps_the_old_file_and_is_told(net, room, tmp_path, monkeypatch):
+    """As torch meets it: while it writes, which it reports as an error of its own."""
+    path = save(net, tmp_path / "last.ckpt")
+    before = path.read_bytes()
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > room:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(Path, "open", lambda file, mode: Full(file, mode))
+    with pytest.raises(DataError, match=r"last\.ckpt \(No space left on device\); need .*checkpoint is untouched"):
+        AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(10_000)}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_flipped_bit_is_found(net, tmp_path):
+    whole = save(net, tmp_path / "whole.ckpt").read_bytes()
+    weight = net.head.weight.detach().numpy().tobytes()
+    assert whole.count(weight) == 1
+    path = tmp_path / "flipped.ckpt"
+    for bit in range(8):
+        flipped = bytearray(whole)
+        flipped[whole.index(weight)] ^= 1 << bit
+        path.write_bytes(flipped)
+        with pytest.raises(DataError, match=r"flipped\.ckpt .*has changed since it was written"):
+            load_plain_checkpoint(path)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(net, tmp_path):
+    for name in ("last.ckpt", "previous.ckpt", "prune.ckpt"):
+        (tmp_path / name).write_bytes(save(net, tmp_path / "whole.ckpt").read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"no last\.ckpt or previous\.ckpt that can be read; .* prune\.ckpt, whole"):
+        choose_resume("auto", tmp_path)
+
+
 def test_weights_of_another_structure_are_explained(net, tmp_path):
     path = save(net, tmp_path / "best.ckpt")
     plain = load_plain_checkpoint(path)
@@ -127,19 +167,46 @@ def test_a_recipe_that_is_none_is_explained(net, recipe, tmp_path):
     plain = load_plain_checkpoint(path)
     plain[RECORD_KEY]["recipe"] = recipe
     torch.save(plain, path)
-    with pytest.raises(DataError, match="does not fit its own record"):
+    with pytest.raises(DataError, match=r"does not fit its own record|the record of .* has recipe="):
         load_net(path)
 
 
 @pytest.mark.parametrize(
-    ("entry", "value"), [("live_threshold", "x"), ("accuracy", [1]), ("settings", None), ("fingerprint", 5)]
+    ("entry", "value", "said"),
+    [
+        ("live_threshold", "x", "live_threshold='x'; need a number between 0 and 1"),
+        ("live_threshold", float("nan"), "live_threshold=nan; need a number between 0 and 1"),
+        ("pixel_size_um", -1, "pixel_size_um=-1; need "),
+        ("image_dtypes", [], "image_dtypes=(); need different ones of "),
+        ("image_dtypes", ["foo"], "image_dtypes=('foo',); need different ones of "),
+        ("channels", [{"name": "a", "role": 5}], "channels.role=(5,); need "),
+        ("nucleus_margin_px", -1, "nucleus_margin_px=-1; need "),
+        ("splitting", {"seed_threshold": 2}, "splitting.seed_threshold=2; need "),
+        ("accuracy", [1], "accuracy=[1]; need names with values"),
+        ("settings", None, "settings=None; need names with values"),
+        ("fingerprint", 5, "fingerprint=5; need a text"),
+        ("long_cell_px", 0.5, "long_cell_px=0.5; need a whole number"),
+    ],
 )
-def test_an_entry_of_another_kind_is_named(net, entry, value, tmp_path):
+def test_an_entry_out_of_place_is_named(net, entry, value, said, tmp_path):
     path = save(net, tmp_path / "best.ckpt")
     plain = load_plain_checkpoint(path)
     plain[RECORD_KEY][entry] = value
     torch.save(plain, path)
-    with pytest.raises(DataError, match=re.escape(f"does not fit its own record (its {entry} is {value!r})")):
+    with pytest.raises(DataError, match=re.escape(f"the record of {path} has {said}")):
+        load_net(path)
+
+
+@pytest.mark.parametrize(
+    "entries", [{"options": None}, {"options": "abc"}, {"masks": 5}, {"masks": [1, 2]}, {"masks": ["nothere"]}]
+)
+def test_an_entry_of_a_step_out_of_place_is_named(net, entries, tmp_path):
+    path = save(net, tmp_path / "best.ckpt")
+    plain = load_plain_checkpoint(path)
+    plain[RECORD_KEY]["recipe"] = [{"step": "prune", "widths": {}, "groups": {}, **entries}]
+    torch.save(plain, path)
+    ((name, value),) = entries.items()
+    with pytest.raises(DataError, match=re.escape(f"its own record ({name}={value!s}"[:-3])):
         load_net(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cellvision.checks import check_count, refuse
+from cellvision.checks import MANY, check_count, refuse
 from cellvision.compression.patterns import to_patterns
 from cellvision.compression.prune.masks import PATTERNS
 from cellvision.errors import ConfigError, check_choice, explain, is_finite_number
@@ -13,6 +13,8 @@ from cellvision.errors import ConfigError, check_choice, explain, is_finite_numb
 IMPORTANCES = ("magnitude", "taylor", "fisher", "bn_scale")
 SCOPES = ("local", "global", "isomorphic")
 SCHEDULES = ("linear", "cubic")
+LARGEST_PX = 8192
+"""An edge of the image that is timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class PruneOptions:
             if not is_finite_number(value) or not 0 < value < 1:
                 raise refuse(f"compress.prune.{key}", value, need="a share in (0, 1)", example=0.5)
         for key in ("steps", "round_to"):
-            check_count(f"compress.prune.{key}", getattr(self, key), example=1)
+            check_count(f"compress.prune.{key}", getattr(self, key), high=MANY, example=1)
 
     @property
     def target(self) -> dict[str, float]:
@@ -119,8 +121,8 @@ def choose_targets(**targets: float | None) -> dict[str, float | None]:
 
 
 def check_counts(*, every: int, batches: int, sparse_epochs: int, latency_px: int | None) -> None:
-    """Raise ConfigError where a number of epochs, batches or pixels is too small, or no whole number."""
-    check_count("compress.prune.every", every, example=1)
-    check_count("compress.prune.batches", batches, example=20)
-    check_count("compress.prune.sparse_epochs", sparse_epochs, low=0, example=1)
-    check_count("compress.prune.latency_px", latency_px, low=32, or_none=True, example=32)
+    """Raise ConfigError where a number of epochs, batches or pixels is out of range, or no whole number."""
+    check_count("compress.prune.every", every, high=MANY, example=1)
+    check_count("compress.prune.batches", batches, high=MANY, example=20)
+    check_count("compress.prune.sparse_epochs", sparse_epochs, low=0, high=MANY, example=1)
+    check_count("compress.prune.latency_px", latency_px, low=32, high=LARGEST_PX, or_none=True, example=32)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cellvision.checks import check_range, check_switch
+from cellvision.checks import MANY, check_range, check_switch
 from cellvision.compression.patterns import check_patterns
 from cellvision.compression.prune.cut import Cut
 from cellvision.compression.prune.gradients import GRADIENTS, take_gradients
@@ -90,7 +90,7 @@ class Prune(Step):
         zeros: dict[str, Any] = {"masks": masks, "sparsity": sparsity}
         self.options = PruneOptions(steps=steps, protected=protected, **targets, **choice, **limits, **zeros)
         check_switch("compress.prune.sensitivity", sensitivity)
-        check_range("compress.prune.sparse_strength", sparse_strength, low=0, example=1e-4)
+        check_range("compress.prune.sparse_strength", sparse_strength, low=0, high=100, example=1e-4)
         check_counts(every=every, batches=batches, sparse_epochs=sparse_epochs, latency_px=latency_px)
         self.every, self.count, self.sensitivity = every, batches, sensitivity
         self.latency_ms, self.latency_px = latency_ms, latency_px
@@ -153,7 +153,8 @@ class Prune(Step):
         if needed > self.epochs:
             steps = f"compress.prune.steps={self.options.steps}, every and sparse_epochs"
             got = f"compress.prune.epochs={self.epochs} with {steps}"
-            need, hint = f"{needed} epochs or more", f"compress.prune.epochs={needed + 1}"
+            hint = f"compress.prune.epochs={needed + 1}" if needed < MANY else "compress.prune.steps=5"
+            need = f"{needed} epochs or more"
             raise ConfigError(explain(got=got, need=need, hint=hint))
 
     def _cut(self, run: Run, batches: Sequence[Any], number: int) -> PruneStep:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cellvision.compression.qat.mixed import Mixed
 
@@ -46,5 +47,7 @@ def _draw_trials(axes: Axes, mixed: Mixed) -> None:
         if limit is not None:
             each.axhline(limit, color=colour, linestyle="--")
         each.set_ylabel(label, fontsize=8, color=colour)
+    axes.set_xlim(-0.5, max(counts) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layers kept float", fontsize=8)
     axes.set_title("dashed: budget; circle: chosen", fontsize=8)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from cellvision.checks import check_count, check_switch, refuse
+from cellvision.checks import MANY, check_count, check_switch, refuse
 from cellvision.compression.patterns import to_patterns
 from cellvision.compression.prune.cost import count_positions
 from cellvision.compression.prune.runs import run_layers
@@ -91,7 +91,7 @@ class Quantize(Step):
         if not is_finite_number(percentile) or not 50 < percentile <= 100:
             raise refuse("compress.qat.percentile", percentile, need="a percentile above 50 up to 100", example=99.99)
         _check_points("tolerance_points", tolerance_points)
-        check_count("compress.qat.calibration_batches", calibration_batches, example=8)
+        check_count("compress.qat.calibration_batches", calibration_batches, high=MANY, example=8)
         check_count("compress.qat.freeze_epochs", freeze_epochs, low=0, example=1)
         if freeze_epochs > epochs:
             need = f"0 to compress.qat.epochs={epochs}"

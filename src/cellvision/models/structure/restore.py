@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from cellvision.errors import DataError, unknown_name
+from cellvision.errors import DataError, explain, unknown_name
 from cellvision.models.structure.fake_quant import QuantPlan, set_fake_quant
 from cellvision.models.structure.widths import set_widths
 
@@ -48,3 +48,16 @@ def restore_structure(net: nn.Module, recipe: Sequence[Mapping[str, Any]]) -> No
         if name not in _STEPS:
             raise DataError(unknown_name("step of compression", name, _STEPS))
         _STEPS[str(name)](net, record)
+        _check_entries(net, record)
+
+
+def _check_entries(net: nn.Module, record: Mapping[str, Any]) -> None:
+    """Raise DataError where what the next step would read of a record is of another kind, or of another net."""
+    options, masks = record.get("options", {}), record.get("masks", [])
+    if not isinstance(options, Mapping):
+        got = f"options={options!r} of step {record['step']}"
+        raise DataError(explain(got=got, need="names with values", hint="the checkpoint before that step"))
+    weights = dict(net.named_parameters())
+    if not isinstance(masks, list | tuple) or any(name not in weights for name in masks):
+        got = f"masks={str(masks)[:100]} of step {record['step']}"
+        raise DataError(explain(got=got, need="names of its weights", hint="the checkpoint before that step"))

@@ -8,7 +8,8 @@ from torch import nn
 
 from cellvision.bundle import Channel, Splitting
 from cellvision.models.build import build_model
-from cellvision.training.checkpoint import RECORD_KEY, AtomicCheckpointIO, NetRecord
+from cellvision.training.checkpoint import AtomicCheckpointIO
+from cellvision.training.net_record import RECORD_KEY, NetRecord
 from cellvision.training.phases import Phase
 from cellvision.types import Batch, DataStats, Targets
 

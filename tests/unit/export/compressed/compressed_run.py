@@ -9,7 +9,8 @@ from cellvision.compression.prune.pruner import Pruner
 from cellvision.export.gate.found import open_net
 from cellvision.models.build import build_model
 from cellvision.models.structure.widths import read_widths
-from cellvision.training.checkpoint import RECORD_KEY, AtomicCheckpointIO, NetRecord
+from cellvision.training.checkpoint import AtomicCheckpointIO
+from cellvision.training.net_record import RECORD_KEY, NetRecord
 from cellvision.types import DataStats, Sample
 
 CLASSES = ("background", "cell")

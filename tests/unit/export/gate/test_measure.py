@@ -23,7 +23,7 @@ from cellvision.export.parity.comparison import cut
 from cellvision.metrics.accuracy import Accuracy, choose_headlines
 from cellvision.metrics.cost.timing import summarise
 from cellvision.models.build import build_model
-from cellvision.training.checkpoint import NetRecord
+from cellvision.training.net_record import NetRecord
 from cellvision.training.scoring import Scores, predict_field
 from stain_net import write_bundle
 
