@@ -38,6 +38,7 @@ from cellvision.composition import (
 )
 from cellvision.delivery import check_delivery, check_fields, deliver
 from cellvision.errors import CellvisionError, ConfigError, explain, to_sentence
+from cellvision.launch import explain_composition
 from cellvision.training.stopping import Stopped, stopping
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         # An error of a loader process carries that process's traceback; its last line is the error itself.
-        line = to_sentence(error).strip().splitlines()[0 if isinstance(error, OmegaConfBaseException) else -1]
+        is_of_settings = isinstance(error, OmegaConfBaseException)
+        line = explain_composition(error) if is_of_settings else to_sentence(error).strip().splitlines()[-1]
         print(f"error: {line.removeprefix(_prefix(error))}", file=sys.stderr)
         if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
             sys.exit(2)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,6 +210,9 @@ def find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:
         )
     if cfg.get("data") is not None:
         return cfg.data
+    if not zipfile.is_zipfile(checkpoint):
+        got, need = f"ckpt={checkpoint}, which is truncated or no checkpoint", "one of train.py"
+        raise ConfigError(explain(got=got, need=need, hint="runs/latest/checkpoints/best.ckpt"))
     record = checkpoint.parent.parent / "run.json"
     if not record.is_file():
         need = "the data that the net is for"

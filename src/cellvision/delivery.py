@@ -107,7 +107,8 @@ def deliver(
 
     bundle = folder / "bundle"
     if best is None and compression is not None:
-        got, need = f"no epoch of {folder} with a score of {task.monitor}", "one, to know the best net by"
+        got = f"no best net in {folder / 'checkpoints'}: no epoch had a score of {task.monitor}, or its file is gone"
+        need = "an epoch with a score, and its checkpoint"
         raise ConfigError(explain(got=got, need=need, hint="another monitor, or a net that finds some cells"))
     if best is None:
         print("bundle    none: no validated checkpoint")

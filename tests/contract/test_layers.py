@@ -35,7 +35,7 @@ ALLOWED = {
     "small_net": TO_TRAINING | {"composition", "building", "training", "compression", "export"},
     "delivery": TO_TRAINING | {"composition", "building", "small_net", "training", "compression", "export", "commands"},
     "app": TO_TRAINING
-    | {"settings", "composition", "building", "delivery", "training", "compression", "export", "commands"},
+    | {"settings", "composition", "building", "delivery", "training", "compression", "export", "commands", "launch"},
 }
 """From each layer, the layers it may see besides itself. A new layer needs a row here."""
 

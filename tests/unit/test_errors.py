@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from cellvision import app, cli
-from cellvision.errors import read_first_line, to_sentence
+from cellvision.building import find_data_settings
+from cellvision.errors import ConfigError, read_first_line, to_sentence
 
 
 @pytest.mark.parametrize(("number", "need"), [(errno.ENOSPC, "room on the disk"), (errno.EACCES, "a path that can be")])
@@ -37,3 +38,18 @@ def test_an_error_of_the_system_in_a_verb_is_one_sentence(monkeypatch, capsys):
 
 def test_an_error_without_words_has_the_name_of_its_kind():
     assert (read_first_line(ValueError(" \n ")), to_sentence(OSError())) == ("ValueError", "OSError")
+
+
+def test_a_setting_that_is_gone_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as ended:
+        app.run(lambda cfg: cfg.b, OmegaConf.create({"b": "${seed}"}))
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("error: Interpolation key 'seed' not found")
+    assert said.endswith("; need settings that fit together; try: --help for the choices\n")
+
+
+def test_a_file_that_is_no_checkpoint_is_told_before_its_run_is_looked_for(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ConfigError, match=r"notes\.txt, which is truncated or no checkpoint; need one of train\.py"):
+        find_data_settings(OmegaConf.create({}), tmp_path / "notes.txt")
