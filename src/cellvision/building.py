@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,13 +203,15 @@ def find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:
     Raises:
         ConfigError: no checkpoint, or no settings of its run beside it.
     """
+    from cellvision.training.checkpoint import is_archive
+
     if not checkpoint.is_file():
         raise ConfigError(
             explain(got=f"no file ckpt={checkpoint}", need="a checkpoint", hint="runs/latest/checkpoints/best.ckpt")
         )
     if cfg.get("data") is not None:
         return cfg.data
-    if not zipfile.is_zipfile(checkpoint):
+    if not is_archive(checkpoint):
         got, need = f"ckpt={checkpoint}, which is truncated or no checkpoint", "one of train.py"
         raise ConfigError(explain(got=got, need=need, hint="runs/latest/checkpoints/best.ckpt"))
     record = checkpoint.parent.parent / "run.json"

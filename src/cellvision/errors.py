@@ -59,10 +59,12 @@ def to_sentence(error: BaseException) -> str:
     """
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
-    need, hint = "a path that can be used so", "another path, or other rights of access"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        need, hint = "room on the disk", "free some, or another folder"
-    return explain(got=f"{error.filename or 'a file'}: {error.strerror}", need=need, hint=hint)
+    got = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return explain(got=got, need="room on the disk", hint="free some, or another folder")
+    if error.filename:
+        return explain(got=got, need="a path that can be used so", hint="another path, or other rights of access")
+    return explain(got=got, need="a system that lets this be done", hint="the same again, once its cause is mended")
 
 
 def read_first_line(error: BaseException) -> str:

@@ -36,6 +36,15 @@ def test_an_error_of_the_system_in_a_verb_is_one_sentence(monkeypatch, capsys):
     assert "cells.csv: No space left on device; need room on the disk; try: " in capsys.readouterr().err
 
 
+def test_an_error_of_the_system_that_is_of_no_path_gives_no_advice_on_paths():
+    said = to_sentence(OSError(errno.EMFILE, "Too many open files"))
+    assert said.startswith("Too many open files; need a system that ")
+    assert "path" not in said
+    assert to_sentence(OSError(errno.ENOSPC, "No space left on device")).startswith(
+        "No space left on device; need room"
+    )
+
+
 def test_an_error_without_words_has_the_name_of_its_kind():
     assert (read_first_line(ValueError(" \n ")), to_sentence(OSError())) == ("ValueError", "OSError")
 

@@ -276,8 +276,8 @@ def _check_no_crop(augment: Augment) -> None:
 def _check_counts(seed: int, batch_size: int, workers: int, nucleus_margin_px: int) -> None:
     check_count("seed", seed, low=0, example=0)
     check_count("data.batch_size", batch_size, high=MANY, example=8)
-    check_count("data.workers", workers, low=0, example=1)
-    check_count("data.nucleus_margin_px", nucleus_margin_px, low=0, example=6)
+    check_count("data.workers", workers, low=0, high=1024, example=1)
+    check_count("data.nucleus_margin_px", nucleus_margin_px, low=0, high=10_000, example=6)
 
 
 def _find_channels(known: Sequence[Channel], wanted: Sequence[str] | None) -> list[int]:

@@ -23,7 +23,7 @@ from cellvision.training.net_record import RECORD_KEY, NetRecord
 NET_PREFIX = "net."
 _DAMAGE = (
     pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError,
-    NotImplementedError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError, OSError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What damaged files are answered with."""
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
@@ -115,6 +115,14 @@ def remove_drafts(folder: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file can be a checkpoint at all: a ZIP archive, as torch writes."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
+
+
 def load_plain_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's tensors and plain data, loaded on the CPU with nothing executed.
 
@@ -123,7 +131,7 @@ def load_plain_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise DataError(explain(got=f"no checkpoint {path}", need="a file", hint="ckpt=RUN_DIR/checkpoints/best.ckpt"))
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise DataError(
             explain(got=f"{path} is truncated or no checkpoint", need="one of train.py", hint="best.ckpt of the run")
         )

@@ -45,6 +45,9 @@ class NetRecord:
     accuracy: dict[str, float] = field(default_factory=dict)
     long_cell_px: int = 0
 
+    def __post_init__(self) -> None:
+        check_shared(self)  # also of what the data say, before anything is trained
+
     def to_plain(self) -> dict[str, Any]:
         """Nested dicts and lists of plain values, loadable as weights only."""
         return asdict(self)
@@ -66,7 +69,6 @@ class NetRecord:
                 "recipe": tuple(plain["recipe"]),
             }
         )
-        check_shared(record)
         for name in ("net", "settings", "accuracy"):
             check(isinstance(plain[name], dict), name, plain[name], "names with values", "{}")
         check(isinstance(record.fingerprint, str), "fingerprint", record.fingerprint, "a text", "the data's")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cellvision.bundle import Channel, Splitting, compute_sha256
-from cellvision.errors import ConfigError, DataError
+from cellvision.errors import BundleError, ConfigError, DataError
 from cellvision.models.build import build_model
 from cellvision.training.checkpoint import (
     AtomicCheckpointIO,
@@ -132,6 +132,21 @@ def test_every_flipped_bit_is_found(net, tmp_path):
         path.write_bytes(flipped)
         with pytest.raises(DataError, match=r"flipped\.ckpt .*has changed since it was written"):
             load_plain_checkpoint(path)
+
+
+def test_flipped_bits_at_the_end_are_told_or_mean_nothing(net, tmp_path):
+    """Where the archive's list of files lies is written there: a wrong place is answered by the system."""
+    whole = save(net, tmp_path / "whole.ckpt").read_bytes()
+    path, refused = tmp_path / "flipped.ckpt", 0
+    for at in range(len(whole) - 98, len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 0x80
+        path.write_bytes(flipped)
+        try:
+            load_plain_checkpoint(path)
+        except DataError:
+            refused += 1
+    assert refused > 20
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(net, tmp_path):
@@ -264,3 +279,9 @@ def test_a_run_goes_on_with_the_checkpoint_that_it_began_with(tmp_path):
     with pytest.raises(ConfigError) as caught:
         check_start(before, first)
     assert str(caught.value) == f"ckpt={first}, which is no file; {known}; try: the same file again, or a new run_dir"
+
+
+def test_what_no_bundle_could_hold_is_refused_before_it_is_trained():
+    given = {"net": {}, "channels": (Channel(name="a"),), "image_dtypes": ("uint8",), "splitting": Splitting()}
+    with pytest.raises(BundleError, match=r"pixel_size_um=6\.5e-07; need a number of micrometres"):
+        NetRecord(**given, pixel_size_um=6.5e-7, live_threshold=0.5, nucleus_margin_px=0, fingerprint="")

@@ -39,7 +39,7 @@ class Manner:
         for name in ("temperature", "channel_temperature"):
             check_range(f"compress.distill.{name}", getattr(self, name), above=0, high=100, example=2.0)
         check_count("compress.distill.boundary_px", self.boundary_px, high=100, example=2)
-        check_range("compress.distill.quality_power", self.quality_power, low=0, example=1.0)
+        check_range("compress.distill.quality_power", self.quality_power, low=0, high=100, example=1.0)
         check_range("compress.distill.confident", self.confident, low=0, below=1, example=0.3)
 
 

@@ -48,6 +48,6 @@ def _draw_trials(axes: Axes, mixed: Mixed) -> None:
             each.axhline(limit, color=colour, linestyle="--")
         each.set_ylabel(label, fontsize=8, color=colour)
     axes.set_xlim(-0.5, max(counts) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("layers kept float", fontsize=8)
     axes.set_title("dashed: budget; circle: chosen", fontsize=8)
