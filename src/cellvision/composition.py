@@ -11,7 +11,7 @@ import hydra.errors
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from cellvision.checks import check_count, check_text, refuse
+from cellvision.checks import check_count, check_text
 from cellvision.errors import CellvisionError, ConfigError, check_choice, explain, read_first_line, unknown_name
 from cellvision.settings import check_arguments, check_targets
 
@@ -33,9 +33,6 @@ def check_settings(cfg: DictConfig) -> None:
         check_text("ckpt", cfg.ckpt, example=best)
     if "resume" in cfg:
         check_text("resume", cfg.resume, or_none=True, example=f"auto, or {last}")
-    if not isinstance(cfg.get("mixing"), DictConfig | None):
-        need = "null, or settings of cellvision.data.augment.Mixing"
-        raise refuse("mixing", cfg.mixing, need=need, example="null, or as conf/train.yaml shows it")
     if "monitor" in cfg:
         check_text("monitor", cfg.monitor, or_none=True, example="val/loss monitor_mode=min")
         check_choice("monitor_mode", cfg.monitor_mode, ("max", "min"))
@@ -146,8 +143,8 @@ def build(cfg: Any, key: str, **arguments: Any) -> Any:
     plain = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
     check_targets(plain, key)
     check_arguments(plain, key)
-    if isinstance(plain, dict) and "_target_" not in plain:
-        need = "a _target_, the class that they are settings of"
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        need = "settings with a _target_, their class"
         raise ConfigError(explain(got=f"{key}={plain}", need=need, hint=f"{key}=null, or a _target_ as in conf"))
     try:
         return instantiate(plain, _convert_="all", **arguments)

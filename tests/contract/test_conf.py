@@ -331,9 +331,18 @@ def test_a_compression_is_counted_in_epochs_of_its_steps():
             "error: a setting of compress.prune, which was not chosen; need prune among the choices of compress=; "
             "try: compress=[prune,distill]",
         ),
-        (["train.py", "mixing={}"], "error: mixing={}; need a _target_, the class that they are settings of"),
-        (["train.py", "++callbacks.foo.bar=1"], "error: callbacks.foo={'bar': 1}; need a _target_, the class"),
-        (["train.py", "mixing=abc"], "error: mixing='abc'; need null, or settings of cellvision.data.augment.Mixing"),
+        (
+            ["train.py", "mixing={}"],
+            "error: mixing={}; need settings with a _target_, their class; try: mixing=null, or ",
+        ),
+        (
+            ["train.py", "++callbacks.foo.bar=1"],
+            "error: callbacks.foo={'bar': 1}; need settings with a _target_, their class",
+        ),
+        (
+            ["train.py", "mixing=abc"],
+            "error: mixing=abc; need settings with a _target_, their class; try: mixing=null, or ",
+        ),
         (["compress.py", "+model=unet"], "error: a model that was chosen; need that of ckpt, whose settings are in it"),
     ],
 )

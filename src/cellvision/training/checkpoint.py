@@ -252,7 +252,7 @@ def choose_resume(resume: str | None, folder: Path) -> str | None:
             raise ConfigError(explain(got=got, need="a new folder", hint="resume=auto to continue that run"))
         return None
     chosen = find_newest_checkpoint(folder) if resume == "auto" else Path(resume)
-    if chosen is None and (folder / LAST).exists():
+    if chosen is None and any((folder / name).exists() for name in (LAST, PREVIOUS)):
         others = sorted(path.name for path in folder.glob("*.ckpt") if path.name not in (LAST, PREVIOUS))
         got = f"{folder} with no {LAST} or {PREVIOUS} that can be read"
         need = f"one of them, as a run begun anew would overwrite {', '.join(others) or 'them'}"

@@ -154,6 +154,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(net, tmp_path
         (tmp_path / name).write_bytes(save(net, tmp_path / "whole.ckpt").read_bytes()[:-50])
     with pytest.raises(DataError, match=r"no last\.ckpt or previous\.ckpt that can be read; .* prune\.ckpt, whole"):
         choose_resume("auto", tmp_path)
+    (tmp_path / "last.ckpt").unlink()
+    with pytest.raises(DataError, match=r"no last\.ckpt or previous\.ckpt that can be read"):
+        choose_resume("auto", tmp_path)
 
 
 def test_weights_of_another_structure_are_explained(net, tmp_path):
