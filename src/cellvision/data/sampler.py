@@ -44,7 +44,7 @@ class EpochSampler(Sampler[Draw]):
         aspects: Sequence[int] | None = None,
         batch_size: int = 1,
     ) -> None:
-        check_count("data.draws_per_epoch", draws, high=1000 * MANY, example="null")
+        check_count("data.draws_per_epoch", draws, high=100 * MANY, example="null")
         check_count("seed", seed, low=0, example=0)
         self.length, self.draws, self.seed, self.epoch = length, draws, seed, 0
         self.aspects, self.batch_size = None if aspects is None else np.asarray(aspects), batch_size
@@ -62,7 +62,7 @@ class EpochSampler(Sampler[Draw]):
         world, rank = _world_and_rank()
         total = len(self) * world
         order = self._order(total, in_a_row=self.batch_size * world)
-        return iter([(int(order[at]), self.epoch, at) for at in range(rank, total, world)])
+        return ((int(order[at]), self.epoch, at) for at in range(rank, total, world))
 
     def _order(self, total: int, *, in_a_row: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, self.epoch])

@@ -99,8 +99,9 @@ def test_fields_without_cells_keep_a_chance():
     [
         (
             {"draws": 0},
-            r"draws_per_epoch=0; need a whole number from 1 to 1000000000; try: data\.draws_per_epoch=null",
+            r"draws_per_epoch=0; need a whole number from 1 to 100000000; try: data\.draws_per_epoch=null",
         ),
+        ({"draws": 10**9}, r"data\.draws_per_epoch=1000000000; need"),
         ({"draws": -5}, r"data\.draws_per_epoch=-5; need"),
         ({"draws": 2.5}, r"data\.draws_per_epoch=2\.5; need"),
         ({"seed": -1}, r"seed=-1; need a whole number from 0 up; try: seed=0"),

@@ -7,12 +7,14 @@ the slivers: they keep their labels but are learnt neither as cell nor as backgr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from cellvision.checks import is_whole
 from cellvision.data.augment.draws import check_numbers, draw_chance, draw_factor
 from cellvision.data.augment.field import Field, compute_background
 from cellvision.data.augment.geometry import resize
@@ -23,6 +25,8 @@ Window = tuple[int, int, int, int]
 """(top, left, height, width) in px; it may reach beyond the field."""
 
 LEAST_SHRINKING = 0.95
+LARGEST_PX = 16384
+"""Of a part's edges; the fields themselves may be larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +180,12 @@ def _to_pair(size: Size) -> tuple[int, int]:
 
 
 def _check_crop(step: RandomCrop | RandomScaleCrop | CropByCells) -> None:
-    if min(_to_pair(step.size)) < 1:
+    edges = step.size if isinstance(step.size, Sequence) else (step.size, step.size)
+    if len(edges) != 2 or not all(is_whole(edge) and 1 <= edge <= LARGEST_PX for edge in edges):
         raise ConfigError(
             explain(
                 got=f"{type(step).__name__} size={step.size}",
-                need="a height and a width of at least 1 px",
+                need=f"an edge from 1 to {LARGEST_PX} px, or a height and a width",
                 hint="size=256",
             )
         )

@@ -129,7 +129,7 @@ def test_two_crops_ignore_what_either_has_cut():
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: CropByCells(size=0, max_cells=5), "CropByCells size=0; need a height and a width of at least 1 px"),
+        (lambda: CropByCells(size=0, max_cells=5), "CropByCells size=0; need an edge from 1 to 16384 px"),
         (lambda: CropByCells(size=9, max_cells=0), "CropByCells max_cells=0"),
         (lambda: RandomCrop(size=9, min_visible=1.5), "RandomCrop min_visible=1.5"),
         (lambda: RandomScaleCrop(size=9, min_area_px=-1), "RandomScaleCrop min_area_px=-1"),
