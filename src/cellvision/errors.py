@@ -60,8 +60,10 @@ def to_sentence(error: BaseException) -> str:
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
     got = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return explain(got=got, need="room on the disk", hint="free some, or another folder")
+    if error.errno == errno.EFBIG:
+        return explain(got=got, need="a system that allows files so large", hint="ulimit -f unlimited, or another disk")
     if error.filename:
         return explain(got=got, need="a path that can be used so", hint="another path, or other rights of access")
     return explain(got=got, need="a system that lets this be done", hint="the same again, once its cause is mended")

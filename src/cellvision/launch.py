@@ -13,7 +13,13 @@ from hydra import compose
 from hydra._internal import utils
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from cellvision.errors import CellvisionError, ConfigError, explain, read_first_line, unknown_name
 
@@ -165,7 +171,7 @@ def explain_composition(error: Exception) -> str:
         ]
         more = " (++ before it sets one that only its class knows); try: " if group else "; try: "
         return unknown_name("setting", cause.full_key, known).replace("; try: ", more)
-    if isinstance(cause, ValidationError) and cause.full_key:
+    if isinstance(cause, ValidationError | InterpolationResolutionError) and cause.full_key:
         got = f"{cause.full_key}, where {read_first_line(cause)}"
         return explain(got=got, need="a value of its kind", hint="--help for the usual ones")
     got = ", ".join(line.strip().rstrip(".") for line in str(error).splitlines() if line.strip())

@@ -48,13 +48,16 @@ class Keep(Callback):
     """What the net says of an image at the beginning and the end of each epoch, as its checkpoint should too."""
 
     def __init__(self, image):
-        self.image, self.begun, self.said, self.sizes = image, [], [], []
+        self.image, self.begun, self.said, self.sizes, self.moved = image, [], [], [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 0:
             self.begun.append(say(pl_module.net, self.image))
+            self.weights = [value.detach().clone() for value in pl_module.net.parameters()]
 
     def on_train_epoch_end(self, trainer, pl_module):
+        pairs = zip(pl_module.net.parameters(), self.weights, strict=True)
+        self.moved.append(any(not torch.equal(now, before) for now, before in pairs))
         self.said.append(say(pl_module.net, self.image))
         self.sizes.append(sum(value.numel() for value in pl_module.net.parameters()))
 
@@ -88,6 +91,7 @@ def test_each_step_is_trained_saved_and_rebuilt(run):
     before, *after = keep.sizes[-4:]
     assert after[0] < before
     assert after[0] == after[1] == after[2]
+    assert all(keep.moved)
     for epoch, name in enumerate(STEPS, start=1):
         net, record = load_net(folder / "checkpoints" / f"{name}.ckpt")
         assert [each["step"] for each in record.recipe] == list(STEPS[:epoch])

@@ -142,6 +142,8 @@ def test_foreign_targets_are_refused(node):
         ("data.augment.crop.size=-3", r"size"),
         ("data.batch_size=0", r"data\.batch_size=0; need a whole number from 1 to 1000000"),
         ("data.workers=-1", r"data\.workers=-1"),
+        ("data.workers=1025", r"data\.workers=1025; need a whole number from 0 to 1024"),
+        ("data.nucleus_margin_px=10001", r"data\.nucleus_margin_px=10001; need a whole number from 0 to 10000"),
         ("data.channels=[pi,pi]", r"data\.channels=\['pi', 'pi'\]; need different names"),
         ("live_threshold=2", r"live_threshold=2; need a number between 0 and 1"),
         ("splitting.min_area_px=0", r"splitting\.min_area_px=0"),
@@ -196,7 +198,10 @@ COMPOSITIONS = [
     (["hydra.run.dirr=a"], "unknown setting 'hydra.run.dirr'; need one of: hydra.run.dir .*; try: 'hydra.run.dir'"),
     (["model.widths=[1"], r"model.widths=\[1, which cannot be read .*; need key=value; try: quotes around it all: .*"),
     (["optim.lr=1,2"], "Ambiguous value for argument 'optim.lr=1,2', .* add --multirun .*; try: --help for .*"),
-    (["run_dir=${foo}"], "Interpolation key 'foo' not found, .*; try: --help for the choices"),
+    (
+        ["run_dir=${foo}"],
+        ".*, where Interpolation key 'foo' not found; need .*; try: --help for the .*",
+    ),
     (["-m", "optim.lrr=1,2"], "unknown setting 'optim.lrr'; .*; try: 'optim.lr'"),
 ]
 

@@ -23,6 +23,7 @@ PHASES = {
     "compress.qat.freeze_epochs": "1",
     "compress.qat.learned": "true",
 }
+ALL_EPOCHS = 9
 STATEFUL = ["callbacks=compress_ema", "~callbacks.pictures", "logger=csv", "trainer.deterministic=true", "bundle=false"]
 
 
@@ -53,7 +54,8 @@ def kill_after(checkpoint: Path, folder: Path, epochs: int) -> None:
             time.sleep(0.005)
         script.send_signal(signal.SIGKILL)
         done = script.finish()
-    assert count_epochs(folder) >= epochs, done
+    assert epochs <= count_epochs(folder) < ALL_EPOCHS, done
+    assert done.returncode == -signal.SIGKILL, done
 
 
 def test_a_run_killed_in_every_phase_ends_like_an_unbroken_one(trained, unbroken, tmp_path):

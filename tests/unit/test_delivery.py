@@ -26,6 +26,12 @@ def test_no_report_compares_with_another_net_than_the_run_began_with(tmp_path):
         deliver(cfg, None, task, tmp_path, best=base, compression=compression)
 
 
+def test_a_compression_that_kept_no_net_is_a_fault(tmp_path):
+    task = SimpleNamespace(monitor="val/mask/ap")
+    with pytest.raises(ConfigError, match=r"no best net in .*: no epoch had a score of val/mask/ap, .*; need "):
+        deliver(None, None, task, tmp_path, best=None, compression=SimpleNamespace())
+
+
 def test_a_report_is_there_also_where_no_small_net_is_as_fast(tmp_path, monkeypatch, capsys):
     """Times vary on a machine that does other work; hours of compression are not to be lost by that."""
     base = tmp_path / "best.ckpt"

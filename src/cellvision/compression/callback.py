@@ -145,7 +145,7 @@ class Compression(Callback):
         Raises:
             ConfigError: the checkpoint is of a run of other steps.
         """
-        if missing := [step.name for step in self.steps if step.name not in state_dict]:
+        if missing := [step.name for step in self.steps if not isinstance(state_dict.get(step.name), dict)]:
             got = f"a checkpoint of a run without the step {missing[0]}"
             need = f"one of a run of {', '.join(step.name for step in self.steps)}"
             raise ConfigError(explain(got=got, need=need, hint="the steps that the run began with, or a new run"))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
@@ -141,15 +142,18 @@ class Run:
     def score(self, net: SegNet | None = None) -> float:
         """The monitored score on the validation fields, of the net as it is or of another one in its place.
 
+        It has the digits of a single-precision number, as those of epochs, which Lightning keeps so.
+
         Raises:
             ConfigError: it is no score of the net itself.
         """
         own = self.task.net
         try:
             self.task.net = own if net is None else net
-            scores = score_net(self.task, self.data.val_dataloader(workers=0))
+            found = score_net(self.task, self.data.val_dataloader(workers=0))
         finally:
             self.task.net = own
+        scores = {name: float(np.float32(value)) for name, value in found.items()}
         if self.task.monitor not in scores:
             got = f"monitor={self.task.monitor}, which is not measured between two epochs"
             raise ConfigError(explain(got=got, need=f"one of {', '.join(sorted(scores))}", hint="monitor=null"))

@@ -61,8 +61,8 @@ class EpochSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         world, rank = _world_and_rank()
         total = len(self) * world
-        order = self._order(total, in_a_row=self.batch_size * world)
-        return ((int(order[at]), self.epoch, at) for at in range(rank, total, world))
+        epoch, order = self.epoch, self._order(total, in_a_row=self.batch_size * world)
+        return ((int(order[at]), epoch, at) for at in range(rank, total, world))
 
     def _order(self, total: int, *, in_a_row: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, self.epoch])

@@ -124,7 +124,9 @@ def find_front(points: Sequence[Point], *, sign: float = 1.0) -> tuple[Point, ..
     """
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.time, -sign * point.score)):
-        if not front or sign * point.score > sign * front[-1].score:
+        last = front[-1] if front else None
+        is_like_last = last is not None and (point.time, point.score) == (last.time, last.score)
+        if last is None or is_like_last or sign * point.score > sign * last.score:
             front.append(point)
     return tuple(front)
 

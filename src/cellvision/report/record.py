@@ -7,18 +7,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from cellvision.errors import DataError, ExportError, explain
+from cellvision.errors import DataError, ExportError, explain, read_first_line
 from cellvision.metrics.accuracy import Headline
 from cellvision.metrics.cost.timing import Latency
 
 FORMAT = 1
 RECORD_NAME = "compression.json"
 
-ROLES = ("step", "static", "scratch")
+Role = Literal["step", "static", "scratch"]
+ROLES: tuple[Role, ...] = get_args(Role)
 """A phase of the run, the uncompressed net being the first; a net rounded after training; a small net on its own."""
 
 
@@ -62,12 +64,12 @@ class ReportRow:
         peak_mib: memory of a process that opens it and runs one image; None where the system does not tell.
         zeros: share of the checkpoint's weights of convolutions and linear layers that are exactly 0, in 0..1.
         rounded_only: whether a step rounded it and no training after that was needed, or better.
-        asked_ms: latency that its pruning had to meet; None where another target was set.
+        asked_ms: latency that its pruning in this run had to meet; None where another target was set.
         reached_ms: what the run measured behind the last cut.
     """
 
     name: str
-    role: str
+    role: Role
     before: str | None
     checkpoint: str
     checkpoint_sha256: str
@@ -221,30 +223,53 @@ def load_report(path: Path) -> CompressionReport:
     """
     path = path / RECORD_NAME if path.is_dir() else path
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        if plain["format"] != FORMAT:
-            raise ValueError(f"format {plain['format']}")
-        derived = ("format", "passed", "final", "against_base", "against_before")
-        known = {key: value for key, value in plain.items() if key not in derived}
-        known["rows"] = tuple(
-            _to_row({key: value for key, value in row.items() if key not in derived}) for row in plain["rows"]
-        )
-        known["headlines"] = tuple(Headline(**each) for each in plain["headlines"])
-        return CompressionReport(**{**known, **{key: tuple(plain[key]) for key in ("size", "threads", "warnings")}})
+        text = path.read_text(encoding="utf-8")
+        plain = json.loads(text, parse_constant=_refuse_number)
+        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        report = TypeAdapter(CompressionReport).validate_json(text, strict=True)
+        _check_whole(report)
     except OSError as error:
         got = f"{path} cannot be read ({error.strerror})"
         raise DataError(explain(got=got, need=f"a {RECORD_NAME}", hint="the folder of a compression run")) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        got = f"{path} is no report of a compression run ({error})"
+    except ValueError as error:
+        got = f"{path} is no report of a compression run ({_find_first(error)})"
         raise DataError(explain(got=got, need=f"a {RECORD_NAME} of this version", hint="report again")) from error
+    return report
 
 
-def _to_row(plain: Mapping[str, Any]) -> ReportRow:
-    timings = tuple(
-        Timing(**{**each, "latency": Latency(**each["latency"]), "times_ms": tuple(each["times_ms"])})
-        for each in plain["timings"]
-    )
-    return ReportRow(**{**plain, "steps": tuple(plain["steps"]), "timings": timings})
+def _check_whole(report: CompressionReport) -> None:
+    """Raise ValueError where entries do not fit each other, or are too small to be compared."""
+    roles, names = [row.role for row in report.rows], [row.name for row in report.rows]
+    _need(roles[:1] == ["step"] and roles.count("step") > 1, "rows: the net before, first, and a step")
+    _need(len(set(names)) == len(names), "rows: each its own name")
+    _need({row.before for row in report.rows} <= {None, *names}, "rows: before, which names another one")
+    _need(len(report.headlines) > 0, "headlines: one or more")
+    _need(min(*report.size, report.fields, report.batch, report.runs) > 0, "numbers above 0")
+    _need(len(report.threads) > 0 and list(report.threads) == sorted({*report.threads}), "threads: rising")
+    measured = {*((threads, 1) for threads in report.threads), (report.threads[-1], report.batch)}
+    for row in report.rows:
+        _need(min(row.size_bytes, row.parameters, row.macs, row.peak_mib or 1) > 0, f"sizes above 0 of {row.name}")
+        _need({(each.threads, each.batch) for each in row.timings} >= measured, f"timings of all threads of {row.name}")
+        for each in row.timings:
+            _need(len(each.times_ms) == report.runs and min(each.times_ms) > 0, f"times of all rounds of {row.name}")
+
+
+def _need(is_so: bool, what: str) -> None:
+    if not is_so:
+        raise ValueError(f"it needs {what}")
+
+
+def _refuse_number(word: str) -> None:
+    raise ValueError(f"{word} is no number")
+
+
+def _find_first(error: ValueError) -> str:
+    """Where the first fault of a file is, and what."""
+    if not isinstance(error, ValidationError):
+        return read_first_line(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _divide_times(row: ReportRow, other: ReportRow, threads: int, batch: int) -> float:

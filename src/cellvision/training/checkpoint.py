@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import sys
@@ -23,9 +24,14 @@ from cellvision.training.net_record import RECORD_KEY, NetRecord
 NET_PREFIX = "net."
 _DAMAGE = (
     pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError,
-    NotImplementedError, OSError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What damaged files are answered with."""
+"""What damaged files are answered with, beside the error of a place that a file does not have."""
+_RESUMED = {
+    "state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
+    "pytorch-lightning_version": str,
+}  # fmt: skip
+"""What Lightning goes on from, and of which kind."""
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
@@ -116,11 +122,12 @@ def remove_drafts(folder: Path) -> None:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file can be a checkpoint at all: a ZIP archive, as torch writes."""
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        return False
+    """Whether a file can be a checkpoint at all: a ZIP archive, as torch writes; OSError where it cannot be read."""
+    with path.open("rb") as stream:
+        try:
+            return zipfile.is_zipfile(stream)
+        except zipfile.BadZipFile:
+            return False
 
 
 def load_plain_checkpoint(path: Path) -> dict[str, Any]:
@@ -128,6 +135,7 @@ def load_plain_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         DataError: no such file, truncated, or holding anything but weights and plain data.
+        OSError: the system does not let it be read.
     """
     if not path.is_file():
         raise DataError(explain(got=f"no checkpoint {path}", need="a file", hint="ckpt=RUN_DIR/checkpoints/best.ckpt"))
@@ -140,7 +148,9 @@ def load_plain_checkpoint(path: Path) -> dict[str, Any]:
             if broken := parts.testzip():  # torch takes what is there, and does not look at sums
                 raise zipfile.BadZipFile(f"{broken} has changed since it was written")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         raise DataError(
             explain(
                 got=f"{path} cannot be loaded as weights only ({read_first_line(error)[:120]})",
@@ -166,6 +176,11 @@ def load_net(path: Path) -> tuple[SegNet, NetRecord]:
         raise DataError(
             explain(got=f"{path} has no {RECORD_KEY!r} record", need="one of train.py", hint="best.ckpt of the run")
         )
+    return _rebuild(checkpoint, path)
+
+
+def _rebuild(checkpoint: dict[str, Any], path: Path) -> tuple[SegNet, NetRecord]:
+    """What `load_net` gives of a checkpoint that was read from a path."""
     try:
         record = NetRecord.from_plain(checkpoint[RECORD_KEY])
         net = build_model(**record.net)
@@ -260,6 +275,11 @@ def choose_resume(resume: str | None, folder: Path) -> str | None:
     print(f"resume: {chosen or 'no checkpoint yet, starting from the beginning'}")
     if chosen is None:
         return None
-    if RECORD_KEY not in load_plain_checkpoint(chosen):
+    checkpoint = load_plain_checkpoint(chosen)
+    if RECORD_KEY not in checkpoint:
         raise ConfigError(explain(got=f"resume={chosen}", need="a checkpoint of train.py", hint="resume=auto"))
+    if missing := [key for key in _RESUMED if not isinstance(checkpoint.get(key), _RESUMED[key])]:
+        got, need = f"resume={chosen} without its {missing[0]}", "a checkpoint as train.py wrote it"
+        raise DataError(explain(got=got, need=need, hint="resume=auto, or ckpt= to begin with its net"))
+    _rebuild(checkpoint, chosen)
     return str(chosen)

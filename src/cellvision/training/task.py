@@ -213,13 +213,12 @@ class SegmentationTask(LightningModule):
         self._skipped.note_gradient(fine, f"gradient, epoch {self.current_epoch}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[FieldPrediction]]:
-        """Score a batch of the validation split; the fields are in "fields"."""
+        """Score a batch of the validation split in single precision, as test does; the fields are in "fields"."""
         return {"fields": self._score(batch, "val")}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[FieldPrediction]]:
         """Score a batch of the test split in single precision, as a bundle computes; the fields are in "fields"."""
-        with torch.autocast(self.device.type, enabled=False):
-            fields = self._score(batch, "test")
+        fields = self._score(batch, "test")
         if self.net.spec.kind == "viability":
             self.field_rows += [count_field(field) for field in fields]
         return {"fields": fields}
@@ -268,10 +267,11 @@ class SegmentationTask(LightningModule):
         return bool(self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(total.detach())), all=True))
 
     def _score(self, batch: Batch, stage: str) -> list[FieldPrediction]:
-        logits = self.net.logits(batch.images)
-        total = torch.stack(list(self.net.losses_from(logits, batch.targets).values())).sum()
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self.net.logits(batch.images)
+            total = torch.stack(list(self.net.losses_from(logits, batch.targets).values())).sum()
+            fields = self._predict(batch, logits)
         self.log(f"{stage}/loss", total, on_step=False, on_epoch=True, batch_size=len(batch.names), sync_dist=True)
-        fields = self._predict(batch, logits)
         for field in fields:
             self._scores(stage).update(field)
         return fields

@@ -259,3 +259,5 @@ def test_a_checkpoint_of_other_steps_is_explained(tmp_path):
     compression = Compression([Prune(epochs=1, macs=0.5), Quantize(epochs=1)], folder=tmp_path)
     with pytest.raises(ConfigError, match=r"without the step quantize; need one of a run of prune, quantize; try: "):
         compression.load_state_dict({"prune": {}})
+    with pytest.raises(ConfigError, match=r"without the step prune; need one of a run of prune, quantize; try: "):
+        compression.load_state_dict({"prune": [1], "quantize": {}})

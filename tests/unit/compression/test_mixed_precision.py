@@ -4,9 +4,10 @@ import json
 import math
 
 import pytest
+from matplotlib.figure import Figure
 
 from cellvision.compression.qat.mixed import SENSITIVITIES, Budget, choose_float
-from cellvision.compression.qat.mixed_picture import draw_mixed
+from cellvision.compression.qat.mixed_picture import _draw_trials, draw_mixed
 from cellvision.errors import ConfigError
 
 COSTS = {"a": 0.1, "b": 3.0, "c": 0.0, "d": 2.0, "e": 0.2, "f": 0.4}
@@ -47,6 +48,12 @@ def test_where_nothing_is_enough_the_least_loss_is_taken():
     assert len(mixed.kept) == 5
     assert mixed.chosen.points == pytest.approx(1.5)
     assert mixed.to_words().startswith("compress.qat.budget_points=0 is missed: 5 layers stay float: 1.50 points lost")
+
+
+def test_a_picture_of_one_trial_counts_in_whole_layers():
+    axes = Figure().subplots()
+    _draw_trials(axes, choose_float(lambda names: 0.0, list(COSTS), MACS, budget=Budget(points=1.0)))
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
 def test_a_score_that_is_none_costs_most(tmp_path):

@@ -94,6 +94,14 @@ def test_fields_without_cells_keep_a_chance():
     assert (compute_class_weights_per_sample(np.zeros((3, 2), int)) == 1).all()
 
 
+def test_draws_that_have_begun_stay_those_of_their_epoch():
+    sampler = EpochSampler(length=4, draws=8, seed=0)
+    whole, draws = list(sampler), iter(sampler)
+    begun = [next(draws)]
+    sampler.set_epoch(7)
+    assert [*begun, *draws] == whole
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

@@ -50,6 +50,11 @@ def test_the_front_is_what_no_other_net_beats():
     assert [(-one.score, one.time) for one in find_front(errors, sign=-1.0)] == found
 
 
+def test_points_that_are_alike_are_both_in_the_front():
+    points = [Point(run="", row=row, look="step", score=0.9, time=4.0) for row in "ab"]
+    assert [point.row for point in find_front(points)] == ["a", "b"]
+
+
 def test_runs_of_one_net_are_compared_by_their_ratio_to_it():
     sweep = collect_points(SWEEP)
     assert sweep.is_relative

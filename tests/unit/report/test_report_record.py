@@ -63,6 +63,45 @@ def test_another_file_is_refused(tmp_path, text):
         load_report(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("rows",), [], "it needs rows: the net before, first, and a step"),
+        (("rows", 0, "role"), "static", "it needs rows: the net before"),
+        (("rows", 1, "role"), "x", r"rows\.1\.role: Input should be 'step', 'static' or 'scratch'"),
+        (("rows", 1, "name"), "base", "it needs rows: each its own name"),
+        (("rows", 1, "before"), "nobody", "it needs rows: before"),
+        (("rows", 0, "accuracy"), None, r"rows\.0\.accuracy: "),
+        (("rows", 0, "accuracy", "pixel/miou"), "high", r"rows\.0\.accuracy\.pixel/miou: .* number"),
+        (("rows", 0, "accuracy", "pixel/miou"), None, r"rows\.0\.accuracy\.pixel/miou: "),
+        (("rows", 0, "accuracy", "pixel/miou"), float("nan"), "NaN is no number"),
+        (("rows", 1, "timings"), [], "it needs timings of all threads of prune"),
+        (("rows", 1, "timings", 0, "latency", "p50_ms"), None, r"rows\.1\.timings\.0\.latency\.p50_ms: "),
+        (("rows", 1, "timings", 0, "times_ms"), [1.0], "it needs times of all rounds of prune"),
+        (("rows", 1, "size_bytes"), 0, "it needs sizes above 0 of prune"),
+        (("rows", 1, "size_bytes"), "3600000", r"rows\.1\.size_bytes: .* integer"),
+        (("headlines",), [], "it needs headlines"),
+        (("threads",), [], "it needs threads"),
+        (("threads",), [2, 1], "it needs threads"),
+        (("size",), [3], r"size\.1: Field required"),
+        (("batch",), 0, "it needs numbers above 0"),
+        (("warnings",), "slow", r"warnings: "),
+    ],
+)
+def test_a_file_that_was_changed_by_hand_is_refused_with_the_place(tmp_path, place, value, said):
+    path = tmp_path / "compression.json"
+    write_record(build_report(), path)
+    plain = part = json.loads(path.read_text())
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    path.write_text(json.dumps(plain))
+    with pytest.raises(
+        DataError, match=rf"compression\.json is no report of a compression run \({said}.*; need .*; try"
+    ):
+        load_report(tmp_path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"compression\.json cannot be read \(No such file or directory\)"):
         load_report(tmp_path)

@@ -1,5 +1,6 @@
 """Checkpoints: atomic, weights only, rebuilt from their record."""
 
+import errno
 import io
 import os
 import pickle
@@ -137,16 +138,38 @@ def test_every_flipped_bit_is_found(net, tmp_path):
 def test_flipped_bits_at_the_end_are_told_or_mean_nothing(net, tmp_path):
     """Where the archive's list of files lies is written there: a wrong place is answered by the system."""
     whole = save(net, tmp_path / "whole.ckpt").read_bytes()
+    known = load_plain_checkpoint(tmp_path / "whole.ckpt")
     path, refused = tmp_path / "flipped.ckpt", 0
     for at in range(len(whole) - 98, len(whole)):
         flipped = bytearray(whole)
         flipped[at] ^= 0x80
         path.write_bytes(flipped)
         try:
-            load_plain_checkpoint(path)
+            found = load_plain_checkpoint(path)
         except DataError:
             refused += 1
-    assert refused > 20
+        else:
+            assert found[RECORD_KEY] == known[RECORD_KEY]
+            assert found["state_dict"].keys() == known["state_dict"].keys()
+            assert all(torch.equal(found["state_dict"][name], value) for name, value in known["state_dict"].items())
+    assert 20 < refused < 98
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_file_that_the_system_does_not_let_be_read_is_not_called_damaged(net, number, tmp_path, monkeypatch):
+    """Else a run would go on from an earlier one, as if the newest were lost."""
+    save(net, tmp_path / "previous.ckpt")
+    path = save(net, tmp_path / "last.ckpt")
+    place, whole = (torch, torch.load) if number == errno.EIO else (Path, Path.open)
+
+    def fail(given, *more, **named):
+        if given == path:
+            raise OSError(number, os.strerror(number), str(path))
+        return whole(given, *more, **named)
+
+    monkeypatch.setattr(place, whole.__name__, fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        find_newest_checkpoint(tmp_path)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(net, tmp_path):
@@ -157,6 +180,36 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(net, tmp_path
     (tmp_path / "last.ckpt").unlink()
     with pytest.raises(DataError, match=r"no last\.ckpt or previous\.ckpt that can be read"):
         choose_resume("auto", tmp_path)
+
+
+LIGHTNING = {"loops": {}, "callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("loops",), None, "without its loops; need a checkpoint as train.py wrote it"),
+        (("optimizer_states",), {}, "without its optimizer_states"),
+        (("state_dict",), [1], "without its state_dict"),
+        ((RECORD_KEY, "fingerprint"), None, r"the record of .* has fingerprint=None"),
+        ((RECORD_KEY, "recipe"), 3, "does not fit its own record"),
+        ((RECORD_KEY, "recipe"), ({"step": "prune"},), "does not fit its own record"),
+        ((RECORD_KEY, "settings"), [1], r"the record of .* has settings=\[1\]"),
+        ((RECORD_KEY,), {}, "does not fit its own record"),
+        ((RECORD_KEY,), [], "does not fit its own record"),
+    ],
+)
+def test_a_run_is_not_resumed_from_what_is_not_whole(net, place, value, said, tmp_path):
+    path = save(net, tmp_path / "last.ckpt")
+    plain = part = load_plain_checkpoint(path) | LIGHTNING | {"pytorch-lightning_version": "2.6.0"}
+    AtomicCheckpointIO().save_checkpoint(plain, path)
+    assert choose_resume("auto", tmp_path) == choose_resume(str(path), tmp_path) == str(path)
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    AtomicCheckpointIO().save_checkpoint(plain, path)
+    with pytest.raises(DataError, match=said):
+        choose_resume(str(path), tmp_path)
 
 
 def test_weights_of_another_structure_are_explained(net, tmp_path):

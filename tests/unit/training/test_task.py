@@ -20,6 +20,7 @@ from cellvision.training.optim import Optim
 from cellvision.training.scoring import Scores, build_true_cells
 from cellvision.training.skipped_steps import MAX_SKIPPED_STEPS
 from cellvision.training.task import SegmentationTask
+from cellvision.training.validating import score_net
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -176,6 +177,17 @@ def test_held_out_fields_are_scored_in_single_precision(data, tmp_path):
         np.testing.assert_array_equal(scored.probabilities, wanted)
         np.testing.assert_array_equal(predicted, wanted)
     assert any((one != other).any() for one, other in zip(exact, rough, strict=True))
+
+
+def test_an_epoch_is_scored_as_steps_of_compression_score_the_net(data, tmp_path):
+    """Both are compared where rounding alone is a rival of training with it: to the last digit, whatever trains it."""
+    task = build(data)
+    trainer = build_trainer(tmp_path, precision="bf16-mixed", max_epochs=1)
+    trainer.fit(task, datamodule=data)
+    exact = score_net(task, data.val_dataloader(workers=0))
+    assert {name: float(trainer.callback_metrics[name]) for name in exact} == pytest.approx(
+        exact, rel=1e-7, nan_ok=True
+    )
 
 
 def test_the_truth_as_a_prediction_scores_one(data):

@@ -25,7 +25,7 @@ class Manner:
         temperature: of classes and masks, up to 100, see `compute_softmax_divergence`.
         channel_temperature: of the places of a channel, up to 100, see `compute_channel_loss`.
         boundary_px: cells' boundaries reach so far to both sides, up to 100.
-        quality_power: of a place's weight, see `compute_fcos_class_loss`.
+        quality_power: of a place's weight, up to 100, see `compute_fcos_class_loss`.
         confident: quality from which a box of the teacher counts.
     """
 

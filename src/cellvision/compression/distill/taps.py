@@ -112,8 +112,9 @@ def watch(points: Mapping[str, nn.Module], seen: Seen) -> list[RemovableHandle]:
 class Taps:
     """Holds what the training forward of a net computed, until it is taken.
 
-    The hooks are placed when a forward with gradients begins and are gone when ``take`` returns: between two steps the
-    net can be copied, cut, rounded and saved as if there were none, and modules put in the place of others are found.
+    The hooks are placed when a forward with gradients begins and are gone when ``take`` returns: after a step of
+    training the net can be copied, cut, rounded and saved as if there were none, and modules put in the place of others
+    are found. After gradients for importances, which nobody takes from here, they stay until the next such forward.
     The one hook that stays, on the net's normalisation, does nothing without gradients.
     """
 

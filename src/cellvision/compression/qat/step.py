@@ -238,7 +238,7 @@ class Quantize(Step):
 
 
 def compute_points(monitor: str, mode: str, before: float, after: float) -> float:
-    """Points lost in a score: hundredths, and percentage points of viability; of errors that grow.
+    """Points lost in a score: hundredths, and percentage points where it has such; of errors that grow.
 
     Example:
         >>> compute_points("val/pixel/miou", "max", 0.9, 0.88), compute_points("val/loss", "min", 0.1, 0.12)
@@ -248,7 +248,8 @@ def compute_points(monitor: str, mode: str, before: float, after: float) -> floa
     headline = known.get(monitor.removeprefix("val/"))
     if headline is not None:
         return headline.lose(before, after)
-    return round(100 * (before - after if mode == "max" else after - before), 9)
+    factor = 1 if monitor.endswith("_pp") else 100
+    return round(factor * (before - after if mode == "max" else after - before), 9)
 
 
 def _check_budget(points: float | None, latency_ms: float | None) -> Budget:

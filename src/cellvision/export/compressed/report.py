@@ -28,6 +28,7 @@ from cellvision.metrics.cost.timing import describe_machine
 from cellvision.report.files import write_report
 from cellvision.report.record import CompressionReport, ReportRow
 from cellvision.report.table import print_report
+from cellvision.training.checkpoint import load_net
 from cellvision.training.record import collect_versions
 from cellvision.types import Sample
 
@@ -137,6 +138,7 @@ def _measure(
         {row.name: bundles[row.name] for row in rows}, samples, threads=threads, runs=runs, tell=tell
     )
     image = torch.from_numpy(cut(samples[0].image, *size))[None]
+    earlier = len(load_net(rows[0].checkpoint)[1].recipe)
     made = []
     for row in rows:
         tell(f"parameters and multiplications of {row.name}")
@@ -146,7 +148,7 @@ def _measure(
                 role=row.role,
                 before=_find_before(row, rows, {name: each.precision for name, each in found.items()}),
                 bundle=row.name,
-                **vars(describe_net(row.checkpoint, image)),
+                **vars(describe_net(row.checkpoint, image, earlier=earlier)),
                 **vars(found[row.name]),
             )
         )

@@ -21,7 +21,7 @@ from cellvision.export.progress import Tell
 from cellvision.export.writer import export_checkpoint
 from cellvision.models.build import build_model
 from cellvision.models.structure.restore import restore_structure
-from cellvision.report.record import ROLES
+from cellvision.report.record import ROLES, Role
 from cellvision.training.checkpoint import BEST, load_net
 from cellvision.types import Sample
 
@@ -44,7 +44,7 @@ class Row:
 
     name: str
     checkpoint: Path
-    role: str = "step"
+    role: Role = "step"
 
     def __post_init__(self) -> None:
         check_choice("role of a row", self.role, ROLES)
@@ -127,12 +127,13 @@ class Facts:
     reached_ms: float | None
 
 
-def describe_net(checkpoint: Path, image: Tensor) -> Facts:
+def describe_net(checkpoint: Path, image: Tensor, *, earlier: int = 0) -> Facts:
     """What a checkpoint's net is and costs. Rounding changes neither its weights' number nor its multiplications.
 
     Args:
         checkpoint: of the net.
         image: (1, C, H, W) raw counts that the multiplications are counted for.
+        earlier: so many of its steps are of runs before, which met or missed latencies of their own.
 
     Raises:
         DataError: the checkpoint cannot be used.
@@ -143,7 +144,7 @@ def describe_net(checkpoint: Path, image: Tensor) -> Facts:
         net = build_model(**record.net)
         restore_structure(net, [step for step in record.recipe if step["step"] != "quantize"])
     cost = count_cost(net, image)
-    pruned: Mapping[str, Any] = next((step for step in record.recipe[::-1] if step["step"] == "prune"), {})
+    pruned: Mapping[str, Any] = next((step for step in record.recipe[earlier:][::-1] if step["step"] == "prune"), {})
     return Facts(
         checkpoint=str(checkpoint),
         checkpoint_sha256=compute_sha256(checkpoint),

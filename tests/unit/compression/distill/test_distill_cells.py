@@ -57,7 +57,7 @@ def test_each_term_reaches_its_branch_and_falls(kit, tmp_path):
         net.load_state_dict(fresh)
         optimizer = torch.optim.Adam([*net.parameters(), *run.task.helpers.parameters()], lr=3e-4)
         found = []
-        for _ in range(5):
+        for _ in range(9):  # the box loss rises at first
             optimizer.zero_grad()
             found.append(run.train(batch)[0][term])
             found[-1].backward()
@@ -65,7 +65,7 @@ def test_each_term_reaches_its_branch_and_falls(kit, tmp_path):
         reached = {name for name, each in net.named_parameters() if each.grad is not None and each.grad.any()}
         assert any(part in name for name in reached), term
         assert any("bottom_up" in name for name in reached), term
-        assert found[-1] < 0.99 * found[0], (term, found)
+        assert found[-1] < 0.95 * found[0], (term, found)
     after = step._teacher.net.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(each.grad is None for each in step._teacher.net.parameters())

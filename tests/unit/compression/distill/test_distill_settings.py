@@ -61,6 +61,7 @@ def test_a_schedule_never_ends_the_teaching_early(schedule):
         ({"channel_temperature": 101}, r"distill.channel_temperature=101; need a number above 0 to 100"),
         ({"confident": 1}, r"distill.confident=1; need a number from 0 up and below 1"),
         ({"quality_power": -1}, r"distill.quality_power=-1"),
+        ({"quality_power": 101}, r"distill.quality_power=101; need a number from 0 to 100"),
         ({"weight": -1}, r"distill.weight=-1"),
         ({"cache_mib": -1}, r"distill.cache_mib=-1"),
         ({"weight": 1e300}, r"distill.weight=1e\+300; need a number from 0 to 10000"),

@@ -94,6 +94,15 @@ def test_zeros_are_counted_whatever_the_net_was_led_through(tmp_path):
     assert before.zeros == 0
 
 
+def test_a_latency_that_an_earlier_run_was_to_meet_is_not_asked_of_this_one(tmp_path):
+    net = start(name="unet", widths=(8, 16))
+    record = prune(net, macs=0.6) | {"options": {"latency_ms": 10.0}, "reached_ms": 12.0}
+    path, image = save(net, tmp_path / "net.ckpt", record, splitting=MAPS), torch.zeros(1, 1, *SIZE)
+    own, later = (describe_net(path, image, earlier=earlier) for earlier in (0, 1))
+    assert (own.asked_ms, own.reached_ms) == (10.0, 12.0)
+    assert (later.asked_ms, later.reached_ms, later.steps) == (None, None, ("prune",))
+
+
 @pytest.mark.parametrize("name", ["held_out", "predicted", "report", "scratch"])
 def test_folders_that_no_run_has_made_are_not_replaced(tmp_path, name):
     (tmp_path / name).mkdir()
