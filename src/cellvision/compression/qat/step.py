@@ -40,7 +40,8 @@ class Quantize(Step):
     """Lets the net round to 8 bits as its INT8 bundle will, and trains it with that.
 
     Ranges are found first, without training: where the score falls by no more than ``tolerance_points``, that is all.
-    Else the net as it was rounded counts as one epoch more: training never ends with a worse one.
+    Else the net as it was rounded counts as one epoch more: by the monitored score training never ends with a worse
+    one.
 
     Args:
         epochs, lr: see Step.
