@@ -206,9 +206,8 @@ def find_data_settings(cfg: DictConfig, checkpoint: Path) -> Any:
     from cellvision.training.checkpoint import is_archive
 
     if not checkpoint.is_file():
-        raise ConfigError(
-            explain(got=f"no file ckpt={checkpoint}", need="a checkpoint", hint="runs/latest/checkpoints/best.ckpt")
-        )
+        got = f"{'a folder as' if checkpoint.is_dir() else 'no file'} ckpt={checkpoint}"
+        raise ConfigError(explain(got=got, need="a checkpoint", hint="runs/latest/checkpoints/best.ckpt"))
     if cfg.get("data") is not None:
         return cfg.data
     if not is_archive(checkpoint):

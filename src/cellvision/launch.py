@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from cellvision.errors import CellvisionError, ConfigError, explain, read_first_line, unknown_name
+from cellvision.errors import CellvisionError, ConfigError, explain, read_first_line, to_sentence, unknown_name
 
 OPEN_GROUPS = {"compress": ("data",), "export": ("data",)}
 """By script, groups that are null unless asked for; a setting of theirs is accepted all the same, and the script knows
@@ -31,7 +32,8 @@ STEPS = ("prune", "distill", "qat")
 """Of compression, in the order that they are done in."""
 
 ADDED_GROUPS = {"compress": ("model",), "export": ("trt",)}
-"""By script, groups that are there once they are added with a plus; compress.py tells why it takes no model."""
+"""By script, groups that are there once they are added, with a plus or without; compress.py tells why it takes no
+model."""
 
 OPEN_SETTINGS = ("compress.distill.weights", "hydra.launcher.environment_variables")
 """Settings that hold others of any name, which their class looks at."""
@@ -50,6 +52,7 @@ def launch(command: Callable[[], Any]) -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     # Hydra prints its errors in its own words and leaves; nothing public keeps it from that for a whole sweep.
     utils.run_and_report = lambda func: func()
+    threading.excepthook = _tell_of_thread
     try:
         _check_trainer(sys.argv[1:])
         _check_added(Path(sys.argv[0]).stem, sys.argv[1:])
@@ -75,6 +78,8 @@ def open_words(script: str, words: Sequence[str]) -> list[str]:
     Example:
         >>> open_words("export", ["data.root=PATH", "samples=8"])
         ['++data.root=PATH', 'samples=8']
+        >>> open_words("export", ["trt=fp16"])
+        ['+trt=fp16']
     """
     groups = OPEN_GROUPS.get(script, ())
 
@@ -82,7 +87,12 @@ def open_words(script: str, words: Sequence[str]) -> list[str]:
         group, dot, _ = key.partition(".")  # without a dot it chooses one
         return bool(dot and group in groups) or any(f"{key}.".startswith(f"{open_}.") for open_ in OPEN_SETTINGS)
 
-    return [f"++{word}" if "=" in word and is_open(word.partition("=")[0]) else word for word in words]
+    def open_word(word: str) -> str:
+        key, is_setting, _ = word.partition("=")
+        plus = "++" if is_open(key) else "+" if key in ADDED_GROUPS.get(script, ()) else ""
+        return f"{plus}{word}" if is_setting else word
+
+    return [open_word(word) for word in words]
 
 
 def compose_script(script: str, words: Sequence[str]) -> DictConfig:
@@ -143,6 +153,14 @@ def _check_added(script: str, words: Sequence[str]) -> None:
             raise ConfigError(unknown_name("setting", key, report))
 
 
+def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """One line for what a thread beside the command could not write, such as a log; its other errors in full."""
+    if isinstance(failed.exc_value, OSError):
+        print(f"warning: {to_sentence(failed.exc_value)}", file=sys.stderr)
+    else:
+        threading.__excepthook__(failed)
+
+
 def _leave(error: Exception, explained: str) -> NoReturn:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
@@ -174,6 +192,10 @@ def explain_composition(error: Exception) -> str:
     if isinstance(cause, ValidationError | InterpolationResolutionError) and cause.full_key:
         got = f"{cause.full_key}, where {read_first_line(cause)}"
         return explain(got=got, need="a value of its kind", hint="--help for the usual ones")
+    if found := re.match(r"Ambiguous value for argument '(\S+)=(\d+),(\d+)'", str(error)):
+        key, whole, rest = found.groups()
+        got, need = f"{key}={whole},{rest}, which are two values", "one, with a point where it has a fraction"
+        return explain(got=got, need=need, hint=f"{key}={whole}.{rest}, or -m before it to try both")
     got = ", ".join(line.strip().rstrip(".") for line in str(error).splitlines() if line.strip())
     return explain(got=got, need="settings that fit together", hint="--help for the choices")
 

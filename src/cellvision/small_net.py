@@ -71,7 +71,7 @@ def train_scratch(
     assert known is not None
     if (own / "results.json").is_file() and best.is_file():
         return best
-    resume = choose_resume("auto", own / "checkpoints")
+    resume = choose_resume("auto", own / "checkpoints") if (own / "checkpoints").exists() else None
     before = None if resume is None else load_plain_checkpoint(Path(resume))[RECORD_KEY]
     pruned = _find_widths(data, task) if before is None else before["recipe"][0]
     alone = copy.deepcopy(cfg)

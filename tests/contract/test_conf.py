@@ -197,7 +197,8 @@ COMPOSITIONS = [
     (["modell=unet"], "unknown setting 'modell'; need one of: bundle, .*; try: 'model'"),
     (["hydra.run.dirr=a"], "unknown setting 'hydra.run.dirr'; need one of: hydra.run.dir .*; try: 'hydra.run.dir'"),
     (["model.widths=[1"], r"model.widths=\[1, which cannot be read .*; need key=value; try: quotes around it all: .*"),
-    (["optim.lr=1,2"], "Ambiguous value for argument 'optim.lr=1,2', .* add --multirun .*; try: --help for .*"),
+    (["optim.lr=1,2"], r"optim\.lr=1,2, which are two values; need one, .*; try: optim\.lr=1\.2, or -m before it .*"),
+    (["optim.name=a,b"], "Ambiguous value for argument 'optim.name=a,b', .* add --multirun .*; try: --help for .*"),
     (
         ["run_dir=${foo}"],
         ".*, where Interpolation key 'foo' not found; need .*; try: --help for the .*",
@@ -277,6 +278,7 @@ def test_settings_of_a_step_that_was_not_chosen_are_left_out(capsys):
     assert [name for name, node in cfg.compress.items() if node is not None] == ["prune"]
     assert cfg.report.ptq == ["base", "scratch"]
     assert capsys.readouterr().out.splitlines() == [
+        "compress  distill was not chosen, and its settings are left out: epochs=4",
         "compress  qat was not chosen, and its settings are left out: when=always",
         "report    no distill in this run, and so no such row rounded without training",
     ]

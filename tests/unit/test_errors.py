@@ -52,6 +52,11 @@ def test_an_error_without_words_has_the_name_of_its_kind():
     assert (read_first_line(ValueError(" \n ")), to_sentence(OSError())) == ("ValueError", "OSError")
 
 
+def test_a_bundle_in_the_place_of_a_checkpoint_is_called_a_folder(tmp_path):
+    with pytest.raises(ConfigError, match=rf"a folder as ckpt={tmp_path}; need a checkpoint; try: "):
+        find_data_settings(OmegaConf.create({"data": None}), tmp_path)
+
+
 def test_a_setting_that_is_gone_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as ended:
         app.run(lambda cfg: cfg.b, OmegaConf.create({"b": "${seed}"}))

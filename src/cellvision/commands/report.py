@@ -101,6 +101,7 @@ def _print_sweep(sweep: Sweep) -> None:
 
     unit = "times the uncompressed net's" if sweep.is_relative else "ms"
     table = Table("run", "net", box=SIMPLE_HEAD)
+    table.columns[0].overflow = table.columns[1].overflow = "fold"  # names cut short would read as others
     for heading in (sweep.headline.words, f"time, {count_threads(sweep.threads)}, {unit}", "no other beats it"):
         table.add_column(heading, justify="right")
     for point in sorted(sweep.points, key=lambda point: point.time):

@@ -118,6 +118,7 @@ def test_a_latency_is_looked_for_and_met_after_the_last_cut(tmp_path, capsys):
     assert 1.5 < measure(task.net, None, None) <= 2.0
     said = capsys.readouterr().out
     assert said.count("ms, 100% of the MACs") == 1
+    assert "ratio=" not in said
     assert said.count(f"{measure(task.net, None, None):.4g} ms for 32 x 32 px, where 2 were asked for") == 1
     best.publish()
     (record,) = load_net(tmp_path / "checkpoints" / "best.ckpt")[1].recipe

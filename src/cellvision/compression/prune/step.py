@@ -250,8 +250,10 @@ class Prune(Step):
             macs = f"{done.macs:.0%} of the MACs of {' x '.join(map(str, self._state['counted_px']))} px"
             left = f"{macs} and {done.parameters:.0%} of the parameters left"
             is_last = self._state["done"] == self.options.steps
-            asked = [f"; {key}={value:g} was asked for" for key, value in self.options.target.items() if is_last]
-            lines.append("".join([f"{left}, {len(done.widths)} layers narrower", *asked]))
+            asked = {} if self.latency_ms else self.options.target  # its ratio was found, not asked for
+            wanted = [f"; {key}={value:g} was asked for" for key, value in asked.items() if is_last]
+            narrower = f"{len(done.widths)} layer{'s' * (len(done.widths) != 1)} narrower"
+            lines.append("".join([f"{left}, {narrower}", *wanted]))
         if (reached_ms := self._state.get("reached_ms")) is not None:
             record["reached_ms"] = reached_ms
             px = " x ".join(map(str, self._state["timed_px"]))

@@ -38,7 +38,7 @@ def export_integers(net: SegNet, files: Mapping[str, Path], *, form: str = "onnx
         if form == "onnxruntime":
             finish_graph(path)
         counts[part.role] = count_layers(path)
-    return {"precision": "int8", "rounding": "trained", "form": form, "graphs": counts}
+    return {"precision": "int8", "rounding": "as in its run", "form": form, "graphs": counts}
 
 
 def finish_graph(path: Path) -> None:

@@ -92,6 +92,17 @@ def test_training_with_rounding_that_has_won_nothing_is_told(score, is_told):
     assert not any("is better than" in each for each in find_warnings(build_report(rows)))
 
 
+def test_what_keeps_the_tolerance_all_the_same_is_named():
+    rows = list(build_rows())
+    rows[3] = replace(rows[3], accuracy={"pixel/miou": 0.9})
+    rows[4] = replace(rows[4], accuracy={"pixel/miou": 0.912})
+    fault = find_fault(build_report(rows))
+    assert fault.startswith("quantize loses 1.20 points of mean IoU ")
+    assert fault.endswith("report.tolerance_points; ptq keeps it, at 0.39 times the time of base")
+    rows[2], rows[4] = (replace(row, accuracy={"pixel/miou": 0.8}) for row in (rows[2], rows[4]))
+    assert find_fault(build_report(rows)).endswith("or a larger report.tolerance_points")
+
+
 @pytest.mark.parametrize(
     ("reached_ms", "fault", "warnings"),
     [
