@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from cellvision.composition import build, resolve
-from cellvision.errors import ConfigError, explain
+from cellvision.errors import ConfigError, check_choice, explain
 from cellvision.settings import collect_fixed
 
 # Torch's worker threads spin while they wait for each other, which on a machine whose cores also run the data loaders
@@ -139,6 +139,10 @@ def _take_over(start: Start) -> dict[str, Any]:
     }
 
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32")
+"""That nets are trained in; the last is another name of the first. Weights are always in single precision."""
+
+
 def build_trainer(
     cfg: DictConfig, folder: Path, *, record: Callback | None, compression: Compression | None = None
 ) -> Trainer:
@@ -156,6 +160,8 @@ def build_trainer(
         [build(node, f"{group}.{name}") for name, node in nodes.items() if node is not None]
         for group, nodes in groups.items()
     )
+    if (precision := cfg.trainer.get("precision")) is not None:
+        check_choice("trainer.precision", str(precision), PRECISIONS)
     given: dict[str, Any] = {"max_epochs": 1000, "enable_progress_bar": False} if record is None else {}
     if compression is not None and record is not None:
         given["max_epochs"] = compression.epochs

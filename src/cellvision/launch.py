@@ -64,7 +64,8 @@ def launch(command: Callable[[], Any]) -> None:
     except ValueError as error:
         if not str(error).startswith("Config group override must be"):
             raise
-        groups = [word for word in sys.argv[1:] if word.endswith("=null") and (_find_conf() / word[:-5]).is_dir()]
+        words = [word.lstrip("+") for word in sys.argv[1:]]
+        groups = [word for word in words if word.endswith("=null") and (_find_conf() / word[:-5]).is_dir()]
         got, need = f"{', '.join(groups) or 'a group'} that is no choice", "the name of one, or a list of names"
         _leave(error, explain(got=got, need=need, hint="--help for the choices; compress=[] for no step"))
     except OSError as error:  # of Hydra, which makes the run folder before a command begins
@@ -155,7 +156,7 @@ def _check_added(script: str, words: Sequence[str]) -> None:
 
 def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
     """One line for what a thread beside the command could not write, such as a log; its other errors in full."""
-    if isinstance(failed.exc_value, OSError):
+    if isinstance(failed.exc_value, OSError) and os.environ.get("HYDRA_FULL_ERROR") != "1":
         print(f"warning: {to_sentence(failed.exc_value)}", file=sys.stderr)
     else:
         threading.__excepthook__(failed)
@@ -194,8 +195,9 @@ def explain_composition(error: Exception) -> str:
         return explain(got=got, need="a value of its kind", hint="--help for the usual ones")
     if found := re.match(r"Ambiguous value for argument '(\S+)=(\d+),(\d+)'", str(error)):
         key, whole, rest = found.groups()
-        got, need = f"{key}={whole},{rest}, which are two values", "one, with a point where it has a fraction"
-        return explain(got=got, need=need, hint=f"{key}={whole}.{rest}, or -m before it to try both")
+        key = key.lstrip("+")
+        got, need = f"{key}={whole},{rest}, which are two values", "one, or -m before it to try both"
+        return explain(got=got, need=need, hint=f"{key}={whole}.{rest}, if that was meant")
     got = ", ".join(line.strip().rstrip(".") for line in str(error).splitlines() if line.strip())
     return explain(got=got, need="settings that fit together", hint="--help for the choices")
 

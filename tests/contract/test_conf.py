@@ -197,7 +197,11 @@ COMPOSITIONS = [
     (["modell=unet"], "unknown setting 'modell'; need one of: bundle, .*; try: 'model'"),
     (["hydra.run.dirr=a"], "unknown setting 'hydra.run.dirr'; need one of: hydra.run.dir .*; try: 'hydra.run.dir'"),
     (["model.widths=[1"], r"model.widths=\[1, which cannot be read .*; need key=value; try: quotes around it all: .*"),
-    (["optim.lr=1,2"], r"optim\.lr=1,2, which are two values; need one, .*; try: optim\.lr=1\.2, or -m before it .*"),
+    (["optim.lr=1,2"], r"optim\.lr=1,2, which are two values; need one, or -m .*; try: optim\.lr=1\.2, .*"),
+    (
+        ["+data.draws_per_epoch=1,2"],
+        "data.draws_per_epoch=1,2, which are two values; .*; try: data.draws_per_epoch=1.2, .*",
+    ),
     (["optim.name=a,b"], "Ambiguous value for argument 'optim.name=a,b', .* add --multirun .*; try: --help for .*"),
     (
         ["run_dir=${foo}"],
@@ -376,3 +380,18 @@ def test_an_export_checks_what_it_can_before_anything_is_read(tmp_path, settings
     given = [setting.format(tmp=tmp_path) for setting in settings]
     with pytest.raises(CellvisionError, match=message):
         app.export(compose("ckpt=nowhere.ckpt", *given, name="export"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16", "nonsense"])
+def test_a_precision_that_nets_are_not_trained_in_is_refused(precision, tmp_path):
+    """Lightning itself would take some of them, and its casts know nothing of batches."""
+    cfg = compose(f"trainer.precision={precision}")
+    with pytest.raises(
+        ConfigError, match=rf"unknown trainer\.precision '{precision}'; need one of: 16-mixed, 32, .*; try"
+    ):
+        building.build_trainer(cfg, tmp_path, record=None)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32", "null"])
+def test_a_precision_that_nets_are_trained_in_is_taken(precision, tmp_path):
+    assert building.build_trainer(compose(f"trainer.precision={precision}"), tmp_path, record=None).precision

@@ -249,7 +249,10 @@ def _check_whole(report: CompressionReport) -> None:
     _need(len(report.threads) > 0 and list(report.threads) == sorted({*report.threads}), "threads: rising")
     measured = {*((threads, 1) for threads in report.threads), (report.threads[-1], report.batch)}
     for row in report.rows:
-        _need(min(row.size_bytes, row.parameters, row.macs, row.peak_mib or 1) > 0, f"sizes above 0 of {row.name}")
+        _need(
+            min(row.size_bytes, row.parameters, row.macs, 1 if row.peak_mib is None else row.peak_mib) > 0,
+            f"sizes above 0 of {row.name}",
+        )
         _need({(each.threads, each.batch) for each in row.timings} >= measured, f"timings of all threads of {row.name}")
         for each in row.timings:
             _need(len(each.times_ms) == report.runs and min(each.times_ms) > 0, f"times of all rounds of {row.name}")

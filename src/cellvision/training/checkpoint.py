@@ -138,7 +138,7 @@ def load_plain_checkpoint(path: Path) -> dict[str, Any]:
         OSError: the system does not let it be read.
     """
     if not path.is_file():
-        raise DataError(explain(got=f"no checkpoint {path}", need="a file", hint="ckpt=RUN_DIR/checkpoints/best.ckpt"))
+        raise DataError(explain(got=f"no checkpoint {path}", need="a file", hint="runs/latest/checkpoints/best.ckpt"))
     if not is_archive(path):
         raise DataError(
             explain(got=f"{path} is truncated or no checkpoint", need="one of train.py", hint="best.ckpt of the run")
@@ -278,8 +278,18 @@ def choose_resume(resume: str | None, folder: Path) -> str | None:
     checkpoint = load_plain_checkpoint(chosen)
     if RECORD_KEY not in checkpoint:
         raise ConfigError(explain(got=f"resume={chosen}", need="a checkpoint of train.py", hint="resume=auto"))
-    if missing := [key for key in _RESUMED if not isinstance(checkpoint.get(key), _RESUMED[key])]:
-        got, need = f"resume={chosen} without its {missing[0]}", "a checkpoint as train.py wrote it"
+    if missing := _find_missing(checkpoint):
+        got, need = f"resume={chosen} without its {missing}", "a checkpoint as train.py wrote it"
         raise DataError(explain(got=got, need=need, hint="resume=auto, or ckpt= to begin with its net"))
     _rebuild(checkpoint, chosen)
     return str(chosen)
+
+
+def _find_missing(checkpoint: dict[str, Any]) -> str:
+    """What a run cannot go on without and a checkpoint does not have, or not as Lightning wrote it; "" where whole."""
+    for key, kind in _RESUMED.items():
+        if not isinstance(checkpoint.get(key), kind) or not (checkpoint[key] or key == "callbacks"):
+            return key
+    states: dict[str, Any] = checkpoint["callbacks"]
+    named = {"loops": checkpoint["loops"].get("fit_loop")} | states
+    return next((key for key, state in named.items() if not isinstance(state, dict)), "")

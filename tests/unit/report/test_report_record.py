@@ -78,6 +78,7 @@ def test_another_file_is_refused(tmp_path, text):
         (("rows", 1, "timings"), [], "it needs timings of all threads of prune"),
         (("rows", 1, "timings", 0, "latency", "p50_ms"), None, r"rows\.1\.timings\.0\.latency\.p50_ms: "),
         (("rows", 1, "timings", 0, "times_ms"), [1.0], "it needs times of all rounds of prune"),
+        (("rows", 1, "peak_mib"), 0, "it needs sizes above 0 of prune"),
         (("rows", 1, "size_bytes"), 0, "it needs sizes above 0 of prune"),
         (("rows", 1, "size_bytes"), "3600000", r"rows\.1\.size_bytes: .* integer"),
         (("headlines",), [], "it needs headlines"),

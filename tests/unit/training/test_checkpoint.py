@@ -1,5 +1,6 @@
 """Checkpoints: atomic, weights only, rebuilt from their record."""
 
+import copy
 import errno
 import io
 import os
@@ -182,14 +183,24 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(net, tmp_path
         choose_resume("auto", tmp_path)
 
 
-LIGHTNING = {"loops": {}, "callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
+LIGHTNING = {
+    "loops": {"fit_loop": {}},
+    "callbacks": {"BestCheckpoint": {}},
+    "optimizer_states": [{}],
+    "lr_schedulers": [{}],
+}
 
 
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
         (("loops",), None, "without its loops; need a checkpoint as train.py wrote it"),
+        (("loops",), {}, "without its loops"),
+        (("loops",), {"other": {}}, "without its loops"),
         (("optimizer_states",), {}, "without its optimizer_states"),
+        (("optimizer_states",), [], "without its optimizer_states"),
+        (("lr_schedulers",), [], "without its lr_schedulers"),
+        (("callbacks", "BestCheckpoint"), 3, "without its BestCheckpoint"),
         (("state_dict",), [1], "without its state_dict"),
         ((RECORD_KEY, "fingerprint"), None, r"the record of .* has fingerprint=None"),
         ((RECORD_KEY, "recipe"), 3, "does not fit its own record"),
@@ -201,7 +212,7 @@ LIGHTNING = {"loops": {}, "callbacks": {}, "optimizer_states": [], "lr_scheduler
 )
 def test_a_run_is_not_resumed_from_what_is_not_whole(net, place, value, said, tmp_path):
     path = save(net, tmp_path / "last.ckpt")
-    plain = part = load_plain_checkpoint(path) | LIGHTNING | {"pytorch-lightning_version": "2.6.0"}
+    plain = part = load_plain_checkpoint(path) | copy.deepcopy(LIGHTNING) | {"pytorch-lightning_version": "2.6.0"}
     AtomicCheckpointIO().save_checkpoint(plain, path)
     assert choose_resume("auto", tmp_path) == choose_resume(str(path), tmp_path) == str(path)
     for key in place[:-1]:

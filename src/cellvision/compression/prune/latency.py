@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -117,6 +116,6 @@ def _refuse(target_ms: float, whole: LatencyTrial, smallest: LatencyTrial) -> No
     times = f"{smallest.latency_ms:.4g} ms of {whole.latency_ms:.4g}"
     got = f"compress.prune.latency_ms={target_ms}, and with {smallest.macs:.0%} of the multiplications it is {times}"
     need = f"more than {smallest.latency_ms:.4g} ms, which is as fast as it became here"
-    halfway = math.ceil(10 * (smallest.latency_ms + whole.latency_ms) / 2) / 10  # less would leave no net to speak of
-    hint = f"compress.prune.latency_ms={halfway:g}, on a machine without other work"
+    halfway = (smallest.latency_ms + whole.latency_ms) / 2  # less would leave no net to speak of
+    hint = f"compress.prune.latency_ms={halfway:.3g}, on a machine without other work"
     raise ConfigError(explain(got=got, need=need, hint=hint))
