@@ -195,7 +195,9 @@ def explain_composition(error: Exception) -> str:
         return explain(got=got, need="a value of its kind", hint="--help for the usual ones")
     if found := re.match(r"Ambiguous value for argument '(\S+)=(\d+),(\d+)'", str(error)):
         key, whole, rest = found.groups()
-        key = key.lstrip("+")
+        bare = key.lstrip("+")
+        if open_words(Path(sys.argv[0]).stem, [f"{bare}=1"]) == [f"{key}=1"]:  # a plus that nobody typed
+            key = bare
         got, need = f"{key}={whole},{rest}, which are two values", "one, or -m before it to try both"
         return explain(got=got, need=need, hint=f"{key}={whole}.{rest}, if that was meant")
     got = ", ".join(line.strip().rstrip(".") for line in str(error).splitlines() if line.strip())

@@ -200,7 +200,7 @@ COMPOSITIONS = [
     (["optim.lr=1,2"], r"optim\.lr=1,2, which are two values; need one, or -m .*; try: optim\.lr=1\.2, .*"),
     (
         ["+data.draws_per_epoch=1,2"],
-        "data.draws_per_epoch=1,2, which are two values; .*; try: data.draws_per_epoch=1.2, .*",
+        r"\+data\.draws_per_epoch=1,2, which are two values; .*; try: \+data\.draws_per_epoch=1\.2, .*",
     ),
     (["optim.name=a,b"], "Ambiguous value for argument 'optim.name=a,b', .* add --multirun .*; try: --help for .*"),
     (

@@ -4,8 +4,9 @@ import errno
 import threading
 
 import pytest
+from hydra.errors import ConfigCompositionException
 
-from cellvision.launch import _tell_of_thread, open_words
+from cellvision.launch import _tell_of_thread, explain_composition, open_words
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,13 @@ def test_a_log_that_cannot_be_written_is_one_line(monkeypatch, capsys):
         said = capsys.readouterr().err
         assert said.startswith("warning: log: No space left on device; need room on the disk; try: ") == (lines == 1)
         assert (said.count("\n") == 1) == (lines == 1)
+
+
+@pytest.mark.parametrize("key", ["data.batch_size", "+data.fields"])
+def test_a_key_is_shown_as_it_was_typed(monkeypatch, key):
+    """Where compress.py is told of data, launch puts a plus before it that nobody typed."""
+    (opened,) = open_words("compress", [f"{key}=1,2"])
+    monkeypatch.setattr("sys.argv", ["compress.py", opened])
+    error = ConfigCompositionException(f"Ambiguous value for argument '{opened}'\n1. To use it as a list")
+    assert explain_composition(error).startswith(f"{key}=1,2, which are two values; ")
+    assert f"; try: {key}=1.2, " in explain_composition(error)

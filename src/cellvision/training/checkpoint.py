@@ -280,7 +280,7 @@ def choose_resume(resume: str | None, folder: Path) -> str | None:
         raise ConfigError(explain(got=f"resume={chosen}", need="a checkpoint of train.py", hint="resume=auto"))
     if missing := _find_missing(checkpoint):
         got, need = f"resume={chosen} without its {missing}", "a checkpoint as train.py wrote it"
-        raise DataError(explain(got=got, need=need, hint="resume=auto, or ckpt= to begin with its net"))
+        raise DataError(explain(got=got, need=need, hint=f"resume=RUN_DIR/checkpoints/{PREVIOUS}, or a new run_dir"))
     _rebuild(checkpoint, chosen)
     return str(chosen)
 
@@ -290,6 +290,7 @@ def _find_missing(checkpoint: dict[str, Any]) -> str:
     for key, kind in _RESUMED.items():
         if not isinstance(checkpoint.get(key), kind) or not (checkpoint[key] or key == "callbacks"):
             return key
-    states: dict[str, Any] = checkpoint["callbacks"]
-    named = {"loops": checkpoint["loops"].get("fit_loop")} | states
-    return next((key for key, state in named.items() if not isinstance(state, dict)), "")
+    states = [(key, state) for key, state in checkpoint["callbacks"].items()]
+    states += [(key, state) for key in ("optimizer_states", "lr_schedulers") for state in checkpoint[key]]
+    states.append(("loops", checkpoint["loops"].get("fit_loop")))
+    return next((key for key, state in states if not (isinstance(state, dict) and state)), "")

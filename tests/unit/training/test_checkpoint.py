@@ -184,10 +184,10 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(net, tmp_path
 
 
 LIGHTNING = {
-    "loops": {"fit_loop": {}},
-    "callbacks": {"BestCheckpoint": {}},
-    "optimizer_states": [{}],
-    "lr_schedulers": [{}],
+    "loops": {"fit_loop": {"state_dict": {}}},
+    "callbacks": {"BestCheckpoint": {"score": 0.5}},
+    "optimizer_states": [{"state": {}}],
+    "lr_schedulers": [{"last_epoch": 3}],
 }
 
 
@@ -201,6 +201,10 @@ LIGHTNING = {
         (("optimizer_states",), [], "without its optimizer_states"),
         (("lr_schedulers",), [], "without its lr_schedulers"),
         (("callbacks", "BestCheckpoint"), 3, "without its BestCheckpoint"),
+        (("callbacks", "BestCheckpoint"), {}, "without its BestCheckpoint"),
+        (("optimizer_states",), [3], "without its optimizer_states"),
+        (("lr_schedulers",), [{}], "without its lr_schedulers"),
+        (("loops", "fit_loop"), {}, "without its loops"),
         (("state_dict",), [1], "without its state_dict"),
         ((RECORD_KEY, "fingerprint"), None, r"the record of .* has fingerprint=None"),
         ((RECORD_KEY, "recipe"), 3, "does not fit its own record"),
