@@ -196,7 +196,7 @@ def explain_composition(error: Exception) -> str:
     if found := re.match(r"Ambiguous value for argument '(\S+)=(\d+),(\d+)'", str(error)):
         key, whole, rest = found.groups()
         bare = key.lstrip("+")
-        if open_words(Path(sys.argv[0]).stem, [f"{bare}=1"]) == [f"{key}=1"]:  # a plus that nobody typed
+        if any(open_words(script, [f"{bare}=1"]) == [f"{key}=1"] for script in OPEN_GROUPS):  # a plus nobody typed
             key = bare
         got, need = f"{key}={whole},{rest}, which are two values", "one, or -m before it to try both"
         return explain(got=got, need=need, hint=f"{key}={whole}.{rest}, if that was meant")

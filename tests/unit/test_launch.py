@@ -42,11 +42,12 @@ def test_a_log_that_cannot_be_written_is_one_line(monkeypatch, capsys):
         assert (said.count("\n") == 1) == (lines == 1)
 
 
+@pytest.mark.parametrize("script", ["compress.py", "pipeline.py"])  # which composes for the other
 @pytest.mark.parametrize("key", ["data.batch_size", "+data.fields"])
-def test_a_key_is_shown_as_it_was_typed(monkeypatch, key):
+def test_a_key_is_shown_as_it_was_typed(monkeypatch, key, script):
     """Where compress.py is told of data, launch puts a plus before it that nobody typed."""
     (opened,) = open_words("compress", [f"{key}=1,2"])
-    monkeypatch.setattr("sys.argv", ["compress.py", opened])
+    monkeypatch.setattr("sys.argv", [script, opened])
     error = ConfigCompositionException(f"Ambiguous value for argument '{opened}'\n1. To use it as a list")
     assert explain_composition(error).startswith(f"{key}=1,2, which are two values; ")
     assert f"; try: {key}=1.2, " in explain_composition(error)

@@ -280,7 +280,7 @@ def choose_resume(resume: str | None, folder: Path) -> str | None:
         raise ConfigError(explain(got=f"resume={chosen}", need="a checkpoint of train.py", hint="resume=auto"))
     if missing := _find_missing(checkpoint):
         got, need = f"resume={chosen} without its {missing}", "a checkpoint as train.py wrote it"
-        raise DataError(explain(got=got, need=need, hint=f"resume=RUN_DIR/checkpoints/{PREVIOUS}, or a new run_dir"))
+        raise DataError(explain(got=got, need=need, hint="another checkpoint of the run, or a new run_dir"))
     _rebuild(checkpoint, chosen)
     return str(chosen)
 
