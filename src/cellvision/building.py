@@ -21,6 +21,9 @@ from cellvision.settings import collect_fixed
 # made a training step two to three times as slow; set before torch is imported, or not at all.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32")
+"""That nets are trained in; the last is another name of the first. Weights are always in single precision."""
+
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
@@ -139,10 +142,6 @@ def _take_over(start: Start) -> dict[str, Any]:
     }
 
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32")
-"""That nets are trained in; the last is another name of the first. Weights are always in single precision."""
-
-
 def build_trainer(
     cfg: DictConfig, folder: Path, *, record: Callback | None, compression: Compression | None = None
 ) -> Trainer:
@@ -153,6 +152,8 @@ def build_trainer(
     from cellvision.training.checkpoint import AtomicCheckpointIO
     from cellvision.training.distributed import Together, check_processes
 
+    if (precision := cfg.trainer.get("precision")) is not None:
+        check_choice("trainer.precision", str(precision), PRECISIONS)
     groups = (
         {"callbacks": cfg.callbacks or {}, "logger": cfg.logger or {}} if record else {"callbacks": {}, "logger": {}}
     )
@@ -160,8 +161,6 @@ def build_trainer(
         [build(node, f"{group}.{name}") for name, node in nodes.items() if node is not None]
         for group, nodes in groups.items()
     )
-    if (precision := cfg.trainer.get("precision")) is not None:
-        check_choice("trainer.precision", str(precision), PRECISIONS)
     given: dict[str, Any] = {"max_epochs": 1000, "enable_progress_bar": False} if record is None else {}
     if compression is not None and record is not None:
         given["max_epochs"] = compression.epochs

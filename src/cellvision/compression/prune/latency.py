@@ -84,7 +84,7 @@ def search_latency(
         return LatencyTrial(ratio=ratio, macs=pruner.step().macs, latency_ms=time(trial.eval()))
 
     def time(trial: SegNet) -> float:
-        """The middle one of three times: a neighbour's work makes one longer, and luck one shorter."""
+        """What two of three times agree on: a neighbour's work makes one longer, and luck one shorter."""
         first, second = measure(trial), measure(trial)
         if (first <= target_ms) == (second <= target_ms):
             return max(first, second)
